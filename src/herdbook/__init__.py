@@ -1,0 +1,1 @@
+"""herdbook: learning from recorded experience and for many agents."""
