@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import copy
 import difflib
-import functools
 import importlib
 import importlib.util
 import json
 import math
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -67,9 +64,7 @@ class EnvironmentSpec:
             text = spec.to_json()
         except (TypeError, ValueError):
             text = None
-        return cls(
-            id=spec.id, kwargs=dict(spec.kwargs), max_episode_steps=spec.max_episode_steps, gymnasium_json=text
-        )
+        return cls(id=spec.id, kwargs=dict(spec.kwargs), max_episode_steps=spec.max_episode_steps, gymnasium_json=text)
 
     def to_gymnasium(self) -> EnvSpec:
         """The Gymnasium `EnvSpec`, with fields that this version of Gymnasium does not know left out."""
@@ -108,3 +103,202 @@ class EnvironmentSpec:
 def _is_callable_name(name: str) -> bool:
     """`module:callable`; Gymnasium's own `module:Name-v0` is not one."""
     return re.fullmatch(r"[\w.]+:[A-Za-z_][\w.]*", name) is not None
+
+
+EnvironmentSource = str | EnvironmentSpec | EnvSpec | Callable[..., Env]
+"""Whatever names an environment: an id, `module:callable`, a recorded spec, or a callable that returns one."""
+
+_EXTRAS = {  # module that fails to import -> extra of ours that brings it
+    "mujoco": "mujoco",
+    "mujoco_py": "mujoco",
+    "gymnasium_robotics": "robotics",
+    "metaworld": "metaworld",
+    "ale_py": "atari",
+    "Box2D": "box2d",
+}
+_PLUGINS = (  # ids that a package registers when it is imported
+    (r"(Fetch|HandReach|HandManipulate|AntMaze|PointMaze|Adroit|FrankaKitchen)", "gymnasium_robotics"),
+    (r"ALE/", "ale_py"),
+    (r"Meta-World/", "metaworld"),
+)
+
+
+def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None = None, **kwargs: Any) -> Env:
+    """Make one environment.
+
+    Args:
+        source: A Gymnasium id, `module:callable`, a recorded spec, or a callable that returns an environment.
+        max_episode_steps: A time limit that replaces the registered one.
+        kwargs: Passed to the environment; they replace recorded ones of the same name.
+
+    Raises:
+        EnvironmentUnavailable: The name is unknown (the nearest one is named), a package is missing (the extra that
+            brings it is named), or the environment refuses the arguments.
+    """
+    if isinstance(source, EnvSpec):
+        source = EnvironmentSpec.from_gymnasium(source)
+    if isinstance(source, str):
+        source = EnvironmentSpec(id=source)
+    name = source.id if isinstance(source, EnvironmentSpec) else getattr(source, "__qualname__", repr(source))
+    try:
+        if isinstance(source, EnvironmentSpec) and not _is_callable_name(source.id):
+            if max_episode_steps is not None:
+                kwargs["max_episode_steps"] = max_episode_steps
+            env: Any = gymnasium.make(_registered(source), disable_env_checker=True, **kwargs)
+        else:
+            if isinstance(source, EnvironmentSpec):
+                kwargs = {**source.kwargs, **kwargs}
+                max_episode_steps = max_episode_steps or source.max_episode_steps
+                source = _import_callable(source.id)
+            env = source(**kwargs)
+            if isinstance(env, gymnasium.Env) and max_episode_steps is not None:
+                env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
+    except EnvironmentUnavailable:
+        raise
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise _missing_package(name, error) from error
+    except (gymnasium.error.Error, TypeError, ValueError) as error:
+        arguments = f" with {kwargs}" if kwargs else ""
+        raise EnvironmentUnavailable(f"cannot make environment {name}{arguments}: {error}") from error
+    if not isinstance(env, gymnasium.Env):
+        raise EnvironmentUnavailable(f"{name}: expected a gymnasium.Env, got {type(env).__name__}")
+    silence_mujoco_log()  # once more: a callable may have imported MuJoCo only now
+    return env
+
+
+def describe_environment(source: EnvironmentSource, **kwargs: Any) -> EnvironmentSpec | None:
+    """What to record of an environment so that it can be made again; None for a callable without an importable name."""
+    if isinstance(source, EnvSpec):
+        source = EnvironmentSpec.from_gymnasium(source)
+    if callable(source):
+        module, qualname = getattr(source, "__module__", None), getattr(source, "__qualname__", "")
+        name = f"{module}:{qualname}"
+        if module in (None, "__main__") or not _is_callable_name(name):
+            return None
+        return EnvironmentSpec(id=name, kwargs=kwargs)
+    if isinstance(source, str):
+        registered = None if _is_callable_name(source) else gymnasium.registry.get(source)
+        source = EnvironmentSpec(id=source) if registered is None else EnvironmentSpec.from_gymnasium(registered)
+    if not kwargs:
+        return source
+    merged = EnvironmentSpec(
+        id=source.id,
+        kwargs={**source.kwargs, **kwargs},
+        max_episode_steps=source.max_episode_steps,
+        gymnasium_json=source.gymnasium_json,
+    )
+    try:
+        text = merged.to_gymnasium().to_json()
+    except (TypeError, ValueError):
+        text = None
+    return EnvironmentSpec(
+        id=merged.id, kwargs=merged.kwargs, max_episode_steps=merged.max_episode_steps, gymnasium_json=text
+    )
+
+
+def check_reset(env: Env, *, seed: int = 0, steps: int = 5) -> bool:
+    """Whether `reset(seed)` determines the whole state: two resets and some steps of equal actions look the same."""
+    actions = copy.deepcopy(env.action_space)
+    actions.seed(seed)
+    chosen = [actions.sample() for _ in range(2 * steps)]
+    first = _trace(env, seed, chosen)
+    return _equal(first, _trace(env, seed, chosen[:steps]))
+
+
+def _trace(env: Env, seed: int, actions: list[Any]) -> list[Any]:
+    trace = [copy.deepcopy(env.reset(seed=seed)[0])]
+    for action in actions:
+        observation, reward, terminated, truncated, _ = env.step(action)
+        trace.append((copy.deepcopy(observation), float(reward), bool(terminated), bool(truncated)))
+        if terminated or truncated:
+            break
+    return trace
+
+
+def _equal(longer: Any, shorter: Any) -> bool:
+    """Equality of nested observations; of sequences, as far as the shorter one goes."""
+    if isinstance(shorter, Mapping):
+        return all(_equal(longer[key], value) for key, value in shorter.items())
+    if isinstance(shorter, (list, tuple)):
+        return all(_equal(a, b) for a, b in zip(longer, shorter, strict=False))
+    return bool(np.array_equal(np.asarray(longer), np.asarray(shorter)))
+
+
+def silence_mujoco_log() -> None:
+    """Where MuJoCo is loaded, keep it from writing MUJOCO_LOG.TXT into the working directory; its console stays."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is None:
+        return
+    if hasattr(mujoco, "MjLogConfig"):  # MuJoCo 4
+        config = mujoco.MjLogConfig.get()
+        config.logto_file = False
+        config.set()
+    elif mujoco.get_mju_user_warning() is None:  # MuJoCo 3 logs to the file unless a handler is set
+        mujoco.set_mju_user_warning(_print_warning)
+
+
+def _print_warning(message: bytes) -> None:
+    print(f"WARNING: {message.decode(errors='replace')}", file=sys.stderr)
+
+
+def _registered(source: EnvironmentSpec) -> EnvSpec:
+    """The Gymnasium spec to make, its package registered and its module imported. Raises EnvironmentUnavailable."""
+    for pattern, package in _PLUGINS:
+        if re.match(pattern, source.id) and source.id not in gymnasium.registry:
+            try:
+                gymnasium.register_envs(importlib.import_module(package))
+            except ImportError as error:
+                raise _missing_package(source.id, error) from error
+    if source.gymnasium_json is not None:
+        spec = source.to_gymnasium()
+    elif source.id in gymnasium.registry:
+        spec = copy.deepcopy(gymnasium.spec(source.id))
+        spec.kwargs = {**spec.kwargs, **source.kwargs}
+        spec.max_episode_steps = source.max_episode_steps or spec.max_episode_steps
+    elif ":" in source.id:  # Gymnasium's own `module:Name-v0`: importing the module registers the name
+        module, _, name = source.id.partition(":")
+        importlib.import_module(module)
+        return _registered(EnvironmentSpec(id=name, kwargs=source.kwargs, max_episode_steps=source.max_episode_steps))
+    else:
+        near = difflib.get_close_matches(source.id, gymnasium.registry, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise EnvironmentUnavailable(
+            f"unknown environment {source.id!r}{hint} `herdbook list environments` lists the names; "
+            "your own environment is named 'module:callable'"
+        )
+    if spec.entry_point is None:
+        spec.entry_point = gymnasium.registry[spec.id].entry_point if spec.id in gymnasium.registry else None
+    if isinstance(spec.entry_point, str):
+        load_env_creator(spec.entry_point)
+    silence_mujoco_log()
+    return spec
+
+
+def _import_callable(name: str) -> Callable[..., Any]:
+    module_name, _, path = name.partition(":")
+    if importlib.util.find_spec(module_name.split(".")[0]) is None:
+        raise EnvironmentUnavailable(
+            f"environment {name!r}: there is no module {module_name!r}; install it, or add its folder to PYTHONPATH"
+        )
+    found: Any = importlib.import_module(module_name)
+    silence_mujoco_log()
+    for part in path.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise EnvironmentUnavailable(f"environment {name!r}: {module_name} has no {part!r}{hint}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise EnvironmentUnavailable(f"environment {name!r}: expected a callable, got {type(found).__name__}")
+    return found  # type: ignore[no-any-return]  # attribute of a module
+
+
+def _missing_package(name: str, error: BaseException) -> EnvironmentUnavailable:
+    """The error that names the extra, read from the module that failed to import."""
+    text = " ".join(str(e) for e in (error, error.__cause__) if e is not None)
+    for module, extra in _EXTRAS.items():
+        if re.search(rf"\b{module}\b", text, re.IGNORECASE):
+            return EnvironmentUnavailable(
+                f"environment {name} needs {module}, which is not installed: pip install 'herdbook[{extra}]'"
+            )
+    return EnvironmentUnavailable(f"environment {name} needs a package that cannot be imported: {error}")
