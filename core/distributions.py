@@ -1,0 +1,126 @@
+"""Distributions over actions, as small as the losses need: sampled from given noise, scored at given actions.
+
+`torch.distributions` draws from the global generator; here noise is an argument, so that a loss is a pure function
+and training many seeds together equals training each alone. The last axis is the action's, leading axes are free.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG_2PI = math.log(2 * math.pi)
+BOUND = 1 - 1e-6
+"""Actions are clamped to ±BOUND before atanh: recorded actions lie on the bound itself, where atanh is infinite."""
+
+
+def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.empty_like(x).normal_(generator=generator)
+
+
+def normal_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """log N(x; mean, e^log_std) summed over the last axis. [*B, A] → [*B]."""
+    z = (x - mean) * (-log_std).exp()
+    return (-0.5 * (z.square() + LOG_2PI) - log_std).sum(-1)
+
+
+def log_tanh_slope(u: Tensor) -> Tensor:
+    """log d tanh(u)/du = log(1 − tanh²u) = 2(log 2 − u − softplus(−2u)), finite for every u."""
+    return 2 * (math.log(2) - u - F.softplus(-2 * u))
+
+
+@dataclass(frozen=True, slots=True)
+class Deterministic:
+    """All mass on one action."""
+
+    value: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.value
+
+    def mode(self) -> Tensor:
+        return self.value
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        raise TypeError("a deterministic policy has no density: log_prob is undefined")
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """Diagonal Gaussian, not squashed. mean, log_std: [*B, A]; samples are clipped to [−1, 1] where `clip` is set."""
+
+    mean: Tensor
+    log_std: Tensor
+    clip: bool = False
+
+    def rsample(self, noise: Tensor) -> Tensor:
+        """mean + σ · noise, noise ~ N(0, 1) of any shape that broadcasts."""
+        return self.mean + self.log_std.exp() * noise
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        actions = self.rsample(_normal_like(self.mean, generator))
+        return actions.clamp(-1, 1) if self.clip else actions
+
+    def mode(self) -> Tensor:
+        return self.mean.clamp(-1, 1) if self.clip else self.mean
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return normal_log_prob(actions, self.mean, self.log_std)
+
+    def entropy(self) -> Tensor:
+        return (self.log_std + 0.5 * (1 + LOG_2PI)).expand_as(self.mean).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class SquashedNormal:
+    """tanh of a diagonal Gaussian (Haarnoja et al. 2018, appendix C). mean, log_std: [*B, A] before the squashing."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def rsample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions in (−1, 1) and their log-density. noise ~ N(0, 1), [*N, *B, A] → actions [*N, *B, A], log π [*N, *B]."""
+        u = self.mean + self.log_std.exp() * noise
+        log_prob = (-0.5 * (noise.square() + LOG_2PI) - self.log_std - log_tanh_slope(u)).sum(-1)
+        return u.tanh(), log_prob
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return (self.mean + self.log_std.exp() * _normal_like(self.mean, generator)).tanh()
+
+    def mode(self) -> Tensor:
+        return self.mean.tanh()
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """log π of given actions in [−1, 1]; those at the bound are clamped to ±BOUND."""
+        u = torch.atanh(actions.clamp(-BOUND, BOUND))
+        return normal_log_prob(u, self.mean, self.log_std) - log_tanh_slope(u).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Categorical:
+    """Over `Discrete(n)`. logits: [*B, n]; actions are indices [*B]. Illegal actions have a logit of −inf."""
+
+    logits: Tensor
+
+    @property
+    def probs(self) -> Tensor:
+        return self.logits.softmax(-1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        probs = self.probs
+        flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
+        return flat.reshape(probs.shape[:-1])
+
+    def mode(self) -> Tensor:
+        return self.logits.argmax(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return self.logits.log_softmax(-1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        log_probs = self.logits.log_softmax(-1)
+        return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)

@@ -1,0 +1,299 @@
+"""The learner: parameters, targets, optimisers, clipping, seeds and compilation, once for all algorithms.
+
+An algorithm writes its loss for ONE seed, `objective(params, *inputs) -> (scalar, metrics)`, and hands it to
+`Learner.step`. With S > 1 seeds every parameter, batch and noise has a leading axis of S, `torch.vmap` lifts the loss
+over it, and one backward pass of the sum gives every seed its own gradient, for seeds share nothing. A single seed
+has no such axis and no vmap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from herdbook.core.random import derive, generator, scoped_seed
+from herdbook.core.types import Metrics, batch_type
+
+Parameters = dict[str, Tensor]
+"""The parameters of one network by name; they need not be leaves."""
+_INIT, _NOISE = 0, 1  # streams of randomness of one seed
+
+
+@batch_type
+@dataclass(frozen=True, slots=True)
+class Params:
+    """What a loss may read: `params["actor"]`, and the slow copies `params.target["critic"]`.
+
+    Only the networks that the current step optimises carry gradients.
+    """
+
+    online: dict[str, Parameters]
+    target: dict[str, Parameters]
+
+    def __getitem__(self, name: str) -> Parameters:
+        return self.online[name]
+
+
+Objective = Callable[..., tuple[Tensor, Metrics]]
+
+
+class Setup(TypedDict, total=False):
+    """What every algorithm takes beside its config and spec, and hands to its learner."""
+
+    seeds: Sequence[int]  # distinct non-negative numbers; each has its own parameters and noise
+    device: str | torch.device
+    networks: Mapping[str, Callable[[], nn.Module]] | None  # a user's own modules in place of the algorithm's
+    compile: bool | str  # compile the losses with torch.compile; a string names the backend
+
+
+class Network:
+    """A module as a function of its parameters: `network(params["critic"], observations, actions)`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, parameters: Parameters, *inputs: Any) -> Any:
+        return torch.func.functional_call(self.module, parameters, inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Settings of one optimiser (Kingma & Ba 2015)."""
+
+    lr: float
+    networks: tuple[str, ...] = ()  # what it trains; by default the network of its own name
+    max_grad_norm: float | None = None  # the gradient's norm is clipped to this, per seed
+    cosine_updates: int | None = None  # cosine decay of the rate to 0 over this many steps
+
+
+class _Group:
+    """One optimiser, the leaves it moves, and the view of all parameters in which only these carry gradients."""
+
+    def __init__(self, settings: Adam, names: Sequence[str], params: Params) -> None:
+        self.settings = settings
+        self.view = Params(
+            {
+                name: dict(p) if name in names else {k: v.detach() for k, v in p.items()}
+                for name, p in params.online.items()
+            },
+            params.target,
+        )
+        self.names = [f"{name}/{key}" for name in names for key in params.online[name]]
+        self.leaves = [leaf for name in names for leaf in params.online[name].values()]
+        self.optimiser = torch.optim.Adam(self.leaves, lr=settings.lr, fused=True)
+        self.steps = 0
+
+    def apply(self, gradients: Sequence[Tensor]) -> None:
+        if self.settings.cosine_updates is not None:
+            progress = min(self.steps / self.settings.cosine_updates, 1.0)
+            self.optimiser.param_groups[0]["lr"] = self.settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            # Fused Adam walks the memory of parameter and gradient side by side and does not look at strides: the
+            # gradient of a transposed weight would be applied transposed.
+            leaf.grad = gradient.contiguous()
+        self.optimiser.step()
+        self.steps += 1
+
+
+class Learner:
+    """See the module's docstring.
+
+    Args:
+        defaults: name → a function that builds the module; called once per seed, under that seed.
+        optimisers: name → settings; the name is what `step` is called with.
+        targets: networks that have a slow copy in `params.target`, equal at the start.
+        seeds, device, networks, compile: see `Setup`.
+
+    Raises:
+        ValueError: seeds are empty, negative or repeated; `networks` names one that the algorithm does not have.
+    """
+
+    def __init__(
+        self,
+        defaults: Mapping[str, Callable[[], nn.Module]],
+        optimisers: Mapping[str, Adam],
+        *,
+        targets: Sequence[str] = (),
+        networks: Mapping[str, Callable[[], nn.Module]] | None = None,
+        seeds: Sequence[int] = (0,),
+        device: str | torch.device = "cpu",
+        compile: bool | str = False,
+    ) -> None:
+        self.seeds = tuple(seeds)
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"expected distinct seeds >= 0, got {list(self.seeds)}")
+        own = dict(networks or {})
+        if unknown := sorted(own.keys() - defaults.keys()):
+            raise ValueError(f"expected networks among {sorted(defaults)}, got {unknown}")
+        self.device = torch.device(device)
+        self.batched = len(self.seeds) > 1
+        self.compile = compile
+        self.updates = 0
+        self.generators = [generator(seed, _NOISE, device=self.device) for seed in self.seeds]
+        self.networks: dict[str, Network] = {}
+        online: dict[str, Parameters] = {}
+        for index, (name, make) in enumerate({**defaults, **own}.items()):
+            modules = []
+            for seed in self.seeds:
+                with scoped_seed(derive(seed, _INIT, index)):
+                    modules.append(make().to(self.device))
+            self.networks[name] = Network(modules[0])
+            stacked = [dict(m.named_parameters()) for m in modules]
+            online[name] = {
+                key: (torch.stack([p[key].detach() for p in stacked]) if self.batched else stacked[0][key].detach())
+                .clone()
+                .requires_grad_()
+                for key in stacked[0]
+            }
+            modules[0].requires_grad_(False)
+        self.params = Params(
+            online, {name: {k: v.detach().clone() for k, v in online[name].items()} for name in targets}
+        )
+        self._groups = {
+            name: _Group(settings, settings.networks or (name,), self.params) for name, settings in optimisers.items()
+        }
+        self._objectives: dict[tuple[str, str], Objective] = {}
+        self._target_pairs = [
+            (slow, online[name][key].detach()) for name in targets for key, slow in self.params.target[name].items()
+        ]
+
+    def step(self, name: str, objective: Objective, *inputs: Any) -> Metrics:
+        """One step of optimiser `name` down `objective`.
+
+        `objective(params, *inputs)` is written for one seed and returns (scalar loss, metrics). Returns its metrics
+        and `loss/<name>`, scalars, or [S] for S seeds.
+        """
+        group = self._groups[name]
+        loss, metrics = self._lifted(name, objective)(group.view, *inputs)
+        gradients = torch.autograd.grad(
+            loss.sum() if self.batched else loss, group.leaves, allow_unused=True, materialize_grads=True
+        )
+        if group.settings.max_grad_norm is not None:
+            gradients = clip_per_seed(gradients, group.settings.max_grad_norm, self.batched)
+        group.apply(gradients)
+        return {f"loss/{name}": loss.detach()} | {key: value.detach() for key, value in metrics.items()}
+
+    def _lifted(self, name: str, objective: Objective) -> Objective:
+        """The objective over all seeds, compiled where asked for; made once."""
+        key = (name, getattr(objective, "__name__", str(id(objective))))
+        if key not in self._objectives:
+            lifted: Any = torch.vmap(objective) if self.batched else objective
+            if self.compile:
+                lifted = torch.compile(lifted, backend=self.compile if isinstance(self.compile, str) else "inductor")
+            self._objectives[key] = lifted
+        return self._objectives[key]
+
+    @torch.no_grad()
+    def move_targets(self, tau: float) -> None:
+        """θ̄ ← (1 − τ) θ̄ + τ θ for every target; τ = 1 copies."""
+        slow = [pair[0] for pair in self._target_pairs]
+        torch._foreach_lerp_(slow, [pair[1] for pair in self._target_pairs], tau)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal noise, one draw per seed from its own generator: [*shape], or [S, *shape]."""
+        draws = [torch.empty(shape, device=self.device).normal_(generator=g) for g in self.generators]
+        return torch.stack(draws) if self.batched else draws[0]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """U[−1, 1) noise, as `normal`."""
+        draws = [torch.empty(shape, device=self.device).uniform_(-1, 1, generator=g) for g in self.generators]
+        return torch.stack(draws) if self.batched else draws[0]
+
+    def parameters_of(self, name: str, seed_index: int = 0) -> Parameters:
+        """One seed's parameters of one network, without gradient; they follow the training."""
+        if not 0 <= seed_index < len(self.seeds):
+            raise IndexError(f"expected a seed index in [0, {len(self.seeds) - 1}], got {seed_index}")
+        return {k: (v.detach()[seed_index] if self.batched else v.detach()) for k, v in self.params[name].items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything: parameters and targets (with a leading seed axis, always), optimisers, counters, generators."""
+        lead = (lambda x: x.detach()) if self.batched else (lambda x: x.detach().unsqueeze(0))
+        optimisers: dict[str, Any] = {}
+        for name, group in self._groups.items():
+            moments = {
+                key: {
+                    "step": state["step"],
+                    "exp_avg": lead(state["exp_avg"]),
+                    "exp_avg_sq": lead(state["exp_avg_sq"]),
+                }
+                for key, leaf in zip(group.names, group.leaves, strict=True)
+                if (state := group.optimiser.state.get(leaf))
+            }
+            optimisers[name] = {"steps": group.steps, "moments": moments}
+        return {
+            "updates": self.updates,
+            "seeds": list(self.seeds),
+            "online": pytree.tree_map(lead, self.params.online),
+            "target": pytree.tree_map(lead, self.params.target),
+            "optimisers": optimisers,
+            "generators": [g.get_state() for g in self.generators],
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: the state is of another algorithm, other networks or other seeds; nothing is changed then.
+        """
+        _check_same(self.state_dict(), state)
+        lead: Callable[[Tensor], Tensor] = (lambda x: x) if self.batched else (lambda x: x.squeeze(0))
+        for ours, theirs in ((self.params.online, state["online"]), (self.params.target, state["target"])):
+            for name, parameters in ours.items():
+                for key, value in parameters.items():
+                    value.copy_(lead(theirs[name][key]))
+        for name, group in self._groups.items():
+            saved = state["optimisers"][name]
+            group.steps = int(saved["steps"])
+            for key, leaf in zip(group.names, group.leaves, strict=True):
+                if moments := saved["moments"].get(key):
+                    group.optimiser.state[leaf] = {
+                        "step": moments["step"].to(self.device, copy=True),
+                        "exp_avg": lead(moments["exp_avg"]).to(self.device, copy=True),
+                        "exp_avg_sq": lead(moments["exp_avg_sq"]).to(self.device, copy=True),
+                    }
+        for own, saved_state in zip(self.generators, state["generators"], strict=True):
+            own.set_state(saved_state.cpu())
+        self.updates = int(state["updates"])
+
+
+def clip_per_seed(gradients: Sequence[Tensor], max_norm: float, batched: bool) -> tuple[Tensor, ...]:
+    """Scale each seed's gradient so that its norm over all tensors is at most `max_norm`.
+
+    gradients: each [S, …] if `batched`, else without the axis. As torch.nn.utils.clip_grad_norm_, but per seed.
+    """
+    axes = 1 if batched else 0
+    squares = torch.stack([g.flatten(axes).square().sum(-1) for g in gradients])  # [tensors] or [tensors, S]
+    scale = (max_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)  # [] or [S]
+    return tuple(g * scale.reshape(scale.shape + (1,) * (g.dim() - scale.dim())) for g in gradients)
+
+
+def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Names and shapes of parameters, targets and optimisers agree, and so do the seeds."""
+    try:
+        if list(theirs["seeds"]) != list(ours["seeds"]):
+            raise ValueError(f"expected seeds {list(ours['seeds'])}, the state has {list(theirs['seeds'])}")
+        for part in ("online", "target"):
+            own, other = _shapes(ours[part]), _shapes(theirs[part])
+            for key in sorted(own.keys() | other.keys()):
+                if own.get(key) != other.get(key):
+                    raise ValueError(
+                        f"the state does not fit: {part} {key} is {own.get(key, 'absent')} here and "
+                        f"{other.get(key, 'absent')} in the state; is it of another algorithm, config or dataset?"
+                    )
+        if theirs["optimisers"].keys() != ours["optimisers"].keys():
+            raise ValueError(
+                f"expected optimisers {sorted(ours['optimisers'])}, the state has {sorted(theirs['optimisers'])}"
+            )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not the state of a learner: {error!r} is missing or malformed") from error
+
+
+def _shapes(networks: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}/{key}": tuple(v.shape) for name, parameters in networks.items() for key, v in parameters.items()}

@@ -1,0 +1,237 @@
+"""Networks that the algorithms share: encoders of observations, perceptrons, ensembles, actors and critics.
+
+They are plain modules with torch's default initialisation. An ensemble is one module whose parameters have a leading
+`copies` axis and whose products are batched, so that twin critics cost one call. Shapes: observations `[B, …]`,
+actions `[*N, B, A]` with N candidate actions per observation, values `[copies, *N, B]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from herdbook.core.distributions import Normal, SquashedNormal
+from herdbook.core.types import Tree
+
+Activation = Callable[[Tensor], Tensor]
+
+
+class Linear(nn.Module):
+    """y = xWᵀ + b with torch's default initialisation; with `copies`, one W and b each: [C, B, in] → [C, B, out]."""
+
+    def __init__(self, inputs: int, outputs: int, copies: int | None = None) -> None:
+        super().__init__()
+        lead = () if copies is None else (copies,)
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(*lead, outputs, inputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(*lead, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dim() == 2:
+            return F.linear(x, self.weight, self.bias)
+        return torch.baddbmm(self.bias.unsqueeze(-2), x, self.weight.transpose(-1, -2))
+
+
+class MLP(nn.Module):
+    """Perceptron: [*B, in] → [*B, out], or [copies, *B, out] where `copies` is given."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        hidden_sizes: Sequence[int],
+        *,
+        copies: int | None = None,
+        activation: Activation = F.relu,
+    ) -> None:
+        super().__init__()
+        sizes = (inputs, *hidden_sizes, outputs)
+        self.layers = nn.ModuleList(Linear(i, o, copies) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        self.copies = copies
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.shape[:-1]
+        if self.copies is not None:
+            x = x.reshape(-1, x.shape[-1])
+            x = x.expand(self.copies, *x.shape)
+            lead = (self.copies, *lead)
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        x = self.layers[-1](x)
+        return x.reshape(*lead, x.shape[-1])
+
+
+class Ensemble(nn.Module):
+    """Independent copies of a module that maps (observations [M, …], actions [M, A]) to values [M] or [M, 1].
+
+    What turns a user's own critic into twin critics: observations are repeated for candidate actions [*N, B, A], and
+    the result is [copies, *N, B].
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], copies: int) -> None:
+        super().__init__()
+        modules = [make() for _ in range(copies)]
+        if any(True for _ in modules[0].buffers()):
+            raise ValueError("Ensemble: expected a module without buffers (no batch normalisation)")
+        self.template = [modules[0]]  # in a list, so that it is not registered: only the stacked copies are trained
+        names = [name for name, _ in modules[0].named_parameters()]
+        stacked = [torch.stack([dict(m.named_parameters())[name].detach() for m in modules]) for name in names]
+        self.names = names
+        self.stacked = nn.ParameterList(nn.Parameter(p) for p in stacked)
+
+    def forward(self, observations: Tree, actions: Tensor) -> Tensor:
+        lead = actions.shape[:-1]
+        observations = torch.utils._pytree.tree_map(
+            lambda x: x.expand(*lead, *x.shape[1:]).reshape(-1, *x.shape[1:]), observations
+        )
+        flat = actions.reshape(-1, actions.shape[-1])
+        call: Any = torch.func.functional_call
+        params = dict(zip(self.names, self.stacked, strict=True))
+        values = torch.vmap(lambda p: call(self.template[0], p, (observations, flat)))(params)
+        return values.reshape(len(self.stacked[0]), *lead)
+
+
+class Encoder(nn.Module):
+    """Observations of a space to one feature vector [B, size].
+
+    Vectors pass through, discrete observations become one-hot, images (HWC uint8) go through the convolutions of
+    Mnih et al. 2015 after permuting and scaling to [0, 1], and the parts of a Dict are concatenated in its key order.
+
+    Raises:
+        ValueError: for a space that is none of these.
+    """
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        super().__init__()
+        self.kind: str
+        if isinstance(space, spaces.Dict):
+            self.kind = "dict"
+            self.parts = nn.ModuleDict({key: Encoder(part) for key, part in space.spaces.items()})
+            self.size = sum(int(part.size) for part in self.parts.values())  # type: ignore[arg-type]
+        elif isinstance(space, spaces.Discrete):
+            self.kind, self.size, self.start = "discrete", int(space.n), int(space.start)
+        elif isinstance(space, spaces.Box) and len(space.shape) == 3:
+            self.kind = "image"
+            self.convolutions = _convolutions(space.shape)
+            self.size = int(self.convolutions(torch.zeros(1, *_chw(space.shape))).shape[-1])
+        elif isinstance(space, spaces.Box) and len(space.shape) == 1:
+            self.kind, self.size = "vector", int(space.shape[0])
+        else:
+            raise ValueError(f"expected a vector, image, Discrete or Dict observation space, got {space}")
+
+    def forward(self, observations: Tree) -> Tensor:
+        if self.kind == "vector":
+            return observations  # type: ignore[no-any-return]
+        if self.kind == "discrete":
+            return F.one_hot(observations.long() - self.start, self.size).float()
+        if self.kind == "image":
+            return self.convolutions(observations.movedim(-1, -3).float() / 255)  # type: ignore[no-any-return]
+        return torch.cat([part(observations[key]) for key, part in self.parts.items()], -1)
+
+
+def _chw(shape: Sequence[int]) -> tuple[int, int, int]:
+    height, width, channels = shape
+    return channels, height, width
+
+
+def _convolutions(shape: Sequence[int]) -> nn.Module:
+    """Kernels and strides of Mnih et al. 2015 for images of 36 and more; 3x3 with stride 2 for smaller ones."""
+    channels, height, width = _chw(shape)
+    small = min(height, width) < 36
+    plan = [(32, 3, 2), (64, 3, 2)] if small else [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
+    layers: list[nn.Module] = []
+    for outputs, kernel, stride in plan:
+        layers += [nn.Conv2d(channels, outputs, kernel, stride, padding=1 if small else 0), nn.ReLU()]
+        channels = outputs
+    return nn.Sequential(*layers, nn.Flatten(-3))
+
+
+class Head(nn.Module):
+    """Encoder and perceptron on observations alone: [B, …] → [B, out], or [copies, B, out]."""
+
+    def __init__(
+        self, space: spaces.Space[Any], outputs: int, hidden_sizes: Sequence[int], *, copies: int | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(space)
+        self.mlp = MLP(self.encoder.size, outputs, hidden_sizes, copies=copies)
+
+    def forward(self, observations: Tree) -> Tensor:
+        return self.mlp(self.encoder(observations))  # type: ignore[no-any-return]
+
+
+class StateValue(Head):
+    """V(s): [B, …] → [B]."""
+
+    def __init__(self, space: spaces.Space[Any], hidden_sizes: Sequence[int]) -> None:
+        super().__init__(space, 1, hidden_sizes)
+
+    def forward(self, observations: Tree) -> Tensor:
+        return super().forward(observations).squeeze(-1)
+
+
+class Critic(nn.Module):
+    """Q_i(s, a) for continuous actions: observations [B, …], actions [*N, B, A] → [copies, *N, B]."""
+
+    def __init__(
+        self, space: spaces.Space[Any], action_size: int, hidden_sizes: Sequence[int], *, copies: int = 2
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(space)
+        self.mlp = MLP(self.encoder.size + action_size, 1, hidden_sizes, copies=copies)
+
+    def forward(self, observations: Tree, actions: Tensor) -> Tensor:
+        features = self.encoder(observations)  # [B, F]: encoded once, however many candidates there are
+        features = features.expand(*actions.shape[:-1], features.shape[-1])
+        return self.mlp(torch.cat([features, actions], -1)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class DeterministicActor(Head):
+    """tanh policy of DDPG and TD3: [B, …] → actions [B, A] in [−1, 1]."""
+
+    def forward(self, observations: Tree) -> Tensor:
+        return super().forward(observations).tanh()
+
+
+class SquashedGaussianActor(Head):
+    """tanh-Gaussian policy of SAC; log σ is clamped to [−20, 2] (Haarnoja et al. 2018)."""
+
+    def __init__(self, space: spaces.Space[Any], action_size: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__(space, 2 * action_size, hidden_sizes)
+
+    def forward(self, observations: Tree) -> SquashedNormal:  # type: ignore[override]
+        mean, log_std = super().forward(observations).chunk(2, -1)
+        return SquashedNormal(mean, log_std.clamp(-20, 2))
+
+
+class GaussianActor(Head):
+    """Gaussian policy with mean tanh(·) and a log σ that does not depend on the state, clamped to [−5, 2].
+
+    The density is not squashed; sampled actions are clipped to [−1, 1] (Kostrikov et al. 2021).
+    """
+
+    def __init__(self, space: spaces.Space[Any], action_size: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__(space, action_size, hidden_sizes)
+        self.log_std = nn.Parameter(torch.zeros(action_size))
+
+    def forward(self, observations: Tree) -> Normal:  # type: ignore[override]
+        mean = super().forward(observations).tanh()
+        return Normal(mean, self.log_std.clamp(-5, 2).expand_as(mean), clip=True)
+
+
+class Scalar(nn.Module):
+    """One number that is learned, such as log α: called without arguments."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self) -> Tensor:
+        return self.value

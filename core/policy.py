@@ -1,0 +1,139 @@
+"""From networks to policies: raw observations in, raw actions out.
+
+Networks see standardised observations and actions in [−1, 1] (or indices from 0). `Scaling` is that change of units,
+used by the update on its batch and by the policy on what it sees, so that the two cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from herdbook.core.distributions import Categorical, Deterministic
+from herdbook.core.types import Carry, Distribution, Spec, Step, Transitions, Tree
+
+STD_OFFSET = 1e-3
+"""Added to σ when observations are standardised (Fujimoto & Gu 2021)."""
+
+
+class Scaling:
+    """Units of the environment to units of the networks and back. Every map is the identity where nothing is to do.
+
+    Raises:
+        ValueError: actions are neither a bounded Box nor Discrete, or observations without statistics are to be
+            standardised.
+    """
+
+    def __init__(self, spec: Spec, *, standardise: bool = False, device: str | torch.device = "cpu") -> None:
+        self.mean: Tensor | None = None
+        self.center: Tensor | None = None
+        if standardise:
+            if spec.observation_mean is None or spec.observation_std is None:
+                raise ValueError("standardise_observations needs vector observations with statistics in the Spec")
+            self.mean = torch.as_tensor(spec.observation_mean, dtype=torch.float32, device=device)
+            self.inverse_std = 1 / (
+                torch.as_tensor(spec.observation_std, dtype=torch.float32, device=device) + STD_OFFSET
+            )
+        space = spec.action_space
+        if isinstance(space, spaces.Discrete):
+            self.discrete, self.action_size, self.start = True, int(space.n), int(space.start)
+        elif isinstance(space, spaces.Box) and bool(space.is_bounded()):
+            self.discrete, self.action_size = False, int(space.low.size)
+            low = torch.as_tensor(space.low.reshape(-1), dtype=torch.float32, device=device)
+            high = torch.as_tensor(space.high.reshape(-1), dtype=torch.float32, device=device)
+            if not bool((low == -1).all() and (high == 1).all()):
+                self.center, self.half = (high + low) / 2, (high - low) / 2
+        else:
+            raise ValueError(f"expected Discrete actions or a bounded Box, got {space}")
+
+    def observations(self, raw: Tree) -> Tree:
+        """(o − μ) / (σ + 1e-3), or the observations as they are. [*B, D]"""
+        return raw if self.mean is None else (raw - self.mean) * self.inverse_std
+
+    def actions(self, raw: Tensor) -> Tensor:
+        """Raw actions to [−1, 1], or to indices from 0."""
+        if self.discrete:
+            return raw.long() - self.start if self.start else raw.long()
+        return raw if self.center is None else (raw - self.center) / self.half
+
+    def raw_actions(self, actions: Tensor) -> Tensor:
+        """The inverse of `actions`."""
+        if self.discrete:
+            return actions + self.start if self.start else actions
+        return actions if self.center is None else actions * self.half + self.center
+
+    def __call__(self, batch: Transitions) -> Transitions:
+        """A batch in the networks' units."""
+        return replace(
+            batch,
+            observations=self.observations(batch.observations),
+            actions=self.actions(batch.actions),
+            next_observations=self.observations(batch.next_observations),
+            next_actions=None if batch.next_actions is None else self.actions(batch.next_actions),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledDistribution:
+    """A distribution over the networks' actions as one over raw actions."""
+
+    base: Any
+    scaling: Scaling
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.scaling.raw_actions(self.base.sample(generator))
+
+    def mode(self) -> Tensor:
+        return self.scaling.raw_actions(self.base.mode())
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Density of raw actions: the change of units divides it by the product of the half widths."""
+        log_prob: Tensor = self.base.log_prob(self.scaling.actions(actions))
+        return log_prob if self.scaling.center is None else log_prob - self.scaling.half.log().sum()
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities of discrete actions, in the order of their indices. [*B, n]"""
+        probs: Tensor = self.base.probs
+        return probs
+
+
+def greedy(distribution: Any) -> Any:
+    """All mass on the mode."""
+    if isinstance(distribution, Categorical):
+        best = torch.nn.functional.one_hot(distribution.mode(), distribution.logits.shape[-1])
+        return Categorical(best.float().log())
+    return Deterministic(distribution.mode())
+
+
+class FeedForwardPolicy:
+    """A policy without memory from a function that maps scaled observations to a distribution of actions."""
+
+    def __init__(
+        self, scaling: Scaling, distribution: Callable[[Tree], Distribution], *, deterministic: bool = True
+    ) -> None:
+        self.scaling = scaling
+        self.function = distribution
+        self.deterministic = deterministic
+
+    def initial(self, num_envs: int) -> Carry:
+        return None
+
+    @torch.no_grad()
+    def __call__(
+        self, step: Step, carry: Carry, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Carry]:
+        distribution = self.function(self.scaling.observations(step.observations))
+        actions = distribution.mode() if self.deterministic else distribution.sample(generator)
+        return self.scaling.raw_actions(actions), carry
+
+    @torch.no_grad()
+    def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:
+        distribution = self.function(self.scaling.observations(step.observations))
+        base = greedy(distribution) if self.deterministic else distribution
+        return ScaledDistribution(base, self.scaling), carry
