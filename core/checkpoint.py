@@ -1,0 +1,240 @@
+"""Checkpoints: nested state as safetensors and JSON, written whole or not at all, and never unpickled.
+
+A checkpoint is a directory of three files: `tensors.safetensors`, `state.json` (the tree, with a reference in the
+place of each tensor) and `manifest.json` (the SHA-256 of the other two, so that a flipped bit is noticed too).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+FORMAT = 1
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_TENSOR, _FLOAT, _TUPLE = "__tensor__", "__float__", "__tuple__"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that could not be read or written; the message names the file and what is left to use."""
+
+
+def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write `state` to the directory `path`, replacing what is there, so that a kill at any instant leaves one whole.
+
+    Args:
+        path: The checkpoint's directory; its parent is created.
+        state: Dicts with string keys, lists and tuples of tensors, `torch.Generator`s (stored as their uint8 state),
+            numbers, strings, booleans and None. Tensors may be views, share storage and live on any device.
+
+    Raises:
+        CheckpointError: The files could not be written (a full disk); what was at `path` is untouched.
+        TypeError: The state holds something else.
+    """
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, "", tensors)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    replaced = path.with_name(f".{path.name}.old-{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        safetensors.torch.save_file(tensors, temporary / TENSORS)
+        _sync(temporary / TENSORS)
+        _write(temporary / STATE, json.dumps(tree, allow_nan=False).encode())
+        digests = {name: _digest(temporary / name) for name in (TENSORS, STATE)}
+        _write(temporary / MANIFEST, json.dumps({"format": FORMAT, "sha256": digests}).encode())
+        _sync(temporary)
+        if path.exists():  # left by a run that was killed after it; nothing points there until we have written ours
+            os.rename(path, replaced)
+        os.rename(temporary, path)
+        _sync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not path.exists():
+            os.rename(replaced, path)
+        raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `save` wrote; tensors are on the CPU.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or a file of it is missing, truncated or altered. Names the file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: there is no checkpoint here")
+    manifest = _read_json(path / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path / MANIFEST}: expected checkpoint format {FORMAT}, got {manifest.get('format')!r}; "
+            "it was written by another version of herdbook"
+        )
+    expected = manifest.get("sha256", {})
+    for name in (TENSORS, STATE):
+        try:
+            digest = _digest(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path / name}: cannot be read ({error.strerror})") from error
+        if digest != expected.get(name):
+            raise CheckpointError(f"{path / name}: truncated or corrupt (its SHA-256 is not the one recorded)")
+    try:
+        tensors = safetensors.torch.load_file(path / TENSORS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path / TENSORS}: cannot be read ({error})") from error
+    state: dict[str, Any] = _decode(_read_json(path / STATE), tensors)
+    return state
+
+
+class Checkpoints:
+    """The checkpoints of one run: `step_<n>/`, and `last`, a link to the newest that was written completely."""
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
+        """`keep`: how many of the newest are left when one is written; protected ones are never removed.
+
+        At least two: only the losses that come after a checkpoint prove that its parameters are finite.
+        """
+        if keep < 2:
+            raise ValueError(f"expected keep of at least 2 checkpoints, got {keep}")
+        self.directory = Path(directory)
+        self.keep = keep
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step_{step}"
+
+    def steps(self) -> list[int]:
+        """The steps at which there is a checkpoint, ascending."""
+        if not self.directory.is_dir():
+            return []
+        names = (entry.name for entry in self.directory.iterdir() if entry.is_dir() and not entry.is_symlink())
+        return sorted(int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdigit())
+
+    def last(self) -> int | None:
+        """The step of the newest complete checkpoint; None before the first."""
+        try:
+            target = os.readlink(self.directory / "last")
+        except OSError:
+            return None
+        return int(Path(target).name.removeprefix("step_"))
+
+    def load(self, step: int | None = None) -> dict[str, Any]:
+        """The state at `step`, by default the last. Raises CheckpointError, naming those that there are."""
+        chosen = self.last() if step is None else step
+        if chosen is None:
+            raise CheckpointError(f"{self.directory}: there is no checkpoint here yet")
+        if not self.path(chosen).is_dir():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"{self.path(chosen)}: there is no checkpoint of step {chosen}; there are: {there}")
+        try:
+            return load(self.path(chosen))
+        except CheckpointError as error:
+            others = [str(s) for s in self.steps() if s != chosen]
+            advice = f"; the checkpoint of step {', '.join(others)} is another one to try" if others else ""
+            raise CheckpointError(f"{error}{advice}") from error
+
+    def save(self, step: int, state: Mapping[str, Any], protected: Iterable[int] = ()) -> None:
+        """Write the state of `step`, point `last` to it, and remove what is neither newest nor protected."""
+        try:
+            save(self.path(step), state)
+            link = self.directory / f".last.tmp-{os.getpid()}"
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"step_{step}", target_is_directory=True)
+            os.replace(link, self.directory / "last")
+            _sync(self.directory)
+        except (CheckpointError, OSError) as error:
+            last = self.last()
+            left = "there is no earlier one" if last is None else f"the last good one is {self.path(last)}"
+            raise CheckpointError(f"{error}; {left}") from error
+        self.prune(step, protected)
+
+    def prune(self, newest: int, protected: Iterable[int] = ()) -> None:
+        """Remove all but the newest `keep` up to step `newest` and the protected, and what a killed run left."""
+        steps = self.steps()
+        kept = {*[s for s in steps if s <= newest][-self.keep :], *protected}
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+        for leftover in self.directory.glob(".step_*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, torch.Generator):
+        value = value.get_state()
+    if isinstance(value, Tensor):
+        while where in tensors:  # {"a/b": x, "a": {"b": y}}
+            where += "'"
+        tensors[where] = value.detach().cpu().contiguous().clone()  # a view, or one that shares storage, becomes its own
+        return {_TENSOR: where}
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str) or key in (_TENSOR, _FLOAT, _TUPLE):
+                raise TypeError(f"checkpoint state at {where or 'its root'}: {key!r} cannot be a key")
+        return {key: _encode(item, f"{where}/{key}" if where else key, tensors) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_encode(item, f"{where}/{i}", tensors) for i, item in enumerate(value)]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: repr(float(value))}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"checkpoint state at {where}: expected tensors and JSON values, got {type(value).__name__}")
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _TENSOR in value:
+        return tensors[value[_TENSOR]]
+    if _FLOAT in value:
+        return float(value[_FLOAT])
+    if _TUPLE in value:
+        return tuple(_decode(item, tensors) for item in value[_TUPLE])
+    return {key: _decode(item, tensors) for key, item in value.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: truncated or corrupt ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: corrupt: expected an object, got {type(content).__name__}")
+    return content
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's bytes, or a directory's names, before anything points to them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""Run directories: `config.json`, the JSONL files, the checkpoints, and reading them back."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from herdbook.core.checkpoint import Checkpoints
+
+JSONL = ("metrics.jsonl", "evaluations.jsonl", "timing.jsonl")
+_PACKAGES = ("herdbook", "torch", "numpy", "gymnasium", "minari")
+
+
+class RunError(ValueError):
+    """A run directory cannot be used as asked; the message says what to do."""
+
+
+class RunFailed(RuntimeError):
+    """A run could not go on: every seed's loss is not finite, or the disk is full."""
+
+
+def to_json(value: Any) -> Any:
+    """A value that strict JSON can hold: numbers that are not finite become null, arrays and tuples lists."""
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays, tensors
+        return to_json(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+class JSONLines:
+    """An append-only file of one JSON object per line, each handed to the system as soon as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; numbers that are not finite are written as null. Raises RunFailed on a full disk."""
+        line = json.dumps(to_json(record), allow_nan=False, ensure_ascii=False) + "\n"
+        try:
+            self._file.write(line.encode())
+            self._file.flush()
+        except OSError as error:
+            raise RunFailed(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def sync(self) -> int:
+        """Have the disk hold every line so far; returns the number of bytes."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunFailed(f"{self.path}: cannot be written: {error.strerror}") from error
+        return self._file.tell()
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to its first `size` bytes. Raises RunError if it is shorter."""
+        length = self.path.stat().st_size
+        if length < size:
+            raise RunError(f"{self.path}: expected at least {size} bytes, as its checkpoint says, got {length}")
+        self._file.truncate(size)
+        self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Run:
+    """One run on disk: what `train` returns, and what `resume`, `eval` and `compare` read."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises RunError if there is no run at `path`, or its config.json cannot be read."""
+        self.path = Path(path)
+        file = self.path / "config.json"
+        if not file.is_file():
+            raise RunError(f"{self.path}: there is no run here (no config.json); give the directory of one run")
+        try:
+            self.config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            self.algorithm = str(self.config["algorithm"])
+            self.seeds = tuple(int(seed) for seed in self.config["seeds"])
+            self.options: dict[str, Any] = dict(self.config["run"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file}: truncated or corrupt ({error!r})") from error
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep=int(self.options.get("keep", 2)))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {self.algorithm}, seeds {list(self.seeds)}, step {self.checkpoints.last()})"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; what was not finite is None."""
+        return _read_lines(self.path / "metrics.jsonl")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of evaluations.jsonl: one per evaluation and seed."""
+        return _read_lines(self.path / "evaluations.jsonl")
+
+    def update_config(self, **changes: Any) -> None:
+        """Replace top-level entries of config.json, whole or not at all."""
+        self.config |= changes
+        self.options = dict(self.config["run"])
+        temporary = self.path / f".config.json.tmp-{os.getpid()}"
+        temporary.write_text(json.dumps(to_json(self.config), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path / "config.json")
+
+
+def create_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
+    """Make a run directory with its config.json. Raises RunError if there is a run in it, or it cannot be made."""
+    path = Path(path)
+    refuse_existing_run(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / "config.json").open("x", encoding="utf-8") as file:
+            file.write(json.dumps(to_json(config), indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise RunError(f"{path}: the run directory cannot be made: {error.strerror}") from error
+    return Run(path)
+
+
+def refuse_existing_run(path: str | os.PathLike[str]) -> None:
+    """Raise RunError if `path` holds a run, or is a file."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path}: expected a directory for the run, got a file")
+    for name in ("config.json", "checkpoints", *JSONL):
+        if (path / name).exists():
+            raise RunError(
+                f"{path}: already holds a run ({name}); continue it with `herdbook resume {path}`, "
+                "or choose another run_dir"
+            )
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold a run directory, so that two processes cannot write one run. Raises RunError if another holds it."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{path}: another process is writing this run; wait for it or end it first") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def next_free_directory(root: str | os.PathLike[str], name: str) -> Path:
+    """`root/name`, or the first of `name-2`, `name-3`, … where nothing is yet."""
+    path, number = Path(root) / name, 1
+    while path.exists():
+        number += 1
+        path = Path(root) / f"{name}-{number}"
+    return path
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of Python and the packages that results depend on, and the git commit of the working directory."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "unknown"
+    return {"versions": versions, "git": _git_commit()}
+
+
+def _git_commit() -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        result = subprocess.run(("git", *arguments), capture_output=True, text=True, timeout=10, check=True)
+        return result.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run's last line may be half
