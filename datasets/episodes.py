@@ -1,0 +1,381 @@
+"""`Episodes`: a dataset in memory.
+
+Flat arrays over all steps, an offset per episode, and T+1 observations for T actions: next observations are never
+stored twice. With observation rows laid out T+1 per episode, step t of episode e reads rows t+e and t+e+1. The
+boundary between episodes is the offset, not a flag; `terminated` and `truncated` say how each episode ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.core.types import Array, Spec, Tree, tree_map
+from herdbook.datasets import validation
+from herdbook.datasets.validation import DataError
+
+__all__ = ["DataError", "Episodes"]
+
+logger = logging.getLogger("herdbook")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Episodes:
+    """Recorded episodes; immutable, and validated once when built.
+
+    Values are cast at the door (float32 observations and actions, float64 rewards); arrays of the right type are kept
+    without a copy. An episode whose last step carries neither flag counts as truncated, with a notice in the log.
+
+    Raises `DataError`, naming the field, the episode and the step, for NaN or infinite values, lengths that disagree,
+    T instead of T+1 observations, values outside their space, a flag inside an episode, and empty data.
+    """
+
+    observations: Tree
+    """Leaves `[steps + episodes, …]`: float32 vectors, uint8 images, int64 discrete; a dict of these for a Dict."""
+    actions: Array
+    """`[steps, A]` float32, or `[steps]` int64 in the numbering of the Discrete space."""
+    rewards: Array
+    """`[steps]` float64."""
+    terminated: Array
+    """`[steps]` bool: the MDP ended here."""
+    truncated: Array
+    """`[steps]` bool: the episode was cut off here."""
+    offsets: Array
+    """`[episodes + 1]` int64: the steps of episode e are `offsets[e]:offsets[e + 1]`."""
+    observation_space: Space[Any]
+    """The flat view (`core.spaces.flat_space`)."""
+    action_space: Space[Any]
+    raw_observation_space: Space[Any] | None = None
+    """The environment's own space; None where it is `observation_space`."""
+    observation_keys: tuple[str, ...] | None = None
+    environment: EnvironmentSpec | None = None
+    reference_scores: ReferenceScores | None = None
+    episode_metadata: tuple[Mapping[str, Any], ...] = ()
+    """One mapping per episode (`seed`, `id`, …), or empty."""
+    source: str = "episodes"
+    """Dataset id or path; begins every error message."""
+    transforms: tuple[str, ...] = ()
+    """What was done to the recorded values, in order: `"rewards: minus_one"`."""
+    mask: Array | None = None
+    """`[steps]` bool: the steps that a replay draws; None for all."""
+
+    def __post_init__(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        try:
+            put("observations", validation.cast_observations(self.observation_space, self.observations))
+            put("actions", validation.cast(self.actions, np.int64 if discrete else np.float32))
+            put("rewards", validation.cast(self.rewards, np.float64))
+            put("terminated", validation.cast(self.terminated, np.bool_))
+            put("truncated", validation.cast(self.truncated, np.bool_))
+            put("offsets", validation.cast(self.offsets, np.int64))
+        except DataError as error:
+            raise DataError(f"{self.source}: {error}") from error
+        fields = {name: getattr(self, name) for name in ("actions", "rewards", "terminated", "truncated")}
+        validation.check_layout(self.source, self.offsets, fields, self.observations)
+        spaces_and_values = (self.observation_space, self.observations, self.action_space, self.actions)
+        validation.check_shapes(self.source, *spaces_and_values)
+        validation.check_values(self.source, self.offsets, self.observation_space, self.observations, self.rewards)
+        validation.check_actions(self.source, self.offsets, self.action_space, self.actions)
+        validation.check_flags(self.source, self.offsets, self.terminated, self.truncated)
+        put("truncated", self._truncated_at_open_ends())
+        if self.mask is not None:
+            put("mask", validation.cast(self.mask, np.bool_))
+            if self.mask.shape != self.rewards.shape or not self.mask.any():
+                raise DataError(
+                    f"{self.source}: expected a mask of {self.num_steps} steps with at least one True, "
+                    f"got shape {self.mask.shape} with {int(self.mask.sum())}"
+                )
+        if self.episode_metadata and len(self.episode_metadata) != len(self):
+            raise DataError(
+                f"{self.source}: expected metadata for {len(self)} episodes or none, got {len(self.episode_metadata)}"
+            )
+
+    def _truncated_at_open_ends(self) -> Array:
+        last = self.offsets[1:] - 1
+        open_ends = last[~(self.terminated[last] | self.truncated[last])]
+        if not len(open_ends):
+            return self.truncated
+        logger.warning(
+            "%s: %d of %d episodes end with neither flag; they count as truncated",
+            self.source,
+            len(open_ends),
+            len(self),
+        )
+        truncated = self.truncated.copy()
+        truncated[open_ends] = True
+        return truncated
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Iterable[Mapping[str, Any]],
+        *,
+        observation_space: Space[Any],
+        action_space: Space[Any],
+        **fields: Any,
+    ) -> Episodes:
+        """Build from one mapping per episode.
+
+        Each holds `observations` (leaves `[T + 1, …]`, in the form of `observation_space`), `actions` `[T, …]`,
+        `rewards` `[T]`, `terminated` and `truncated` (a bool for the last step, or `[T]`), and optionally `metadata`.
+        `fields` are further fields of `Episodes`.
+        """
+        items = list(episodes)
+        if not items:
+            raise DataError(f"{fields.get('source', 'episodes')}: the dataset is empty (0 episodes)")
+        lengths = np.array([len(item["rewards"]) for item in items])
+        source = fields.get("source", "episodes")
+        for number, (item, length) in enumerate(zip(items, lengths, strict=True)):
+            _check_episode(source, number, item, int(length))
+        metadata = tuple(item.get("metadata", {}) for item in items)
+        return cls(
+            observations=tree_map(lambda *leaves: np.concatenate(leaves), *(item["observations"] for item in items)),
+            actions=np.concatenate([np.asarray(item["actions"]) for item in items]),
+            rewards=np.concatenate([np.asarray(item["rewards"], dtype=np.float64) for item in items]),
+            terminated=np.concatenate([_flags(item["terminated"], n) for item, n in zip(items, lengths, strict=True)]),
+            truncated=np.concatenate([_flags(item["truncated"], n) for item, n in zip(items, lengths, strict=True)]),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            observation_space=observation_space,
+            action_space=action_space,
+            **{"episode_metadata": metadata if any(metadata) else (), **fields},
+        )
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = [self.actions, self.rewards, self.terminated, self.truncated, self.offsets]
+        arrays += [leaf for _, leaf in validation.leaves(self.observations)]
+        return sum(a.nbytes for a in arrays) + (0 if self.mask is None else self.mask.nbytes)
+
+    @property
+    def step_rows(self) -> Array:
+        """`[steps]` int64: the observation row of each step; its next observation is one row further."""
+        return np.arange(self.num_steps) + np.repeat(np.arange(len(self)), self.lengths())
+
+    def lengths(self) -> Array:
+        """`[episodes]` int64: steps of each episode."""
+        return np.diff(self.offsets)
+
+    def returns(self) -> Array:
+        """`[episodes]` float64: undiscounted sum of the rewards of each episode."""
+        return np.add.reduceat(self.rewards, self.offsets[:-1])
+
+    def episode(self, number: int) -> Episodes:
+        """One episode, as `Episodes` of length 1."""
+        return self.select([number])
+
+    def select(self, numbers: Sequence[int] | Array) -> Episodes:
+        """The episodes with these numbers, in this order. Raises IndexError outside `[0, len)`."""
+        chosen = np.asarray(numbers, dtype=np.int64).reshape(-1)
+        if len(chosen) and not (0 <= chosen.min() and chosen.max() < len(self)):
+            raise IndexError(f"expected episodes in [0, {len(self) - 1}], got {chosen.min()} to {chosen.max()}")
+        lengths = self.lengths()[chosen]
+        steps = _ranges(self.offsets[chosen], lengths)
+        rows = _ranges(self.offsets[chosen] + chosen, lengths + 1)
+        return replace(
+            self,
+            observations=tree_map(lambda leaf: leaf[rows], self.observations),
+            **{name: getattr(self, name)[steps] for name in ("actions", "rewards", "terminated", "truncated")},
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            mask=None if self.mask is None else self.mask[steps],
+            episode_metadata=tuple(self.episode_metadata[i] for i in chosen) if self.episode_metadata else (),
+        )
+
+    def split(self, fraction: float, generator: np.random.Generator | None = None) -> tuple[Episodes, Episodes]:
+        """Whole episodes into two parts: about `fraction` of them, and the rest.
+
+        In stored order, or shuffled by `generator`. Each part holds at least one episode.
+        """
+        if not 0 < fraction < 1 or len(self) < 2:
+            raise ValueError(
+                f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {len(self)} episodes"
+            )
+        order = np.arange(len(self)) if generator is None else generator.permutation(len(self))
+        first = min(max(round(fraction * len(self)), 1), len(self) - 1)
+        return self.select(order[:first]), self.select(order[first:])
+
+    def filter(self, keep: Array | Sequence[bool] | Callable[[Episodes], bool]) -> Episodes:
+        """The episodes for which `keep` holds: `[episodes]` bool, or a function of one episode.
+
+        Example: `episodes.filter(episodes.returns() > 1000)`. Raises `DataError` when none is left.
+        """
+        if callable(keep):
+            keep = np.array([keep(self.episode(i)) for i in range(len(self))])
+        chosen = np.asarray(keep)
+        if chosen.dtype != np.bool_ or chosen.shape != (len(self),):
+            raise ValueError(f"expected {len(self)} booleans, one per episode; got {chosen.dtype} {chosen.shape}")
+        return self.select(np.flatnonzero(chosen))
+
+    def with_rewards(self, rewards: Array | Callable[[Episodes], Array], name: str) -> Episodes:
+        """The same steps with other rewards `[steps]`, or a function of these episodes that gives them.
+
+        `name` is recorded in `transforms`.
+        """
+        values = rewards(self) if callable(rewards) else rewards
+        return replace(self, rewards=values, transforms=(*self.transforms, f"rewards: {name}"))
+
+    def subsample(self, every: int, offset: int | Array = 0) -> Episodes:
+        """Draw only every `every`-th step of each episode, from its step `offset` (one, or `[episodes]`) on.
+
+        A mask over steps: the storage is unchanged, and next observations stay true.
+        """
+        if every < 1:
+            raise ValueError(f"expected every >= 1, got {every}")
+        first = np.broadcast_to(np.asarray(offset, dtype=np.int64), (len(self),))
+        if (first < 0).any() or (first >= every).any():
+            raise ValueError(f"expected offsets in [0, {every - 1}], got {first.min()} to {first.max()}")
+        position = np.arange(self.num_steps) - np.repeat(self.offsets[:-1], self.lengths())
+        mask = position % every == np.repeat(first, self.lengths())
+        return replace(self, mask=mask if self.mask is None else mask & self.mask)
+
+    def concat(self, *others: Episodes) -> Episodes:
+        """These episodes followed by those of `others`.
+
+        Spaces must be equal (DataError otherwise); environment, reference scores and transforms are kept where all
+        agree. A part without a mask counts as wholly drawn.
+        """
+        parts = (self, *others)
+        for other in others:
+            for name in ("observation_space", "action_space", "raw_observation_space", "transforms"):
+                mine, theirs = getattr(self, name), getattr(other, name)
+                if mine != theirs:
+                    raise DataError(f"{other.source}: expected {name} {mine} as in {self.source}, got {theirs}")
+        masks = [np.ones(p.num_steps, dtype=np.bool_) if p.mask is None else p.mask for p in parts]
+        starts = np.cumsum([0, *(p.num_steps for p in parts)])
+        metadata = tuple(m for p in parts for m in p.episode_metadata or ({},) * len(p))
+        return replace(
+            self,
+            observations=tree_map(lambda *leaves: np.concatenate(leaves), *(p.observations for p in parts)),
+            **{
+                name: np.concatenate([getattr(p, name) for p in parts])
+                for name in ("actions", "rewards", "terminated", "truncated")
+            },
+            offsets=np.concatenate([[0], *(p.offsets[1:] + start for p, start in zip(parts, starts, strict=False))]),
+            mask=None if all(p.mask is None for p in parts) else np.concatenate(masks),
+            episode_metadata=metadata if any(metadata) else (),
+            environment=self.environment if all(p.environment == self.environment for p in others) else None,
+            reference_scores=(
+                self.reference_scores if all(p.reference_scores == self.reference_scores for p in others) else None
+            ),
+            source=" + ".join(dict.fromkeys(p.source for p in parts)),
+        )
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers that describe the data: steps, episodes, returns, lengths, rewards, how episodes end."""
+        returns, lengths = self.returns(), self.lengths()
+        last = self.offsets[1:] - 1
+        numbers = {
+            "episodes": len(self),
+            "steps": self.num_steps,
+            "return_mean": returns.mean(),
+            "return_std": returns.std(),
+            "return_min": returns.min(),
+            "return_max": returns.max(),
+            "length_mean": lengths.mean(),
+            "length_min": lengths.min(),
+            "length_max": lengths.max(),
+            "reward_mean": self.rewards.mean(),
+            "reward_min": self.rewards.min(),
+            "reward_max": self.rewards.max(),
+            "terminated_episodes": self.terminated[last].sum(),
+            "truncated_episodes": (self.truncated[last] & ~self.terminated[last]).sum(),
+        }
+        if isinstance(self.action_space, spaces.Box):
+            at_bound = (self.actions <= self.action_space.low) | (self.actions >= self.action_space.high)
+            numbers["actions_at_bound"] = at_bound.mean()
+        return {name: float(value) for name, value in numbers.items()}
+
+    def spec(self) -> Spec:
+        """What an algorithm must know of this task.
+
+        Mean and standard deviation are over the observations that are acted in (no episode's final one; only the
+        steps in `mask`), for vector observations; None for others.
+        """
+        mean = std = None
+        if isinstance(self.observation_space, spaces.Box) and len(self.observation_space.shape) == 1:
+            mean, std = _moments(self.observations, self.step_rows if self.mask is None else self.step_rows[self.mask])
+        return Spec(
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            raw_observation_space=self.raw_observation_space,
+            observation_keys=self.observation_keys,
+            observation_mean=mean,
+            observation_std=std,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of every array and of both spaces; it changes when one value changes."""
+        digest = hashlib.sha256()
+        arrays = list(validation.leaves(self.observations))
+        arrays += [(n, getattr(self, n)) for n in ("actions", "rewards", "terminated", "truncated", "offsets")]
+        arrays += [("mask", self.mask)] if self.mask is not None else []
+        for name, array in arrays:
+            digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+        for name, part in (("observation", self.observation_space), ("action", self.action_space)):
+            digest.update(f"{name} {_space_text(part)};".encode())
+        return digest.hexdigest()
+
+
+def _check_episode(source: str, number: int, item: Mapping[str, Any], length: int) -> None:
+    """Lengths within one episode agree; named by episode, which the flat arrays could not."""
+    observations = item["observations"]
+    for name, leaf in validation.leaves(observations):
+        if len(leaf) != length + 1:
+            raise DataError(
+                f"{source}: expected T+1 = {length + 1} {name} for the T = {length} rewards of episode {number}, "
+                f"got {len(leaf)}; append the episode's final observation"
+            )
+    if len(item["actions"]) != length:
+        raise DataError(f"{source}: expected {length} actions in episode {number}, got {len(item['actions'])}")
+    for name in ("terminated", "truncated"):
+        if np.ndim(item[name]) and len(item[name]) != length:
+            raise DataError(f"{source}: expected {length} values of {name} in episode {number}, got {len(item[name])}")
+
+
+def _flags(flag: Any, length: int) -> Array:
+    """A bool for the last step, or one per step -> one per step."""
+    if np.ndim(flag):
+        return np.asarray(flag, dtype=np.bool_)
+    flags = np.zeros(length, dtype=np.bool_)
+    flags[length - 1 :] = flag
+    return flags
+
+
+def _ranges(starts: Array, lengths: Array) -> Array:
+    """The numbers `starts[i] … starts[i] + lengths[i] - 1`, one range after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def _moments(values: Array, rows: Array, chunk: int = 65_536) -> tuple[Array, Array]:
+    """Mean and standard deviation `[D]` float32 over `rows`, summed in float64 without a copy of the data."""
+    chunks = [rows[i : i + chunk] for i in range(0, len(rows), chunk)]
+    mean = sum(values[c].sum(axis=0, dtype=np.float64) for c in chunks) / len(rows)
+    variance = sum(np.square(values[c] - mean).sum(axis=0) for c in chunks) / len(rows)
+    return np.float32(mean), np.float32(np.sqrt(variance))
+
+
+def _space_text(space: Space[Any]) -> str:
+    """A space in full; its repr abbreviates long bounds."""
+    if isinstance(space, spaces.Dict):
+        return "Dict" + str({name: _space_text(part) for name, part in space.spaces.items()})
+    if isinstance(space, spaces.Box):
+        return f"Box {space.shape} {space.dtype} {space.low.tobytes().hex()} {space.high.tobytes().hex()}"
+    return repr(space)

@@ -1,0 +1,298 @@
+"""Minari datasets in and out.
+
+Minari's own reader opens five HDF5 datasets per episode through its object layer and returns a list of episodes; this
+one reads each of them once, straight into flat arrays. Minari validates nothing of what it stores: `Episodes` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from gymnasium import Space, spaces
+from h5py import h5d, h5g, h5s
+
+from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores, make_environment
+from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch, is_image, select_keys
+from herdbook.core.types import Array, Tree
+from herdbook.datasets.d4rl import d4rl_references
+from herdbook.datasets.episodes import DataError, Episodes
+
+REFERENCE_SOURCE = "herdbook_reference_source"
+"""The metadata key that keeps where reference scores come from; Minari has none for it."""
+
+
+def minari_root(data_dir: str | Path | None = None) -> Path:
+    """Where Minari datasets lie: `data_dir`, else $MINARI_DATASETS_PATH, else ~/.minari/datasets. Not created."""
+    if data_dir is not None:
+        return Path(data_dir).expanduser()
+    return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+
+
+def read_minari(
+    dataset: str | Path, *, data_dir: str | Path | None = None, observation_keys: Sequence[str] | None = None
+) -> Episodes:
+    """Read a Minari dataset from this machine: its folder, or its id under `minari_root(data_dir)`.
+
+    observation_keys: the parts of a Dict observation that are used.
+
+    Raises `DataError` for a folder without a dataset, a truncated or corrupt file, and data that does not satisfy
+    `Episodes`; ValueError for an unknown observation key.
+    """
+    folder, metadata = read_metadata(dataset, data_dir=data_dir)
+    source = str(metadata.get("dataset_id", folder))
+    environment = _environment(source, metadata)
+    raw_space, raw_actions = _spaces(source, metadata, environment)
+    chosen = select_keys(raw_space, observation_keys)
+    try:
+        space, action_space = flat_space(chosen), flat_action_space(raw_actions)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
+    direct = metadata.get("data_format", "hdf5") == "hdf5" and not _has_jpeg(metadata, chosen)
+    read = _read_hdf5 if direct else _read_through_minari
+    observations, actions, fields = read(source, folder, chosen, raw_actions)
+    return Episodes(
+        observations=flatten_batch(chosen, observations),
+        actions=actions.reshape(len(actions), -1) if isinstance(action_space, spaces.Box) else actions,
+        **fields,
+        observation_space=space,
+        action_space=action_space,
+        raw_observation_space=raw_space,
+        observation_keys=None if observation_keys is None else tuple(observation_keys),
+        environment=environment,
+        reference_scores=_reference_scores(source, metadata, environment),
+        source=source,
+    )
+
+
+def read_metadata(dataset: str | Path, *, data_dir: str | Path | None = None) -> tuple[Path, dict[str, Any]]:
+    """The folder that holds a dataset's files, and its metadata.json. Raises `DataError` where there is none."""
+    candidates = [Path(dataset).expanduser(), minari_root(data_dir) / str(dataset)]
+    for folder in (c / sub for c in candidates for sub in ("data", ".")):
+        path = folder / "metadata.json"
+        if path.is_file():
+            try:
+                metadata = json.loads(path.read_text())
+            except (ValueError, OSError) as error:
+                raise DataError(f"{path}: expected a Minari dataset's metadata as JSON: {error}") from error
+            if not isinstance(metadata, dict):
+                raise DataError(f"{path}: expected a JSON object, got {type(metadata).__name__}")
+            return folder, metadata
+    raise DataError(f"{dataset}: no Minari dataset there (looked for data/metadata.json in {candidates[-1]})")
+
+
+def list_minari(data_dir: str | Path | None = None) -> list[str]:
+    """Ids of the datasets under `minari_root(data_dir)`, sorted."""
+    root = minari_root(data_dir)
+    found = (path.parent.parent for path in root.glob("**/data/metadata.json"))
+    return sorted(p.relative_to(root).as_posix() for p in found if not any(x.startswith(".") for x in p.parts[-4:]))
+
+
+def _environment(source: str, metadata: Mapping[str, Any]) -> EnvironmentSpec | None:
+    text = metadata.get("eval_env_spec") or metadata.get("env_spec")
+    try:
+        return EnvironmentSpec.from_json(text) if text else None
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
+
+
+def _spaces(
+    source: str, metadata: Mapping[str, Any], environment: EnvironmentSpec | None
+) -> tuple[Space[Any], Space[Any]]:
+    from minari.serialization import deserialize_space
+
+    found = [metadata.get("observation_space"), metadata.get("action_space")]
+    if all(found):
+        try:
+            return deserialize_space(found[0]), deserialize_space(found[1])
+        except (NotImplementedError, KeyError, ValueError, TypeError) as error:
+            raise DataError(f"{source}: cannot read the spaces in metadata.json: {error}") from error
+    if environment is None:
+        raise DataError(f"{source}: metadata.json holds neither both spaces nor an environment to take them from")
+    try:
+        env = make_environment(environment)
+    except EnvironmentUnavailable as error:
+        raise DataError(f"{source}: metadata.json does not hold both spaces, and {error}") from error
+    return env.observation_space, env.action_space
+
+
+def _reference_scores(
+    source: str, metadata: Mapping[str, Any], environment: EnvironmentSpec | None
+) -> ReferenceScores | None:
+    """The dataset's own; else D4RL's by the environment's family, which is a convention and labelled so."""
+    convention = None if environment is None else d4rl_references(environment.id)
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if low is None or high is None:
+        return convention
+    if convention is not None and (convention.minimum, convention.maximum) == (low, high):
+        return convention
+    try:
+        return ReferenceScores(low, high, metadata.get(REFERENCE_SOURCE, f"recorded in {source}"))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{source}: {error} (ref_min_score, ref_max_score in metadata.json)") from error
+
+
+def _has_jpeg(metadata: Mapping[str, Any], space: Space[Any]) -> bool:
+    """Whether some part is stored as JPEG, which Minari >= 0.5.3 does by default with images of 32x32 and more."""
+    from minari.dataset.minari_storage import is_image_space
+
+    return bool(metadata.get("jpeg_encoding", True)) and any(is_image_space(leaf) for _, leaf in _leaves(space, ""))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _leaves(space: Space[Any], path: str) -> Iterator[tuple[str, Space[Any]]]:
+    """(path in the file, space) of each array of a value of `space`."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _leaves(part, f"{path}/{key}")
+    elif isinstance(space, spaces.Tuple):
+        for i, part in enumerate(space.spaces):
+            yield from _leaves(part, f"{path}/_index_{i}")
+    else:
+        yield path, space
+
+
+def _tree(space: Space[Any], arrays: Iterator[Array]) -> Tree:
+    """The arrays of `_leaves` in the structure of `space`."""
+    if isinstance(space, spaces.Dict):
+        return {key: _tree(part, arrays) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_tree(part, arrays) for part in space.spaces)
+    return next(arrays)
+
+
+def _dtype(space: Space[Any]) -> type[np.generic]:
+    if is_image(space):
+        return np.uint8
+    return np.float32 if isinstance(space, spaces.Box) else np.int64
+
+
+def _read_hdf5(
+    source: str, folder: Path, space: Space[Any], action_space: Space[Any]
+) -> tuple[Tree, Array, dict[str, Any]]:
+    path = folder / "main_data.hdf5"
+    try:
+        with h5py.File(path, "r") as file:
+            return _read_open(source, file, space, action_space)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise DataError(
+            f"{path}: expected a Minari HDF5 file, but it is truncated, corrupt or lacks a field ({error}); "
+            "download or make the dataset again"
+        ) from error
+
+
+def _read_open(
+    source: str, file: h5py.File, space: Space[Any], action_space: Space[Any]
+) -> tuple[Tree, Array, dict[str, Any]]:
+    groups = [h5g.open(file.id, f"episode_{i}".encode()) for i in range(len(file))]
+    if not groups:
+        raise DataError(f"{source}: the dataset is empty (0 episodes)")
+    lengths = np.array([h5d.open(g, b"rewards").shape[0] for g in groups])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+
+    def read(path: str, dtype: type[np.generic], extra: int = 0) -> Array:
+        """One field of all episodes, each of which has its length + `extra` rows."""
+        name = path.encode()
+        array: Array | None = None
+        for number, group in enumerate(groups):
+            stored = h5d.open(group, name)
+            start, end = offsets[number] + extra * number, offsets[number + 1] + extra * (number + 1)
+            if array is None:
+                array = np.empty((offsets[-1] + extra * len(groups), *stored.shape[1:]), dtype)
+            if stored.shape != (end - start, *array.shape[1:]):
+                t, came = f"T{'+1' if extra else ''}", stored.shape
+                raise DataError(
+                    f"{source}: expected {path} of shape {(int(end - start), *array.shape[1:])} in episode {number} "
+                    f"({t} for its T = {lengths[number]} rewards), got {came}"
+                )
+            _read_into(stored, array[start:end])
+        assert array is not None
+        return array
+
+    observations = _tree(space, iter([read(p, _dtype(leaf), extra=1) for p, leaf in _leaves(space, "observations")]))
+    fields = {
+        "rewards": read("rewards", np.float64),
+        "terminated": read("terminations", np.bool_),
+        "truncated": read("truncations", np.bool_),
+        "offsets": offsets,
+        "episode_metadata": _episode_metadata(dict(h5py.Group(g).attrs) for g in groups),
+    }
+    return observations, read("actions", _dtype(action_space)), fields
+
+
+def _read_into(stored: h5d.DatasetID, target: Array) -> None:
+    """Let HDF5 convert into `target`; where it cannot (an integer as a flag, a ragged type), NumPy does."""
+    try:
+        stored.read(h5s.ALL, h5s.ALL, target)
+    except (TypeError, ValueError, OSError):
+        with np.errstate(over="ignore"):
+            target[...] = h5py.Dataset(stored)[()]
+
+
+def _read_through_minari(
+    source: str, folder: Path, space: Space[Any], action_space: Space[Any]
+) -> tuple[Tree, Array, dict[str, Any]]:
+    """Formats that Minari decodes itself: JPEG images, Arrow."""
+    from minari.dataset.minari_storage import MinariStorage
+
+    try:
+        storage = MinariStorage.read(folder)
+        numbers = range(storage.total_episodes)
+        episodes = list(storage.get_episodes(numbers))
+        metadata = _episode_metadata(storage.get_episode_metadata(numbers))
+    except ImportError as error:
+        raise DataError(f"{source}: {error}") from error
+    except Exception as error:  # whatever a decoder raises on a broken file
+        raise DataError(f"{folder}: Minari cannot read this dataset ({type(error).__name__}: {error})") from error
+    if not episodes:
+        raise DataError(f"{source}: the dataset is empty (0 episodes)")
+
+    def gather(field: str, part: Space[Any]) -> Tree:
+        columns = [_pick(field, leaf_path, [e[field] for e in episodes], leaf) for leaf_path, leaf in _leaves(part, "")]
+        return _tree(part, iter(columns))
+
+    lengths = np.array([len(e["rewards"]) for e in episodes])
+    for number, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
+        for path, _ in _leaves(space, ""):
+            rows = len(_at(episode["observations"], path))
+            if rows != length + 1:
+                raise DataError(
+                    f"{source}: expected T+1 = {length + 1} observations{path} in episode {number}, got {rows}"
+                )
+    fields = {
+        "rewards": np.concatenate([e["rewards"] for e in episodes]),
+        "terminated": np.concatenate([e["terminations"] for e in episodes]),
+        "truncated": np.concatenate([e["truncations"] for e in episodes]),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]),
+        "episode_metadata": metadata,
+    }
+    return gather("observations", space), gather("actions", action_space), fields
+
+
+def _at(value: Tree, path: str) -> Any:
+    for key in path.split("/")[1:]:
+        value = value[int(key.removeprefix("_index_"))] if isinstance(value, tuple) else value[key]
+    return value
+
+
+def _pick(field: str, path: str, values: Sequence[Tree], space: Space[Any]) -> Array:
+    try:
+        return np.concatenate([np.asarray(_at(value, path), dtype=_dtype(space)) for value in values])
+    except (KeyError, IndexError, ValueError) as error:
+        raise DataError(f"cannot read {field}{path} as {space}: {error}") from error
+
+
+def _episode_metadata(attributes: Iterator[Any] | Any) -> tuple[Mapping[str, Any], ...]:
+    """What Minari keeps of each episode, less what the arrays say; empty where there is nothing."""
+    kept = tuple(
+        {k: v.item() if isinstance(v, np.generic) else v for k, v in a.items() if k not in ("id", "total_steps")}
+        for a in attributes
+    )
+    return kept if any(kept) else ()

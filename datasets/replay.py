@@ -1,0 +1,387 @@
+"""`ReplayBuffer`: recorded steps that can be sampled, offline and online with the same sampling code.
+
+Two tables: observation rows (T+1 per episode), and steps, each of which holds the number of its row. Offline they are
+the arrays of `Episodes`, on the device. Online they are rings: every environment is a lane, and position p of lane l
+is entry p · lanes + l, so that a vectorised step is written as one slice and the successor of an entry lies `lanes`
+further. Sampling draws entries of the step table uniformly (the only randomness), then gathers; nothing is rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from torch import Tensor
+
+from herdbook.core.types import Array, Segments, Spec, TimeLimit, Transitions, Tree, tree_map
+from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.rings import Rings, check_memory
+
+Reward = Callable[[Tree, Tensor, Tree, Tensor], Tensor]
+"""(observations, actions, next_observations, terminated), each `[N, …]` -> rewards `[N]`."""
+
+
+class ReplayBuffer:
+    """Uniform sampling of transitions and segments; implements `core.types.Replay`.
+
+    `ReplayBuffer(episodes)` is offline; `ReplayBuffer.online(spec, …)` begins empty and grows by `add`. On the CPU an
+    offline replay shares the memory of its `Episodes`. Its length is the number of steps that can be drawn.
+
+    time_limit: "bootstrap" leaves the discount of a truncated step alone, "terminal" zeroes it.
+    """
+
+    def __init__(
+        self, episodes: Episodes, *, device: torch.device | str = "cpu", time_limit: TimeLimit = "bootstrap"
+    ) -> None:
+        check_memory(episodes.nbytes if torch.device(device).type != "cpu" else 0, device, "the dataset")
+        put = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+        steps = episodes.num_steps
+        last = np.zeros(steps, dtype=np.bool_)
+        last[episodes.offsets[1:] - 1] = True
+        position = np.arange(steps, dtype=np.int32) - np.repeat(episodes.offsets[:-1], episodes.lengths())
+        self._fill(
+            time_limit,
+            observations=tree_map(put, episodes.observations),
+            rows=put(episodes.step_rows),
+            actions=put(episodes.actions),
+            rewards=put(episodes.rewards.astype(np.float32)),
+            terminated=put(episodes.terminated),
+            truncated=put(episodes.truncated),
+            last=put(last),
+            positions=put(position.astype(np.int32)),
+        )
+        self._drawable = None if episodes.mask is None else put(np.flatnonzero(episodes.mask))
+        self._returns_to_go: Tensor | None = put(_returns_to_go(episodes))
+        self._rings: Rings | None = None
+        self._lanes = 1
+        self.frame_stack = 2**31
+
+    @classmethod
+    def online(
+        cls,
+        spec: Spec,
+        capacity: int,
+        lanes: int = 1,
+        *,
+        device: torch.device | str = "cpu",
+        time_limit: TimeLimit = "bootstrap",
+        frame_stack: int = 1,
+    ) -> ReplayBuffer:
+        """An empty replay for `lanes` environments that step together and hold `capacity // lanes` steps each.
+
+        `frame_stack` is the largest that will be gathered: a step leaves once a frame that it needs has left. The ring
+        of observation rows has room for the final observations of episodes of 8 steps or more on average (of any
+        length up to 1024 steps a lane); where episodes are shorter, the oldest steps leave sooner.
+
+        Raises MemoryError with the number of bytes where it would not fit.
+        """
+        rings = Rings(capacity, lanes, frame_stack)
+        actions = spec.action_space
+        n_steps, n_rows = rings.steps * lanes, rings.rows * lanes
+        row_bytes, action_bytes = _bytes(spec.observation_space), _bytes(actions)
+        check_memory(n_rows * row_bytes + n_steps * (action_bytes + 8 + 4 + 4 + 3 + 4), device, f"{capacity} steps")
+        self = cls.__new__(cls)
+        zeros = lambda n, dtype: torch.zeros(n, dtype=dtype, device=device)  # noqa: E731
+        self._fill(
+            time_limit,
+            observations=_empty(spec.observation_space, n_rows, device),
+            rows=zeros(n_steps, torch.int64),
+            actions=_empty(actions, n_steps, device),
+            rewards=zeros(n_steps, torch.float32),
+            terminated=zeros(n_steps, torch.bool),
+            truncated=zeros(n_steps, torch.bool),
+            last=zeros(n_steps, torch.bool),
+            positions=zeros(n_steps, torch.int32),
+        )
+        self._drawable = self._returns_to_go = None
+        self._rings, self._lanes, self.frame_stack = rings, lanes, frame_stack
+        return self
+
+    def _fill(self, time_limit: TimeLimit, **tables: Any) -> None:
+        if time_limit not in ("bootstrap", "terminal"):
+            raise ValueError(f'expected time_limit "bootstrap" or "terminal", got {time_limit!r}')
+        self.time_limit = time_limit
+        self._observations: Tree = tables["observations"]  # leaves [rows, …]
+        self._rows: Tensor = tables["rows"]  # [steps] the observation row of a step; its next observation follows
+        self._actions: Tensor = tables["actions"]
+        self._rewards: Tensor = tables["rewards"]
+        self._terminated: Tensor = tables["terminated"]
+        self._truncated: Tensor = tables["truncated"]
+        self._last: Tensor = tables["last"]  # no later step of the same episode is stored
+        self._positions: Tensor = tables["positions"]  # steps since the episode's first
+        self._continues = (~self._ends(self._terminated, self._truncated)).float()
+        self.device = self._rewards.device
+
+    def _ends(self, terminated: Tensor, truncated: Tensor) -> Tensor:
+        return terminated if self.time_limit == "bootstrap" else terminated | truncated
+
+    def __len__(self) -> int:
+        if self._rings is not None:
+            return len(self._rings)
+        return len(self._rewards) if self._drawable is None else len(self._drawable)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables; offline on the CPU those of the dataset are among them."""
+        tables = [self._rows, self._actions, self._rewards, self._terminated, self._truncated, self._last]
+        tables += [self._positions, self._continues, *_leaves(self._observations)]
+        return sum(t.numel() * t.element_size() for t in tables)
+
+    # --- sampling: draw, then gather ---------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Entries of the step table `[B]`, or `[S, B]` for S > 1 generators: uniform, with replacement."""
+        size = len(self)
+        if batch_size < 1:
+            raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+        if not size:
+            raise ValueError("the replay is empty: add steps before sampling")
+        drawn = [torch.randint(size, (batch_size,), generator=g, device=g.device) for g in generators]
+        numbers = (drawn[0] if len(drawn) == 1 else torch.stack(drawn)).to(self.device)
+        if self._drawable is not None:
+            return self._drawable[numbers]
+        if self._rings is not None and self._rings.first:
+            return (numbers + self._rings.first_entry) % len(self._rewards)
+        return numbers
+
+    def sample(
+        self,
+        batch_size: int,
+        generators: Sequence[torch.Generator],
+        *,
+        discount: float,
+        n_step: int = 1,
+        next_actions: bool = False,
+        frame_stack: int = 1,
+        reward: Reward | None = None,
+    ) -> Transitions:
+        """`gather(draw(…), …)`: `[B, …]` for one generator, `[S, B, …]` for S."""
+        indices = self.draw(batch_size, generators)
+        return self.gather(
+            indices,
+            discount=discount,
+            n_step=n_step,
+            next_actions=next_actions,
+            frame_stack=frame_stack,
+            reward=reward,
+        )
+
+    def gather(
+        self,
+        indices: Tensor,
+        *,
+        discount: float,
+        n_step: int = 1,
+        next_actions: bool = False,
+        frame_stack: int = 1,
+        reward: Reward | None = None,
+    ) -> Transitions:
+        """The transitions at `indices` `[*B]` int64, without randomness.
+
+        n_step: rewards are summed over up to n steps of one episode; the discount is γ to the power of the real length.
+        next_actions: the action taken in the next observation, with a mask that is False where the episode ended.
+        frame_stack: observations are `[*B, k, …]`, oldest first; the first frame of an episode is repeated before it.
+        reward: replaces the stored reward of every single step before the n-step sum.
+        """
+        if not 0 <= discount <= 1:
+            raise ValueError(f"expected a discount in [0, 1], got {discount}")
+        if n_step < 1 or not 1 <= frame_stack <= self.frame_stack:
+            raise ValueError(
+                f"expected n_step >= 1 and frame_stack in [1, {self.frame_stack}], got {n_step} and {frame_stack}"
+            )
+        first = indices.reshape(-1)
+        if n_step == 1:
+            final = first
+            rewards = self._step_rewards(first, frame_stack, reward)
+            discounts = self._continues.index_select(0, first) * discount
+        else:
+            window, mask = self._window(first, n_step)  # [B, n]
+            powers = discount ** torch.arange(n_step + 1, device=self.device, dtype=torch.float32)
+            single = self._step_rewards(window.reshape(-1), frame_stack, reward).view_as(window)
+            rewards = torch.where(mask, single * powers[:-1], 0).sum(1)
+            lengths = mask.sum(1)
+            final = window.gather(1, lengths[:, None] - 1)[:, 0]
+            discounts = powers[lengths] * self._continues.index_select(0, final)
+        batch = Transitions(
+            observations=self._observe(first, frame_stack),
+            actions=self._actions.index_select(0, first),
+            rewards=rewards,
+            discounts=discounts,
+            next_observations=self._observe(final, frame_stack, after=1),
+            next_actions=self._actions.index_select(0, self._later(final, 1)) if next_actions else None,
+            next_action_mask=~self._last.index_select(0, final) if next_actions else None,
+        )
+        return batch if indices.dim() == 1 else tree_map(lambda x: x.view(*indices.shape, *x.shape[1:]), batch)
+
+    def sample_segments(
+        self, batch_size: int, length: int, generators: Sequence[torch.Generator], *, frame_stack: int = 1
+    ) -> Segments:
+        """`gather_segments(draw(…), length)`: windows that begin at a uniformly drawn step."""
+        return self.gather_segments(self.draw(batch_size, generators), length, frame_stack=frame_stack)
+
+    def gather_segments(self, indices: Tensor, length: int, *, frame_stack: int = 1) -> Segments:
+        """Windows of `length` steps that begin at `indices` `[*B]`; every field is `[*B, T, …]`.
+
+        Where `mask` is False the episode is over: rewards, flags and returns-to-go are zero there, and the rest repeats
+        the last step. Returns-to-go are undiscounted, and None online, where an episode's return is not known yet.
+        """
+        if length < 1 or not 1 <= frame_stack <= self.frame_stack:
+            raise ValueError(
+                f"expected length >= 1 and frame_stack in [1, {self.frame_stack}], got {length} and {frame_stack}"
+            )
+        window, mask = self._window(indices.reshape(-1), length)
+        final = window.gather(1, mask.sum(1, keepdim=True) - 1)
+        flat, real = torch.where(mask, window, final).reshape(-1), mask.reshape(-1)
+
+        def masked(table: Tensor) -> Tensor:
+            values = table.index_select(0, flat)
+            return torch.where(real, values, torch.zeros_like(values))
+
+        segments = Segments(
+            observations=self._observe(flat, frame_stack),
+            actions=self._actions.index_select(0, flat),
+            rewards=masked(self._rewards),
+            mask=real,
+            terminated=masked(self._terminated),
+            truncated=masked(self._truncated),
+            next_observations=self._observe(flat, frame_stack, after=1),
+            returns_to_go=None if self._returns_to_go is None else masked(self._returns_to_go),
+            timesteps=self._positions.index_select(0, flat).long(),
+        )
+        return tree_map(lambda x: x.view(*indices.shape, length, *x.shape[1:]), segments)
+
+    # --- the two tables ----------------------------------------------------------------------------------------------
+
+    def _later(self, entries: Tensor, steps: int | Tensor) -> Tensor:
+        """The entries `steps` further in the same lanes; it wraps."""
+        return (entries + steps * self._lanes) % len(self._rewards)
+
+    def _window(self, first: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Entries `[B, length]` from `first` on, and which of them belong to the episode."""
+        window = self._later(first[:, None], torch.arange(length, device=self.device))
+        mask = torch.ones_like(window, dtype=torch.bool)
+        mask[:, 1:] = (~self._last[window[:, :-1]]).cumprod(1)
+        return window, mask
+
+    def _observe(self, entries: Tensor, frame_stack: int, after: int = 0) -> Tree:
+        """The observation of each step, or (after=1) the one that followed it: leaves `[N, …]`, `[N, k, …]` stacked."""
+        rows = self._rows.index_select(0, entries)
+        if after:
+            rows = self._shift_rows(rows, 1)
+        if frame_stack == 1:
+            if isinstance(self._observations, Tensor):
+                return self._observations.index_select(0, rows)
+            return tree_map(lambda leaf: leaf.index_select(0, rows), self._observations)
+        back = torch.arange(frame_stack - 1, -1, -1, device=self.device)
+        back = torch.minimum(back, self._positions.index_select(0, entries)[:, None] + after)  # clamped: [N, k]
+        stacked = self._shift_rows(rows[:, None], -back)
+        return tree_map(lambda leaf: leaf[stacked], self._observations)
+
+    def _shift_rows(self, rows: Tensor, by: int | Tensor) -> Tensor:
+        shifted = rows + by * self._lanes
+        return shifted if self._rings is None else shifted % (self._rings.rows * self._lanes)
+
+    def _step_rewards(self, entries: Tensor, frame_stack: int, reward: Reward | None) -> Tensor:
+        if reward is None:
+            return self._rewards.index_select(0, entries)
+        observations, following = self._observe(entries, frame_stack), self._observe(entries, frame_stack, after=1)
+        terminated = self._terminated.index_select(0, entries)
+        rewards = reward(observations, self._actions.index_select(0, entries), following, terminated)
+        if rewards.shape != entries.shape:
+            raise ValueError(f"expected the reward function to give [{len(entries)}], got {list(rewards.shape)}")
+        return rewards
+
+    # --- online ------------------------------------------------------------------------------------------------------
+
+    def add(
+        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
+    ) -> None:
+        """Append one step of every lane; all arguments are `[lanes, …]`, arrays or tensors.
+
+        `observations` is read only where an episode begins: later ones are the `next_observations` of the step before.
+        `next_observations` is the observation that followed, at an episode's end its own final one.
+        """
+        rings = self._rings
+        if rings is None:
+            raise TypeError("an offline replay does not grow; build one with ReplayBuffer.online")
+        ended = np.logical_or(np.asarray(terminated, dtype=np.bool_), np.asarray(truncated, dtype=np.bool_))
+        if ended.shape != (self._lanes,):
+            raise ValueError(f"expected flags of {self._lanes} lanes, got shape {ended.shape}")
+        written = rings.append(ended)
+        steps = slice(written.step * self._lanes, (written.step + 1) * self._lanes)
+        began = torch.from_numpy(written.began)
+        self._write_rows(written.first_rows, tree_map(lambda x: torch.as_tensor(x)[began], observations))
+        self._write_rows(written.next_rows, next_observations)
+        self._rows[steps] = torch.from_numpy(written.step_rows).to(self.device)
+        self._positions[steps] = torch.from_numpy(written.positions).to(self._positions)
+        for table, values in (
+            (self._actions, actions),
+            (self._rewards, rewards),
+            (self._terminated, terminated),
+            (self._truncated, truncated),
+        ):
+            table[steps] = torch.as_tensor(values).to(table)
+        self._continues[steps] = (~self._ends(self._terminated[steps], self._truncated[steps])).float()
+        if written.previous is not None:
+            before = slice(written.previous * self._lanes, (written.previous + 1) * self._lanes)
+            self._last[before] = self._terminated[before] | self._truncated[before]
+        self._last[steps] = True
+
+    def _write_rows(self, rows: Array, values: Tree) -> None:
+        index = torch.from_numpy(rows).to(self.device)
+        tree_map(
+            lambda leaf, new: leaf.index_copy_(0, index, torch.as_tensor(new).to(leaf)), self._observations, values
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an online replay holds: the filled part of each table (not a copy), and the counters."""
+        if self._rings is None:
+            raise TypeError("an offline replay has no state: it is its dataset, whose fingerprint runs record")
+        steps, rows = self._rings.filled_steps * self._lanes, self._rings.filled_rows * self._lanes
+        return {
+            "observations": tree_map(lambda leaf: leaf[:rows], self._observations),
+            **{name: getattr(self, f"_{name}")[:steps] for name in _STEP_TABLES},
+            "rings": self._rings.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of a replay that was built alike; raises ValueError where shapes differ."""
+        if self._rings is None:
+            raise TypeError("an offline replay has no state to load")
+        self._rings.load_state_dict(state["rings"])
+        tree_map(lambda leaf, saved: leaf[: len(saved)].copy_(saved), self._observations, state["observations"])
+        for name in _STEP_TABLES:
+            saved = state[name]
+            getattr(self, f"_{name}")[: len(saved)].copy_(saved)
+
+
+_STEP_TABLES = ("rows", "actions", "rewards", "terminated", "truncated", "last", "positions", "continues")
+
+
+def _returns_to_go(episodes: Episodes) -> Array:
+    """`[steps]` float32: the undiscounted sum of the rewards from each step to its episode's end."""
+    total = np.cumsum(episodes.rewards[::-1])[::-1]
+    after = np.append(total, 0.0)[episodes.offsets[1:]]
+    return (total - np.repeat(after, episodes.lengths())).astype(np.float32)
+
+
+def _leaves(observations: Tree) -> list[Tensor]:
+    return list(observations.values()) if isinstance(observations, dict) else [observations]
+
+
+def _empty(space: Space[Any], count: int, device: torch.device | str) -> Tree:
+    if isinstance(space, spaces.Dict):
+        return {name: _empty(part, count, device) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Discrete):
+        return torch.zeros(count, dtype=torch.int64, device=device)
+    assert isinstance(space, spaces.Box)
+    dtype = torch.uint8 if space.dtype == np.uint8 else torch.float32
+    return torch.zeros(count, *space.shape, dtype=dtype, device=device)
+
+
+def _bytes(space: Space[Any]) -> int:
+    """Bytes of one stored value."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in _leaves(_empty(space, 1, "cpu")))

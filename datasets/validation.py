@@ -1,0 +1,177 @@
+"""What every dataset must satisfy, checked once at the door; errors name the field, the episode and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from herdbook.core.types import Array, Tree
+
+ACTION_TOLERANCE = 1e-5
+"""How far a stored float32 action may lie outside its space before it is an error."""
+
+
+class DataError(ValueError):
+    """A dataset that cannot be found, read or trusted."""
+
+
+def leaves(observations: Tree) -> Iterator[tuple[str, Array]]:
+    """(field name for messages, array) of each leaf of an observation tree."""
+    if isinstance(observations, dict):
+        yield from ((f"observations[{name!r}]", leaf) for name, leaf in observations.items())
+    else:
+        yield "observations", observations
+
+
+def cast_observations(space: Space[Any], observations: Tree) -> Tree:
+    """float32 vectors, uint8 images, int64 discrete observations; a copy only where the type differs."""
+    if isinstance(space, spaces.Dict):
+        if not isinstance(observations, dict) or set(observations) != set(space.spaces):
+            came = sorted(observations) if isinstance(observations, dict) else type(observations).__name__
+            raise DataError(f"expected observations with the keys {sorted(space.spaces)}, got {came}")
+        return {name: cast_observations(part, observations[name]) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Discrete):
+        return cast(observations, np.int64)
+    image = isinstance(space, spaces.Box) and space.dtype == np.uint8
+    return cast(observations, np.uint8 if image else np.float32)
+
+
+def cast(values: Any, dtype: Any) -> Array:
+    """A contiguous array of `dtype`; overflow becomes infinite and is reported by `check_finite`.
+
+    Raises DataError for ragged or non-numeric values and for fractions where integers are expected.
+    """
+    try:
+        array = np.asarray(values)
+        with np.errstate(over="ignore", invalid="ignore"):
+            converted = np.ascontiguousarray(array, dtype=dtype)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"expected an array of {np.dtype(dtype)}, got {type(values).__name__}: {error}") from error
+    if np.issubdtype(dtype, np.integer) and array.dtype.kind == "f" and not np.array_equal(array, converted):
+        raise DataError(f"expected whole numbers, got values such as {array[array != converted].flat[0]}")
+    return converted
+
+
+def check_layout(source: str, offsets: Array, fields: dict[str, Array], observations: Tree) -> None:
+    """Lengths agree, no episode is empty, and there are T+1 observations for T actions."""
+    steps, episodes = len(fields["rewards"]), len(offsets) - 1
+    if episodes < 1 or steps < 1:
+        raise DataError(f"{source}: the dataset is empty ({max(episodes, 0)} episodes, {steps} steps)")
+    lengths = np.diff(offsets)
+    if offsets[0] != 0 or offsets[-1] != steps:
+        raise DataError(f"{source}: offsets must run from 0 to {steps} steps, got {offsets[0]} to {offsets[-1]}")
+    if (lengths < 1).any():
+        raise DataError(f"{source}: episode {int(np.argmin(lengths))} has {lengths.min()} steps; remove empty episodes")
+    for name, values in fields.items():
+        if len(values) != steps:
+            raise DataError(f"{source}: expected {name} for {steps} steps (as many as rewards), got {len(values)}")
+    for name, leaf in leaves(observations):
+        if len(leaf) == steps:
+            raise DataError(
+                f"{source}: expected T+1 observations for T actions ({steps + episodes} rows of {name} for {steps} "
+                f"steps in {episodes} episodes), got T ({steps}); append each episode's final observation, "
+                "or read the data with from_arrays(…, next_observations=…)"
+            )
+        if len(leaf) != steps + episodes:
+            raise DataError(
+                f"{source}: expected {steps + episodes} rows of {name} (T+1 for each of {episodes} episodes, "
+                f"{steps} steps), got {len(leaf)}"
+            )
+
+
+def check_shapes(
+    source: str, observation_space: Space[Any], observations: Tree, action_space: Any, actions: Array
+) -> None:
+    """Every row has the shape of its space."""
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
+    for (name, leaf), space in zip(leaves(observations), parts.values(), strict=True):
+        if leaf.shape[1:] != space.shape:
+            raise DataError(f"{source}: expected {name} of shape {space.shape} (from {space}), got {leaf.shape[1:]}")
+    if actions.shape[1:] != action_space.shape:
+        raise DataError(
+            f"{source}: expected actions of shape {action_space.shape} (from {action_space}), got {actions.shape[1:]}"
+        )
+
+
+def check_values(
+    source: str, offsets: Array, observation_space: Space[Any], observations: Tree, rewards: Array
+) -> None:
+    """No NaN or infinity, and discrete observations inside their space."""
+    rows = offsets + np.arange(len(offsets))
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
+    for (name, leaf), space in zip(leaves(observations), parts.values(), strict=True):
+        check_finite(source, name, leaf, rows)
+        if isinstance(space, spaces.Discrete):
+            _check_discrete(source, name, leaf, rows, space)
+    check_finite(source, "rewards", rewards, offsets)
+
+
+def check_actions(source: str, offsets: Array, space: Any, actions: Array) -> None:
+    """Actions are finite and inside their space, up to `ACTION_TOLERANCE`."""
+    if isinstance(space, spaces.Discrete):
+        _check_discrete(source, "actions", actions, offsets, space)
+        return
+    check_finite(source, "actions", actions, offsets)
+    low, high = space.low - ACTION_TOLERANCE, space.high + ACTION_TOLERANCE
+    if (actions.min(axis=0) >= low).all() and (actions.max(axis=0) <= high).all():
+        return
+    step, dimension = np.argwhere((actions < low) | (actions > high))[0]
+    episode, inside = locate(step, offsets)
+    column = actions[:, dimension]
+    raise DataError(
+        f"{source}: expected actions in [{space.low[dimension]:g}, {space.high[dimension]:g}], got "
+        f"[{column.min():g}, {column.max():g}] in dimension {dimension}, first at episode {episode}, step {inside}; "
+        "clip the actions or give the action space that they were taken in"
+    )
+
+
+def check_flags(source: str, offsets: Array, terminated: Array, truncated: Array) -> None:
+    """Neither flag is set before an episode's last step."""
+    last = np.zeros(len(terminated), dtype=bool)
+    last[offsets[1:] - 1] = True
+    for name, flags in (("terminated", terminated), ("truncated", truncated)):
+        inside = flags & ~last
+        if inside.any():
+            episode, step = locate(int(np.argmax(inside)), offsets)
+            length = offsets[episode + 1] - offsets[episode]
+            raise DataError(
+                f"{source}: {name} is set inside episode {episode}, at step {step} of {length}; "
+                "split the episode there, or correct the flag"
+            )
+
+
+def check_finite(source: str, name: str, values: Array, starts: Array) -> None:
+    """`starts`: first row of each episode, and the end."""
+    if values.dtype.kind != "f":
+        return
+    with np.errstate(invalid="ignore", over="ignore"):
+        if np.isfinite(np.add.reduce(values, axis=None, dtype=np.float64)):
+            return  # a finite sum has finite terms: one pass, no temporary
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(np.argwhere(bad)[0][0])
+        episode, step = locate(row, starts)
+        raise DataError(
+            f"{source}: expected finite {name}, got {values[row][bad[row]].flat[0]} at episode {episode}, step {step} "
+            f"({int(bad.sum())} such values in all); remove those episodes"
+        )
+
+
+def locate(row: int, starts: Array) -> tuple[int, int]:
+    """Row number -> (episode, row within the episode), where episode e begins at `starts[e]`."""
+    episode = int(np.searchsorted(starts, row, side="right")) - 1
+    return episode, int(row - starts[episode])
+
+
+def _check_discrete(source: str, name: str, values: Array, starts: Array, space: spaces.Discrete) -> None:
+    low, high = int(space.start), int(space.start + space.n) - 1
+    outside = (values < low) | (values > high)
+    if outside.any():
+        episode, step = locate(int(np.argmax(outside)), starts)
+        raise DataError(
+            f"{source}: expected {name} in [{low}, {high}] ({space}), got [{values.min()}, {values.max()}], "
+            f"first at episode {episode}, step {step}; correct the space or the data"
+        )
