@@ -1,0 +1,273 @@
+"""The package: links, wheel and sdist, what an import costs, and which layer may import which (DESIGN §1)."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import herdbook
+
+LAYERS = (
+    {"core"},
+    {"datasets"},
+    {"evaluation"},
+    {"tabular", "online"},
+    {"offline", "marl", "irl", "meta"},
+    {"cli"},
+)
+RANK = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}
+FAMILIES = LAYERS[3] | LAYERS[4]
+CONSTRUCTORS, CONSTRUCTED = {"irl", "meta"}, {"online", "offline"}
+"""Who may import a class of another family, and from which: inner loops and behaviour policies are built, no more."""
+NO_PACKAGE = {"src", "tests", "examples", "benchmarks", "docs"}
+
+
+def folders(root: Path) -> set[str]:
+    """The names in setup.py's FOLDERS (importing that file would start a build)."""
+    for node in ast.parse((root / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FOLDERS":
+            return set(ast.literal_eval(node.value))
+    raise AssertionError("setup.py names no FOLDERS")
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
+def build(kind: str, tree: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """Build an sdist or a wheel of `tree` with this environment's setuptools, which needs no network."""
+    out.mkdir(exist_ok=True)
+    return run(sys.executable, "-c", f"from setuptools import build_meta as b; b.build_{kind}({str(out)!r})", cwd=tree)
+
+
+def sources(root: Path) -> Iterator[Path]:
+    """What a commit would hold of what a build reads."""
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
+        yield root / name
+    for top in (*sorted(folders(root)), "constraints.txt", "src/herdbook"):
+        for path in sorted([root / top, *(root / top).rglob("*")]):
+            if path.is_symlink() or (path.is_file() and path.suffix != ".pyc"):
+                yield path
+
+
+@pytest.fixture
+def copy(repo_root: Path, tmp_path: Path) -> Path:
+    """A copy of the checkout's sources, so that a build leaves nothing in the checkout."""
+    tree = tmp_path / "copy"
+    for path in sources(repo_root):
+        target = tree / path.relative_to(repo_root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target, follow_symlinks=False)
+    return tree
+
+
+def test_the_links_are_links_to_the_root_folders(repo_root: Path) -> None:
+    package = repo_root / "src" / "herdbook"
+    links = {path.name for path in package.iterdir() if path.is_symlink()}
+    assert links == folders(repo_root)
+    for name in links:
+        assert (package / name).readlink() == Path(f"../../{name}")
+        assert (package / name).is_dir()
+
+
+def test_every_root_folder_with_modules_is_linked(repo_root: Path) -> None:
+    with_modules = {path.parent.name for path in repo_root.glob("[a-z]*/*.py")} - NO_PACKAGE
+    assert with_modules == folders(repo_root)
+    assert with_modules <= RANK.keys()
+
+
+def test_root_folders_do_not_shadow_installed_packages(repo_root: Path) -> None:
+    assert not [name for name in folders(repo_root) if (repo_root / name / "__init__.py").exists()]
+
+
+def test_the_wheel_built_through_the_sdist_lists_every_file(copy: Path, tmp_path: Path) -> None:
+    modules = (path for name in folders(copy) for path in (copy / name).rglob("*") if path.is_file())
+    expected = {"__init__.py", "py.typed", *(str(path.relative_to(copy)) for path in modules)}
+    sdist = build("sdist", copy, tmp_path / "out")
+    assert sdist.returncode == 0, sdist.stderr
+    with tarfile.open(next((tmp_path / "out").glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    wheel = build("wheel", next((tmp_path / "unpacked").iterdir()), tmp_path / "out")
+    assert wheel.returncode == 0, wheel.stderr
+    with zipfile.ZipFile(next((tmp_path / "out").glob("*.whl"))) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "herdbook = herdbook.cli.main:main" in archive.read(scripts).decode()
+    assert names == {f"herdbook/{name}" for name in expected}
+
+
+def test_a_zip_download_without_links_is_refused(copy: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "herdbook.zip", "w") as archive:
+        for path in sources(copy):
+            if path.is_symlink():  # as `git archive` stores a link; most programs unpack it as a text file
+                entry = zipfile.ZipInfo(str(path.relative_to(copy)))
+                entry.create_system, entry.external_attr = 3, 0o120777 << 16
+                archive.writestr(entry, str(path.readlink()))
+            else:
+                archive.write(path, path.relative_to(copy))
+    with zipfile.ZipFile(tmp_path / "herdbook.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    assert (tmp_path / "unpacked/src/herdbook/core").is_file()
+    refused = build("wheel", tmp_path / "unpacked", tmp_path / "out")
+    assert refused.returncode != 0
+    assert not list((tmp_path / "out").glob("*.whl"))
+    assert "cannot be built from this copy" in refused.stderr
+    assert "pip install git+" in refused.stderr and ".tar.gz" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+def test_a_missing_link_is_refused(kind: str, copy: Path, tmp_path: Path) -> None:
+    (copy / "src/herdbook/core").unlink()
+    refused = build(kind, copy, tmp_path / "out")
+    assert refused.returncode != 0
+    assert "but core is missing or no folder" in refused.stderr
+
+
+NO_TORCH = """
+import sys
+{code}
+heavy = sorted({{"torch", "minari", "gymnasium", "scipy", "matplotlib"}} & sys.modules.keys())
+assert not heavy, f"imported {{heavy}}"
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import herdbook; assert herdbook.__version__; assert 'train' in dir(herdbook)",
+        """
+import runpy
+sys.argv = ["herdbook", "--help"]
+try:
+    runpy.run_module("herdbook.cli.main", run_name="__main__")
+except SystemExit as exit:
+    assert not exit.code, exit.code
+else:
+    raise AssertionError("--help did not exit")
+""",
+    ],
+    ids=["import", "help"],
+)
+def test_torch_is_not_imported_before_it_is_needed(code: str, tmp_path: Path) -> None:
+    result = run(sys.executable, "-c", NO_TORCH.format(code=code), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("name", herdbook.__all__)
+def test_lazy_names_lead_somewhere(name: str) -> None:
+    value = getattr(herdbook, name)
+    assert name == "__version__" or (callable(value) and value.__name__ == name)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'trian'; it has .*train"):
+        _ = herdbook.trian
+
+
+def imports(source: str) -> Iterator[tuple[str, list[str], int]]:
+    """(module, imported names, line) of every import of ours in `source`; strings such as "herdbook.cli.api" count."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "herdbook":
+                    yield alias.name, [], node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or (node.module or "").split(".")[0] == "herdbook":
+                yield node.module or ".", [alias.name for alias in node.names], node.lineno
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if match := re.fullmatch(r"(herdbook\.\w+(?:\.\w+)+)(?::(\w+))?", node.value):
+                yield match[1], [match[2]] if match[2] else [], node.lineno
+
+
+def violations(folder: str, source: str) -> list[str]:
+    """What a module of `folder` with this source may not do; one line each."""
+    found, foreign = [], set()
+    for module, names, line in imports(source):
+        parts = module.split(".")
+        if parts == ["herdbook"]:
+            if names != ["__version__"]:
+                found.append(f"line {line}: import from the module itself, not from herdbook (only __version__)")
+            continue
+        if parts[0] != "herdbook" or parts[1] not in RANK:
+            found.append(f"line {line}: {module} is no folder of ours, or a relative import")
+            continue
+        home = parts[1]
+        if home != folder and RANK[home] >= RANK[folder] and not {home, folder} <= FAMILIES:
+            found.append(f"line {line}: {folder} may not import {module}")
+        if home == folder or not {home, folder} <= FAMILIES:
+            continue
+        if RANK[home] > RANK[folder]:
+            found.append(f"line {line}: {folder} may not import {module}")
+        if len(parts) < 3 or not names:
+            found.append(f"line {line}: from {home}, import functions by name, not modules")
+        for name in names:
+            if name[:1].isupper() or name == "*":
+                foreign.add(name)
+                if folder not in CONSTRUCTORS or home not in CONSTRUCTED:
+                    found.append(f"line {line}: {folder} may not import the class {name} of {home}")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            bases = {part.id for base in node.bases for part in ast.walk(base) if isinstance(part, ast.Name)}
+            found += [f"line {node.lineno}: {node.name} subclasses {name}" for name in bases & foreign]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"),
+    [
+        ("core", "from herdbook.datasets.replay import ReplayBuffer"),
+        ("core", "def f():\n    import herdbook.cli.main"),
+        ("core", "import herdbook"),
+        ("core", "from herdbook import train"),
+        ("core", 'HOME = "herdbook.cli.api:train"'),
+        ("datasets", "from herdbook.evaluation.evaluate import evaluate"),
+        ("evaluation", "from herdbook.online.ppo import ppo_loss"),
+        ("online", "from herdbook.offline.iql import expectile_loss"),
+        ("tabular", "from herdbook.online.ppo import PPO"),
+        ("offline", "from herdbook.cli.catalogue import names"),
+        ("offline", "from herdbook.online.sac import SAC"),
+        ("offline", "from herdbook.online import sac"),
+        ("offline", "import herdbook.online.sac"),
+        ("offline", "from .cql import cql_loss"),
+        ("marl", "from herdbook.offline.td3_bc import TD3BC"),
+        ("irl", "from herdbook.meta.rl2 import RL2"),
+        ("irl", "from herdbook.online.ppo import PPO\nclass Mine(PPO):\n    pass"),
+        ("irl", "from herdbook.online.ppo import PPO\nclass Mine(Generic[PPO]):\n    pass"),
+    ],
+)
+def test_the_import_rules_catch_a_violation(folder: str, source: str) -> None:
+    assert violations(folder, source)
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"),
+    [
+        ("core", "from herdbook import __version__\nfrom herdbook.core.types import Spec\nimport torch"),
+        ("datasets", "from herdbook.core.types import Transitions"),
+        ("evaluation", "from herdbook.datasets.episodes import Episodes\nclass Mine(Episodes):\n    pass"),
+        ("offline", "from herdbook.online.sac import temperature_loss"),
+        ("marl", "from herdbook.offline.cql import conservative_penalty"),
+        ("irl", "from herdbook.online.ppo import PPO, PPOConfig\nagent = PPO(PPOConfig())"),
+        ("meta", "from herdbook.offline.iql import IQL, expectile_loss"),
+        ("cli", 'CATALOGUE = {"cql": "herdbook.offline.cql:CQL"}\nfrom herdbook.offline.cql import CQL'),
+    ],
+)
+def test_the_import_rules_leave_the_rest_alone(folder: str, source: str) -> None:
+    assert not violations(folder, source)
+
+
+def test_imports_obey_the_direction(repo_root: Path) -> None:
+    found = [
+        f"{path.relative_to(repo_root)}: {violation}"
+        for folder in sorted(folders(repo_root))
+        for path in sorted((repo_root / folder).rglob("*.py"))
+        for violation in violations(folder, path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
