@@ -1,0 +1,436 @@
+"""Vectorised stepping: the one loop that evaluation, collection and learning online step environments with.
+
+Environments live in this process, one per lane, and step in lockstep. Each episode is reset with a seed of its own, by
+this loop and never by a vector environment: so the final observation of an episode is its own, and there is no false
+transition between two episodes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+
+from herdbook.core.environments import Env, EnvironmentSource, check_reset, make_environment
+from herdbook.core.random import derive
+from herdbook.core.spaces import flat_action_space, flat_space, flatten
+from herdbook.core.types import Array, Carry, Policy, Spec, Step, Tree, tree_map
+
+UNDECLARED_LIMIT = 10_000
+"""Steps after which an episode is cut where neither the environment nor the caller declares a time limit."""
+
+Schedule = Callable[[int], tuple[int, int] | None]
+"""Lane to (number, reset seed) of the episode that begins there now, or None: the lane rests from here on."""
+
+
+class EnvironmentFailed(RuntimeError):
+    """An environment raised, or gave NaN or an observation of another shape, in the middle of an episode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """One step of every lane; arrays on the host, `[lanes, …]`. Where `active` is False the lane rests: padding."""
+
+    observations: Tree
+    """What was acted on, flat as `Spec.observation_space` says."""
+    actions: Array
+    """`[lanes, A]` float32, clipped to the action space, or `[lanes]` int64."""
+    rewards: Array
+    """float64."""
+    terminated: Array
+    truncated: Array
+    next_observations: Tree
+    """What the step led to: at an episode's end its own final observation."""
+    first: Array
+    """This was the first step of its episode."""
+    active: Array
+    episodes: Array
+    """int64: the number of the episode that each lane is in."""
+    infos: tuple[dict[str, Any], ...]
+
+
+def fixed_episodes(count: int, seed: int) -> Schedule:
+    """Episodes 0 … count−1, each on the lane that is free next, episode i reset with `seed + i`."""
+    numbers = iter(range(count))
+
+    def schedule(lane: int) -> tuple[int, int] | None:
+        number = next(numbers, None)
+        return None if number is None else (number, seed + number)
+
+    return schedule
+
+
+def endless_episodes(seed: int) -> Schedule:
+    """Episodes without end; the k-th episode of a lane is reset with a seed derived from (seed, lane, k)."""
+    started: dict[int, int] = {}
+    total = 0
+
+    def schedule(lane: int) -> tuple[int, int]:
+        nonlocal total
+        k, number = started.get(lane, 0), total
+        started[lane], total = k + 1, total + 1
+        return number, derive(seed, lane, k)
+
+    return schedule
+
+
+class Rollout:
+    """Environments side by side, stepped by a policy.
+
+    Args:
+        source: What `make_environment` takes.
+        num_envs: Lanes.
+        schedule: Which episode begins where, and its seed.
+        spec: Where the policy comes from data: its spaces are checked against the environment's, and observations are
+            flattened as it says. None takes the environment's own.
+        max_steps: Cut (truncate) episodes after so many steps, on top of the environment's own limit.
+        device: Where the policy's tensors live.
+
+    An environment whose `reset(seed)` does not determine its state is made anew for each episode, with a warning.
+
+    Raises:
+        EnvironmentUnavailable: The environment cannot be made.
+        ValueError: Its spaces are not those of `spec`.
+    """
+
+    def __init__(
+        self,
+        source: EnvironmentSource,
+        num_envs: int,
+        schedule: Schedule,
+        *,
+        spec: Spec | None = None,
+        max_steps: int | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"expected num_envs >= 1, got {num_envs}")
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"expected max_steps >= 1, got {max_steps}")
+        self.source, self.schedule, self.device = source, schedule, torch.device(device)
+        self.envs: list[Env] = [make_environment(source) for _ in range(num_envs)]
+        if len(set(map(id, self.envs))) < num_envs:
+            raise ValueError(f"expected a new environment from each call of {source}, got the same one again")
+        env = self.envs[0]
+        self.raw_observation_space: Space[Any] = env.observation_space
+        self.raw_action_space: Space[Any] = env.action_space
+        self.observation_keys = None if spec is None else spec.observation_keys
+        if spec is not None:
+            _check_spaces(spec, env)
+        self.observation_space = flat_space(env.observation_space, self.observation_keys)
+        self.action_space = flat_action_space(env.action_space)
+        self.limit_declared = max_steps is not None or _declares_limit(env)
+        self.max_steps = max_steps or (None if self.limit_declared else UNDECLARED_LIMIT)
+        try:
+            self.rebuild = not check_reset(env)
+        except Exception as error:
+            raise EnvironmentFailed(
+                f"{_name(env)} raised {type(error).__name__} in its first steps: {error}"
+            ) from error
+        if self.rebuild:
+            warnings.warn(
+                f"{_name(env)}: reset(seed) does not determine the state, so it is made anew for each episode",
+                stacklevel=2,
+            )
+        self._actor: Policy | None = None
+        self._carry: Carry = None
+        self._first = np.ones(num_envs, dtype=np.bool_)
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
+        self._episodes = np.full(num_envs, -1, dtype=np.int64)
+        self._seeds = np.zeros(num_envs, dtype=np.int64)
+        self._active = np.zeros(num_envs, dtype=np.bool_)
+        self._previous_actions = self._no_actions()
+        self._previous_rewards = np.zeros(num_envs, dtype=np.float32)
+        begun = [self._begin(lane) for lane in range(num_envs)]
+        padding = next((row for row in begun if row is not None), None)
+        self._observations: Tree = (
+            None if padding is None else _stack([padding if row is None else row for row in begun])
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether any lane is in an episode."""
+        return bool(self._active.any())
+
+    def step(self, policy: Policy, generator: torch.Generator | None = None) -> Stepped:
+        """Step every active lane once, and begin the next episode where one ended.
+
+        A policy other than the last call's starts with a fresh carry.
+
+        Raises:
+            EnvironmentFailed: An environment raised or gave NaN; episode, seed and step are named.
+            ValueError: The policy's actions have the wrong shape or type, or are not finite.
+        """
+        if policy is not self._actor:
+            self._actor, self._carry = policy, policy.initial(len(self.envs))
+        first = torch.from_numpy(self._first).to(self.device)
+        seen = Step(
+            observations=tree_map(self._tensor, self._observations),
+            previous_actions=self._tensor(self._previous_actions),
+            previous_rewards=self._tensor(self._previous_rewards),
+            first=first,
+            reset=first,
+        )
+        with torch.no_grad():
+            chosen, self._carry = policy(seen, self._carry, generator)
+        actions = self._checked(chosen)
+        rewards = np.zeros(len(self.envs))
+        terminated, truncated = np.zeros((2, len(self.envs)), dtype=np.bool_)
+        infos: list[dict[str, Any]] = [{}] * len(self.envs)
+        rows = [None] * len(self.envs)
+        raw = self._raw_actions(actions)
+        for lane in np.flatnonzero(self._active).tolist():
+            try:
+                observation, reward, terminated[lane], truncated[lane], infos[lane] = self.envs[lane].step(raw[lane])
+                rewards[lane] = reward
+            except Exception as error:
+                raise self._failed(lane, f"raised {type(error).__name__}: {error}") from error
+            rows[lane] = flatten(self.raw_observation_space, observation, self.observation_keys)
+        return self._advance(actions, rewards, terminated, truncated, rows, tuple(infos))
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self.envs:
+            env.close()
+
+    def _advance(
+        self,
+        actions: Array,
+        rewards: Array,
+        terminated: Array,
+        truncated: Array,
+        rows: list[Any],
+        infos: tuple[dict[str, Any], ...],
+    ) -> Stepped:
+        active, first, episodes = self._active.copy(), self._first, self._episodes.copy()
+        padding = next(row for row in rows if row is not None)
+        next_observations = _stack([padding if row is None else row for row in rows])
+        self._check_finite(rewards, next_observations)
+        self._lengths += active
+        if self.max_steps is not None:
+            cut = active & (self._lengths >= self.max_steps) & ~(terminated | truncated)
+            if cut.any() and not self.limit_declared:
+                warnings.warn(
+                    f"{_name(self.envs[0])} declares no time limit; its episodes are cut after {UNDECLARED_LIMIT} "
+                    "steps: pass max_steps",
+                    stacklevel=3,
+                )
+            truncated |= cut
+        ended = terminated | truncated
+        stepped = Stepped(
+            observations=self._observations,
+            actions=actions,
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            next_observations=next_observations,
+            first=first & active,
+            active=active,
+            episodes=episodes,
+            infos=infos,
+        )
+        self._observations, self._first = next_observations, np.zeros_like(first)
+        self._previous_actions, self._previous_rewards = actions, rewards.astype(np.float32)
+        if ended.any():
+            self._observations = tree_map(np.copy, next_observations)
+            self._previous_actions = actions.copy()
+            for lane in np.flatnonzero(ended).tolist():
+                row = self._begin(lane)
+                if row is not None:
+                    tree_map(lambda leaf, new, lane=lane: leaf.__setitem__(lane, new), self._observations, row)
+        return stepped
+
+    def _begin(self, lane: int) -> Tree:
+        """Reset a lane for its next episode; its first observation, or None where the lane rests."""
+        turn = self.schedule(lane)
+        self._first[lane], self._lengths[lane], self._active[lane] = True, 0, turn is not None
+        self._previous_actions[lane], self._previous_rewards[lane] = 0, 0
+        if turn is None:
+            return None
+        self._episodes[lane], self._seeds[lane] = turn
+        if self.rebuild:
+            self.envs[lane].close()
+            self.envs[lane] = make_environment(self.source)
+        try:
+            observation, _ = self.envs[lane].reset(seed=turn[1])
+        except Exception as error:
+            raise self._failed(lane, f"raised {type(error).__name__} at reset: {error}") from error
+        row = flatten(self.raw_observation_space, observation, self.observation_keys)
+        if not all(np.isfinite(leaf).all() for leaf in _leaves(row)):
+            raise self._failed(lane, "gave an observation that is not finite at reset")
+        return row
+
+    def _no_actions(self) -> Array:
+        if isinstance(self.action_space, spaces.Discrete):
+            return np.zeros(len(self.envs), dtype=np.int64)
+        return np.zeros((len(self.envs), *self.action_space.shape), dtype=np.float32)  # type: ignore[misc]  # a Box
+
+    def _tensor(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _checked(self, chosen: Any) -> Array:
+        """The policy's actions as arrays in the flat action space. Raises ValueError."""
+        actions: Array = chosen.detach().cpu().numpy() if isinstance(chosen, torch.Tensor) else np.asarray(chosen)
+        space = self.action_space
+        expected = self._previous_actions
+        if actions.shape != expected.shape:
+            raise ValueError(f"expected actions of shape {expected.shape} for {space}, the policy gave {actions.shape}")
+        if isinstance(space, spaces.Discrete):
+            if (
+                actions.dtype.kind not in "iu"
+                or (actions < space.start).any()
+                or (actions >= space.start + space.n).any()
+            ):
+                raise ValueError(f"expected actions in {space}, the policy gave {actions.tolist()}")
+            return actions.astype(np.int64)
+        if not np.isfinite(actions).all():
+            raise ValueError(f"the policy gave an action that is not finite: {actions.tolist()}")
+        assert isinstance(space, spaces.Box)
+        return np.clip(actions.astype(np.float32), space.low, space.high)
+
+    def _raw_actions(self, actions: Array) -> list[Any]:
+        """One action per lane in the environment's own shape and type."""
+        space = self.raw_action_space
+        if isinstance(space, spaces.Discrete):
+            return list(actions.tolist())
+        assert isinstance(space, spaces.Box)
+        return list(actions.reshape(-1, *space.shape).astype(space.dtype))
+
+    def _check_finite(self, rewards: Array, observations: Tree) -> None:
+        leaves = _leaves(observations)
+        if np.isfinite(rewards).all() and all(np.isfinite(leaf).all() for leaf in leaves):
+            return
+        for lane in np.flatnonzero(self._active).tolist():
+            if not np.isfinite(rewards[lane]):
+                raise self._failed(lane, f"gave the reward {rewards[lane]}")
+            if not all(np.isfinite(leaf[lane]).all() for leaf in leaves):
+                raise self._failed(lane, "gave an observation that is not finite")
+
+    def _failed(self, lane: int, what: str) -> EnvironmentFailed:
+        return EnvironmentFailed(
+            f"{_name(self.envs[lane])} {what} (episode {self._episodes[lane]}, reset seed {self._seeds[lane]}, "
+            f"step {self._lengths[lane]})"
+        )
+
+
+def _leaves(observations: Tree) -> list[Array]:
+    return list(observations.values()) if isinstance(observations, dict) else [observations]
+
+
+def _stack(rows: list[Any]) -> Tree:
+    """One observation per lane to leaves `[lanes, …]`."""
+    if isinstance(rows[0], dict):
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    try:
+        return np.stack(rows)
+    except ValueError as error:
+        raise EnvironmentFailed(f"environments gave observations of different shapes: {error}") from error
+
+
+def _name(env: Env) -> str:
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def _declares_limit(env: Env) -> bool:
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return True
+    return env.has_wrapper_attr("_max_episode_steps")
+
+
+def _check_spaces(spec: Spec, env: Env) -> None:
+    """Raise ValueError unless the environment has the spaces that the data had."""
+    wanted = spec.observation_space
+    found = flat_space(env.observation_space, spec.observation_keys)
+    if not _alike(wanted, found):
+        raise ValueError(
+            f"{_name(env)}: expected observations in {wanted}, as in the data, got {found}; "
+            "check the environment's id, version and keyword arguments"
+        )
+    actions = flat_action_space(env.action_space)
+    same_bounds = (
+        not isinstance(actions, spaces.Box)
+        or not isinstance(spec.action_space, spaces.Box)
+        or (np.allclose(actions.low, spec.action_space.low) and np.allclose(actions.high, spec.action_space.high))
+    )
+    if not _alike(spec.action_space, actions) or not same_bounds:
+        raise ValueError(
+            f"{_name(env)}: expected actions in {spec.action_space}, as in the data, got {actions}; "
+            "check the environment's id, version and keyword arguments"
+        )
+
+
+def _alike(a: Space[Any], b: Space[Any]) -> bool:
+    """Equal up to the bounds of boxes, which environments declare loosely."""
+    if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+    if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):
+        return a.shape == b.shape and a.dtype == b.dtype
+    return a == b
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Uniform over a bounded Box. low, high: [*B, A]."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        return self.low + (self.high - self.low) * torch.empty_like(self.low).uniform_(generator=generator)
+
+    def mode(self) -> torch.Tensor:
+        return (self.low + self.high) / 2
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
+        """−Σ log(high − low) inside the box, −∞ outside. [*B]"""
+        inside = ((actions >= self.low) & (actions <= self.high)).all(-1)
+        return torch.where(inside, -(self.high - self.low).log().sum(-1), -torch.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class UniformIntegers:
+    """Uniform over `Discrete(n)`, actions `start … start + n − 1`. probs: [*B, n]."""
+
+    probs: torch.Tensor
+    start: int
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        return self.start + torch.multinomial(self.probs, 1, generator=generator).squeeze(-1)
+
+    def mode(self) -> torch.Tensor:
+        return self.start + self.probs.argmax(-1)
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
+        return self.probs.log().gather(-1, (actions - self.start).unsqueeze(-1)).squeeze(-1)
+
+
+class RandomPolicy:
+    """Uniform actions in a bounded Box or a Discrete space. Raises ValueError for any other."""
+
+    def __init__(self, action_space: Space[Any]) -> None:
+        self.action_space = flat_action_space(action_space)
+        if isinstance(self.action_space, spaces.Box) and not self.action_space.is_bounded():
+            raise ValueError(f"expected bounded actions for a random policy, got {action_space}")
+
+    def initial(self, num_envs: int) -> Carry:
+        return None
+
+    def __call__(
+        self, step: Step, carry: Carry, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, Carry]:
+        distribution, carry = self.distribution(step, carry)
+        return distribution.sample(generator), carry
+
+    def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
+        count, device, space = len(step.first), step.first.device, self.action_space
+        if isinstance(space, spaces.Discrete):
+            n = int(space.n)
+            return UniformIntegers(torch.full((count, n), 1 / n, device=device), int(space.start)), carry
+        assert isinstance(space, spaces.Box)
+        low, high = (torch.as_tensor(bound, device=device).expand(count, -1) for bound in (space.low, space.high))
+        return Uniform(low, high), carry
