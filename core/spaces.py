@@ -28,7 +28,7 @@ def flat_space(space: Space[Any], keys: Keys = None) -> Space[Any]:
     """The space that the networks see.
 
     Box (not an image), MultiDiscrete, MultiBinary, Dict and Tuple become a Box `[D]` float32; Discrete and images pass
-    through; a composite that holds an image becomes a Dict of such spaces, one level deep (`"wrist/camera"`).
+    through; a composite that holds an image becomes a Dict of such spaces, one level deep (`"wrist.camera"`).
 
     Raises ValueError for a key that the space does not have and for spaces of varying size (Text, Graph, Sequence).
     """
@@ -63,6 +63,15 @@ def flatten_batch(space: Space[Any], observations: Tree, keys: Keys = None) -> T
     _check_fixed_size(space)
     columns = _columns(space, observations)
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
+
+
+def unflatten_batch(space: Space[Any], values: Tree) -> Tree:
+    """The inverse of `flatten_batch(space, …)`: observations `[N, …]` in the structure and types of `space`."""
+    if _holds_image(space) and not is_image(space):
+        return _unflatten_dict(space, values, "")
+    if isinstance(space, spaces.Discrete) or is_image(space):
+        return np.asarray(values, dtype=space.dtype)
+    return _from_columns(space, iter(np.split(values, np.cumsum(_widths(space))[:-1], axis=1)))
 
 
 def flat_action_space(space: Space[Any]) -> Space[Any]:
@@ -131,7 +140,7 @@ def _parts_of(space: Space[Any], observations: Tree) -> Iterator[tuple[str, Spac
     for name, index, part in _children(space):
         values = None if observations is None else observations[index]
         if _holds_image(part) and not is_image(part):
-            yield from ((f"{name}/{inner}", leaf, leaves) for inner, leaf, leaves in _parts_of(part, values))
+            yield from ((f"{name}.{inner}", leaf, leaves) for inner, leaf, leaves in _parts_of(part, values))
         else:
             yield name, part, values
 
@@ -152,6 +161,42 @@ def _columns(space: Space[Any], values: Tree) -> list[Array]:
     values = np.asarray(values)
     with np.errstate(over="ignore"):  # an overflow to infinity is reported by whoever validates the values
         return [np.asarray(values, dtype=np.float32).reshape(len(values), -1)]
+
+
+def _widths(space: Space[Any]) -> list[int]:
+    """The width of each block of `_columns`."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return [width for _, _, part in _children(space) for width in _widths(part)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(n) for n in space.nvec.reshape(-1)]
+    return [int(spaces.utils.flatdim(space))]
+
+
+def _from_columns(space: Space[Any], columns: Iterator[Array]) -> Tree:
+    if isinstance(space, spaces.Dict):
+        return {name: _from_columns(part, columns) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_from_columns(part, columns) for part in space.spaces)
+    if isinstance(space, spaces.Discrete):
+        return next(columns).argmax(axis=1) + space.start
+    if isinstance(space, spaces.MultiDiscrete):
+        indices = np.stack([next(columns).argmax(axis=1) for _ in range(space.nvec.size)], axis=1)
+        return indices.reshape(-1, *space.nvec.shape) + space.start
+    block = next(columns)
+    integer = np.issubdtype(space.dtype, np.integer)
+    return block.reshape(len(block), *(space.shape or ())).astype(space.dtype if integer else np.float32)
+
+
+def _unflatten_dict(space: Space[Any], values: Mapping[str, Tree], prefix: str) -> Tree:
+    parts: dict[str, Tree] = {}
+    for name, _, part in _children(space):
+        inner = _holds_image(part) and not is_image(part)
+        parts[name] = (
+            _unflatten_dict(part, values, f"{prefix}{name}.")
+            if inner
+            else unflatten_batch(part, values[f"{prefix}{name}"])
+        )
+    return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
 
 
 def _one_hot(indices: Array, n: int) -> Array:

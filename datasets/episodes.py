@@ -67,7 +67,9 @@ class Episodes:
     """`[steps]` bool: the steps that a replay draws; None for all."""
 
     def __post_init__(self) -> None:
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
         discrete = isinstance(self.action_space, spaces.Discrete)
         try:
             put("observations", validation.cast_observations(self.observation_space, self.observations))
@@ -262,10 +264,10 @@ class Episodes:
         return replace(
             self,
             observations=tree_map(lambda *leaves: np.concatenate(leaves), *(p.observations for p in parts)),
-            **{
-                name: np.concatenate([getattr(p, name) for p in parts])
-                for name in ("actions", "rewards", "terminated", "truncated")
-            },
+            actions=np.concatenate([p.actions for p in parts]),
+            rewards=np.concatenate([p.rewards for p in parts]),
+            terminated=np.concatenate([p.terminated for p in parts]),
+            truncated=np.concatenate([p.truncated for p in parts]),
             offsets=np.concatenate([[0], *(p.offsets[1:] + start for p, start in zip(parts, starts, strict=False))]),
             mask=None if all(p.mask is None for p in parts) else np.concatenate(masks),
             episode_metadata=metadata if any(metadata) else (),
@@ -361,15 +363,16 @@ def _flags(flag: Any, length: int) -> Array:
 def _ranges(starts: Array, lengths: Array) -> Array:
     """The numbers `starts[i] … starts[i] + lengths[i] - 1`, one range after the other."""
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    numbers: Array = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    return numbers
 
 
 def _moments(values: Array, rows: Array, chunk: int = 65_536) -> tuple[Array, Array]:
     """Mean and standard deviation `[D]` float32 over `rows`, summed in float64 without a copy of the data."""
     chunks = [rows[i : i + chunk] for i in range(0, len(rows), chunk)]
-    mean = sum(values[c].sum(axis=0, dtype=np.float64) for c in chunks) / len(rows)
-    variance = sum(np.square(values[c] - mean).sum(axis=0) for c in chunks) / len(rows)
-    return np.float32(mean), np.float32(np.sqrt(variance))
+    mean = np.sum([values[c].sum(axis=0, dtype=np.float64) for c in chunks], axis=0) / len(rows)
+    variance = np.sum([np.square(values[c] - mean).sum(axis=0) for c in chunks], axis=0) / len(rows)
+    return np.asarray(mean, dtype=np.float32), np.sqrt(variance).astype(np.float32)
 
 
 def _space_text(space: Space[Any]) -> str:

@@ -6,9 +6,11 @@ one reads each of them once, straight into flat arrays. Minari validates nothing
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ from gymnasium import Space, spaces
 from h5py import h5d, h5g, h5s
 
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores, make_environment
-from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch, is_image, select_keys
+from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch, is_image, select_keys, unflatten_batch
 from herdbook.core.types import Array, Tree
 from herdbook.datasets.d4rl import d4rl_references
 from herdbook.datasets.episodes import DataError, Episodes
 
 REFERENCE_SOURCE = "herdbook_reference_source"
 """The metadata key that keeps where reference scores come from; Minari has none for it."""
+TRANSFORMS = "herdbook_transforms"
+"""The metadata key that keeps `Episodes.transforms`."""
 
 
 def minari_root(data_dir: str | Path | None = None) -> Path:
@@ -67,6 +71,7 @@ def read_minari(
         environment=environment,
         reference_scores=_reference_scores(source, metadata, environment),
         source=source,
+        transforms=tuple(metadata.get(TRANSFORMS, ())),
     )
 
 
@@ -289,10 +294,119 @@ def _pick(field: str, path: str, values: Sequence[Tree], space: Space[Any]) -> A
         raise DataError(f"cannot read {field}{path} as {space}: {error}") from error
 
 
-def _episode_metadata(attributes: Iterator[Any] | Any) -> tuple[Mapping[str, Any], ...]:
+def _episode_metadata(attributes: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
     """What Minari keeps of each episode, less what the arrays say; empty where there is nothing."""
-    kept = tuple(
-        {k: v.item() if isinstance(v, np.generic) else v for k, v in a.items() if k not in ("id", "total_steps")}
-        for a in attributes
-    )
-    return kept if any(kept) else ()
+    kept = []
+    for stored in attributes:
+        nested: dict[str, Any] = {}
+        for key, value in stored.items():
+            if key not in ("id", "total_steps"):
+                *path, name = key.split("/")
+                inner = functools.reduce(lambda level, part: level.setdefault(part, {}), path, nested)
+                inner[name] = value.item() if isinstance(value, np.generic) else value
+        kept.append(nested)
+    return tuple(kept) if any(kept) else ()
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | None = None, **metadata: Any) -> Path:
+    """Write `episodes` as a Minari dataset under `minari_root(data_dir)` and return its folder.
+
+    It opens in plain Minari, in the structure of the environment's own observations, and reads back to equal
+    `Episodes`: images are stored without loss. `metadata` is added to metadata.json (`description`, `algorithm_name`,
+    `author`, …). An interrupted write leaves no dataset.
+
+    Raises `DataError` where the id is malformed or taken, or the episodes carry a mask (select episodes instead).
+    """
+    from minari import __version__ as minari_version
+    from minari.dataset.minari_dataset import DATASET_ID_RE
+    from minari.serialization import serialize_space
+
+    match = DATASET_ID_RE.fullmatch(dataset_id)
+    if match is None or match["version"] is None:
+        raise DataError(f"expected a Minari id such as 'namespace/name-v0', with a version, got {dataset_id!r}")
+    if episodes.mask is not None:
+        raise DataError(f"{episodes.source}: subsampled steps cannot be stored; write the whole episodes")
+    target = minari_root(data_dir) / dataset_id
+    if target.exists():
+        raise DataError(f"{dataset_id} exists at {target}; choose another id or version, or delete that folder")
+    raw_space = episodes.raw_observation_space or episodes.observation_space
+    raw_space = select_keys(raw_space, episodes.observation_keys)
+    known: dict[str, Any] = {
+        "total_episodes": len(episodes),
+        "total_steps": episodes.num_steps,
+        "data_format": "hdf5",
+        "jpeg_encoding": False,
+        "observation_space": serialize_space(raw_space),
+        "action_space": serialize_space(episodes.action_space),
+        "dataset_id": dataset_id,
+        "minari_version": minari_version,
+    }
+    if episodes.environment is not None:
+        known["env_spec"] = episodes.environment.to_json()
+    if episodes.reference_scores is not None:
+        scores = episodes.reference_scores
+        known |= {"ref_min_score": scores.minimum, "ref_max_score": scores.maximum, REFERENCE_SOURCE: scores.source}
+    if episodes.transforms:
+        known[TRANSFORMS] = list(episodes.transforms)
+    for name in ("author", "author_email"):  # Minari reads these back as sets
+        if isinstance(metadata.get(name), str):
+            metadata[name] = [metadata[name]]
+    root = minari_root(data_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=root) as scratch:
+        folder = Path(scratch) / "dataset" / "data"
+        folder.mkdir(parents=True)
+        _write_hdf5(episodes, raw_space, folder / "main_data.hdf5")
+        known["dataset_size"] = round((folder / "main_data.hdf5").stat().st_size / 1e6, 1)
+        (folder / "metadata.json").write_text(json.dumps({**metadata, **known}))
+        _make_namespaces(root, target.parent)
+        try:
+            folder.parent.rename(target)
+        except OSError as error:
+            if not target.exists():
+                raise
+            raise DataError(f"{dataset_id} exists at {target}: it was written meanwhile") from error
+    return target
+
+
+def _write_hdf5(episodes: Episodes, raw_space: Space[Any], path: Path) -> None:
+    values = unflatten_batch(raw_space, episodes.observations)
+    columns = [(name, _at(values, name.removeprefix("observations"))) for name, _ in _leaves(raw_space, "observations")]
+    per_step = {
+        "actions": episodes.actions,
+        "rewards": episodes.rewards,
+        "terminations": episodes.terminated,
+        "truncations": episodes.truncated,
+    }
+    with h5py.File(path, "w", track_order=True) as file:
+        for number, (start, end) in enumerate(zip(episodes.offsets[:-1], episodes.offsets[1:], strict=True)):
+            group = file.create_group(f"episode_{number}")
+            recorded = episodes.episode_metadata[number] if episodes.episode_metadata else {}
+            group.attrs.update({**_flat(recorded), "id": number, "total_steps": int(end - start)})
+            for name, rows in columns:
+                group[name] = rows[start + number : end + number + 1]
+            for name, array in per_step.items():
+                group[name] = array[start:end]
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested metadata as Minari stores it: `options/x`. None is left out: HDF5 has no such value."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}/")
+        elif value is not None:
+            flat[prefix + key] = value
+    return flat
+
+
+def _make_namespaces(root: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    while folder != root:
+        path = folder / "namespace_metadata.json"
+        if not path.exists():
+            path.write_text("{}")
+        folder = folder.parent

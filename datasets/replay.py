@@ -37,7 +37,10 @@ class ReplayBuffer:
         self, episodes: Episodes, *, device: torch.device | str = "cpu", time_limit: TimeLimit = "bootstrap"
     ) -> None:
         check_memory(episodes.nbytes if torch.device(device).type != "cpu" else 0, device, "the dataset")
-        put = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+
+        def put(array: Array) -> Tensor:  # torch warns of arrays that it cannot write to
+            return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
+
         steps = episodes.num_steps
         last = np.zeros(steps, dtype=np.bool_)
         last[episodes.offsets[1:] - 1] = True
@@ -84,17 +87,20 @@ class ReplayBuffer:
         row_bytes, action_bytes = _bytes(spec.observation_space), _bytes(actions)
         check_memory(n_rows * row_bytes + n_steps * (action_bytes + 8 + 4 + 4 + 3 + 4), device, f"{capacity} steps")
         self = cls.__new__(cls)
-        zeros = lambda n, dtype: torch.zeros(n, dtype=dtype, device=device)  # noqa: E731
+
+        def zeros(dtype: torch.dtype) -> Tensor:
+            return torch.zeros(n_steps, dtype=dtype, device=device)
+
         self._fill(
             time_limit,
             observations=_empty(spec.observation_space, n_rows, device),
-            rows=zeros(n_steps, torch.int64),
+            rows=zeros(torch.int64),
             actions=_empty(actions, n_steps, device),
-            rewards=zeros(n_steps, torch.float32),
-            terminated=zeros(n_steps, torch.bool),
-            truncated=zeros(n_steps, torch.bool),
-            last=zeros(n_steps, torch.bool),
-            positions=zeros(n_steps, torch.int32),
+            rewards=zeros(torch.float32),
+            terminated=zeros(torch.bool),
+            truncated=zeros(torch.bool),
+            last=zeros(torch.bool),
+            positions=zeros(torch.int32),
         )
         self._drawable = self._returns_to_go = None
         self._rings, self._lanes, self.frame_stack = rings, lanes, frame_stack
@@ -240,7 +246,7 @@ class ReplayBuffer:
             values = table.index_select(0, flat)
             return torch.where(real, values, torch.zeros_like(values))
 
-        segments = Segments(
+        segments: Segments = Segments(
             observations=self._observe(flat, frame_stack),
             actions=self._actions.index_select(0, flat),
             rewards=masked(self._rewards),
@@ -365,7 +371,8 @@ def _returns_to_go(episodes: Episodes) -> Array:
     """`[steps]` float32: the undiscounted sum of the rewards from each step to its episode's end."""
     total = np.cumsum(episodes.rewards[::-1])[::-1]
     after = np.append(total, 0.0)[episodes.offsets[1:]]
-    return (total - np.repeat(after, episodes.lengths())).astype(np.float32)
+    to_go: Array = total - np.repeat(after, episodes.lengths())
+    return to_go.astype(np.float32)
 
 
 def _leaves(observations: Tree) -> list[Tensor]:
