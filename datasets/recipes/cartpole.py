@@ -1,0 +1,62 @@
+"""`classic/cartpole`: a scripted balancing controller in CartPole-v1, from wholly random to mostly controlled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from herdbook.core.distributions import Categorical
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.core.types import Carry, Step
+from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, Recipe, check_fraction
+
+
+@dataclass(frozen=True, kw_only=True)
+class CartPoleController:
+    """Pushes to the side that linear feedback on position, speed, angle and its rate points to; return 500 of 500.
+
+    Args:
+        random_fraction: Probability with which each action is uniform instead. ValueError outside [0, 1].
+    """
+
+    random_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fraction(self.random_fraction)
+
+    def initial(self, num_envs: int) -> Carry:
+        return None
+
+    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
+        distribution, carry = self.distribution(step, carry)
+        return distribution.sample(generator), carry
+
+    def distribution(self, step: Step, carry: Carry) -> tuple[Categorical, Carry]:
+        right = push_right(step.observations)  # [B]
+        chosen = torch.stack([~right, right], dim=-1).float()  # [B, 2]
+        return Categorical(((1 - self.random_fraction) * chosen + self.random_fraction / 2).log()), carry
+
+
+def push_right(observations: Tensor) -> Tensor:
+    """Whether to push right. observations: x, ẋ, θ, θ̇ [B, 4] → [B] bool."""
+    return observations @ observations.new_tensor([0.1, 0.3, 1.0, 0.4]) > 0
+
+
+def behaviours() -> Sequence[Behaviour]:
+    """Five controllers, from all random to one action in four random, in equal shares of episodes."""
+    return [
+        Behaviour(CartPoleController(random_fraction=f), episodes=40, metadata={"random_fraction": f})
+        for f in (1.0, 0.75, 0.5, 0.375, 0.25)
+    ]
+
+
+CARTPOLE = Recipe(
+    id="herdbook/classic/cartpole-v0",
+    description="CartPole-v1: scripted balancing mixed with 25 to 100 % random actions, 200 episodes",
+    environment=EnvironmentSpec(id="CartPole-v1"),
+    behaviours=behaviours,
+    reference_scores=ReferenceScores(20.0, 500.0, OWN_SCORES),
+)

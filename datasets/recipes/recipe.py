@@ -1,0 +1,173 @@
+"""What a recipe is: a dataset that herdbook makes by itself, from scripted controllers in a real environment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores, make_environment
+from herdbook.core.random import derive, generator
+from herdbook.core.rollout import Rollout, fixed_episodes
+from herdbook.core.types import Policy
+from herdbook.datasets.episodes import Episodes
+
+OWN_SCORES = "herdbook: mean returns of a random and of a scripted policy, measured by ourselves"
+"""The source that is recorded with the reference scores of every recipe."""
+LANES = 16
+"""Environments stepped side by side; part of what determines a recipe's bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """A policy, how many episodes of it a recipe holds, and what their metadata says of it."""
+
+    policy: Policy
+    episodes: int
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A dataset that can be made on a machine without a network: the same bytes each time.
+
+    The same bytes are promised for the same versions of the environment, NumPy and torch.
+    """
+
+    id: str
+    """The Minari id that it is stored under: `herdbook/classic/pendulum-v0`."""
+    description: str
+    environment: EnvironmentSpec
+    behaviours: Callable[[], Sequence[Behaviour]]
+    """Who acts. A function, since a controller may need the environment (a maze)."""
+    reference_scores: ReferenceScores
+    extra: str | None = None
+    """The extra of herdbook that brings the environment; None where the base installation does."""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The short name: `classic/pendulum`."""
+        return self.id.removeprefix("herdbook/").rpartition("-v")[0]
+
+    def make(self) -> Episodes:
+        """Make the episodes: each behaviour acts for its number of them, every episode with a reset seed of its own.
+
+        Raises:
+            EnvironmentUnavailable: the environment's package is missing; the message names the extra.
+        """
+        try:
+            behaviours = self.behaviours()
+            parts = [collect(self.environment, b, derive(self.seed, i)) for i, b in enumerate(behaviours)]
+        except EnvironmentUnavailable as error:
+            hint = "" if self.extra is None else f" (the recipe needs the extra: pip install 'herdbook[{self.extra}]')"
+            raise EnvironmentUnavailable(f"{self.id} cannot be made: {error}{hint}") from error
+        return replace(parts[0].concat(*parts[1:]), reference_scores=self.reference_scores, source=self.id)
+
+
+def collect(environment: EnvironmentSpec, behaviour: Behaviour, seed: int) -> Episodes:
+    """Episodes of one behaviour. Actions are those that were executed; a time limit truncates.
+
+    Episode i is reset with `seed + i`, and recorded in its metadata so, beside the behaviour's own metadata.
+    """
+    rollout = Rollout(environment, min(LANES, behaviour.episodes), fixed_episodes(behaviour.episodes, seed))
+    recorded: list[dict[str, list[Any]]] = [
+        {"observations": [], "actions": [], "rewards": []} for _ in range(behaviour.episodes)
+    ]
+    ends: list[dict[str, Any]] = [{} for _ in recorded]
+    noise = generator(seed)
+    while rollout.active:
+        step = rollout.step(behaviour.policy, noise)
+        for lane in np.flatnonzero(step.active):
+            episode = int(step.episodes[lane])
+            rows = recorded[episode]
+            rows["observations"].append(step.observations[lane])
+            rows["actions"].append(step.actions[lane])
+            rows["rewards"].append(step.rewards[lane])
+            if step.terminated[lane] or step.truncated[lane]:
+                rows["observations"].append(step.next_observations[lane])
+                ends[episode] = {"terminated": step.terminated[lane], "truncated": step.truncated[lane]}
+    rollout.close()
+    metadata = [{"seed": seed + i, **behaviour.metadata} for i in range(behaviour.episodes)]
+    return Episodes.from_episodes(
+        (
+            {**{name: np.stack(values) for name, values in rows.items()}, **end, "metadata": m}
+            for rows, end, m in zip(recorded, ends, metadata, strict=True)
+        ),
+        observation_space=rollout.observation_space,
+        action_space=rollout.action_space,
+        raw_observation_space=(
+            None if rollout.raw_observation_space == rollout.observation_space else rollout.raw_observation_space
+        ),
+        environment=environment_spec(environment),
+    )
+
+
+def environment_spec(environment: EnvironmentSpec) -> EnvironmentSpec:
+    """The whole spec, as the environment itself tells it: with it, plain Minari can recover the environment."""
+    env = make_environment(environment)
+    env.close()
+    assert env.spec is not None
+    return EnvironmentSpec.from_gymnasium(env.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyControl:
+    """The distribution of a scripted controller's actions in a Box.
+
+    With probability `random_fraction` uniform over the box, else a Gaussian around the controller's action, truncated
+    to the box. `control`, `low`, `high`: [B, A].
+    """
+
+    control: Tensor
+    low: Tensor
+    high: Tensor
+    std: float
+    random_fraction: float
+
+    @classmethod
+    def within(cls, space: spaces.Box, control: Tensor, std: float, random_fraction: float) -> NoisyControl:
+        """Around actions [B, A], which are clipped to the space."""
+        low, high = (torch.as_tensor(bound).to(control).expand_as(control) for bound in (space.low, space.high))
+        return cls(torch.clamp(control, low, high), low, high, std, random_fraction)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """[B, A]"""
+        u, v = torch.rand((2, *self.control.shape), generator=generator).to(self.control)
+        below, above = self._tails()
+        inside = torch.special.ndtri((below + u.double() * (above - below)).clamp(1e-12, 1 - 1e-12))
+        noisy = torch.clamp(self.control + self.std * inside.to(self.control), self.low, self.high)
+        random = torch.rand(self.control.shape[:-1], generator=generator).to(self.control) < self.random_fraction
+        return torch.where(random.unsqueeze(-1), self.low + v * (self.high - self.low), noisy)
+
+    def mode(self) -> Tensor:
+        """The controller's action without noise [B, A]."""
+        return self.control
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """log of the mixture's density at actions [B, A] within the box -> [B]."""
+        below, above = self._tails()
+        z = (actions - self.control).double() / self.std
+        gaussian = -0.5 * (z.square() + math.log(2 * math.pi)) - math.log(self.std) - (above - below).log()
+        uniform = -(self.high - self.low).double().log()
+        weights = torch.tensor([1 - self.random_fraction, self.random_fraction], dtype=torch.float64).log()
+        densities = torch.stack([gaussian.sum(-1), uniform.sum(-1)], dim=-1) + weights.to(actions.device)
+        return densities.logsumexp(-1).to(actions.dtype)
+
+    def _tails(self) -> tuple[Tensor, Tensor]:
+        """Φ at both bounds, in float64: a control at one bound leaves half of the mass inside."""
+        below = torch.special.ndtr((self.low - self.control).double() / self.std)
+        above = torch.special.ndtr((self.high - self.control).double() / self.std)
+        return below, above
+
+
+def check_fraction(random_fraction: float) -> None:
+    """Raise ValueError outside [0, 1]."""
+    if not 0 <= random_fraction <= 1:
+        raise ValueError(f"expected random_fraction in [0, 1], got {random_fraction}")

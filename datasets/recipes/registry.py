@@ -1,0 +1,24 @@
+"""The recipes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from herdbook.datasets.recipes.cartpole import CARTPOLE
+from herdbook.datasets.recipes.pendulum import PENDULUM
+from herdbook.datasets.recipes.recipe import Recipe
+
+RECIPES: Mapping[str, Recipe] = {recipe.id: recipe for recipe in (PENDULUM, CARTPOLE)}
+"""Every recipe by its full id."""
+
+
+def resolve(name: str) -> Recipe | None:
+    """The recipe of a full id, an id without its version, or a short name; None for any other name.
+
+    `herdbook/classic/pendulum-v0`, `herdbook/classic/pendulum`, `classic/pendulum-v0` and `classic/pendulum` are one.
+    """
+    for recipe in RECIPES.values():
+        short, versioned = recipe.name, recipe.id.removeprefix("herdbook/")
+        if name in (recipe.id, f"herdbook/{short}", versioned, short):
+            return recipe
+    return None
