@@ -30,11 +30,12 @@ _INIT, _NOISE = 0, 1  # streams of randomness of one seed
 class Params:
     """What a loss may read: `params["actor"]`, and the slow copies `params.target["critic"]`.
 
-    Only the networks that the current step optimises carry gradients.
+    Only the networks that the current step optimises carry gradients; those in `frozen` never do.
     """
 
     online: dict[str, Parameters]
     target: dict[str, Parameters]
+    frozen: dict[str, Parameters]
 
     def __getitem__(self, name: str) -> Parameters:
         return self.online[name]
@@ -72,32 +73,28 @@ class Adam:
     cosine_updates: int | None = None  # cosine decay of the rate to 0 over this many steps
 
 
-class _Group:
-    """One optimiser, the leaves it moves, and the view of all parameters in which only these carry gradients."""
+class _Optimiser:
+    """Adam over the leaves of some networks."""
 
-    def __init__(self, settings: Adam, names: Sequence[str], params: Params) -> None:
+    def __init__(self, settings: Adam, networks: Sequence[str], params: Params) -> None:
         self.settings = settings
-        self.view = Params(
-            {
-                name: dict(p) if name in names else {k: v.detach() for k, v in p.items()}
-                for name, p in params.online.items()
-            },
-            params.target,
-        )
-        self.names = [f"{name}/{key}" for name in names for key in params.online[name]]
-        self.leaves = [leaf for name in names for leaf in params.online[name].values()]
-        self.optimiser = torch.optim.Adam(self.leaves, lr=settings.lr, fused=True)
+        self.networks = networks
+        self.names = [f"{name}/{key}" for name in networks for key in params[name]]
+        self.leaves = [leaf for name in networks for leaf in params[name].values()]
+        self.adam = torch.optim.Adam(self.leaves, lr=settings.lr, fused=True)
         self.steps = 0
 
-    def apply(self, gradients: Sequence[Tensor]) -> None:
+    def apply(self, gradients: Sequence[Tensor], batched: bool) -> None:
+        if self.settings.max_grad_norm is not None:
+            gradients = clip_per_seed(gradients, self.settings.max_grad_norm, batched)
         if self.settings.cosine_updates is not None:
             progress = min(self.steps / self.settings.cosine_updates, 1.0)
-            self.optimiser.param_groups[0]["lr"] = self.settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+            self.adam.param_groups[0]["lr"] = self.settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
         for leaf, gradient in zip(self.leaves, gradients, strict=True):
             # Fused Adam walks the memory of parameter and gradient side by side and does not look at strides: the
             # gradient of a transposed weight would be applied transposed.
             leaf.grad = gradient.contiguous()
-        self.optimiser.step()
+        self.adam.step()
         self.steps += 1
 
 
@@ -152,36 +149,48 @@ class Learner:
                 for key in stacked[0]
             }
             modules[0].requires_grad_(False)
-        self.params = Params(
-            online, {name: {k: v.detach().clone() for k, v in online[name].items()} for name in targets}
-        )
-        self._groups = {
-            name: _Group(settings, settings.networks or (name,), self.params) for name, settings in optimisers.items()
+        frozen = {name: {k: v.detach() for k, v in p.items()} for name, p in online.items()}
+        slow = {name: {k: v.clone() for k, v in frozen[name].items()} for name in targets}
+        self.params = Params(online, slow, frozen)
+        self._optimisers = {
+            name: _Optimiser(settings, settings.networks or (name,), self.params)
+            for name, settings in optimisers.items()
         }
-        self._objectives: dict[tuple[str, str], Objective] = {}
-        self._target_pairs = [
-            (slow, online[name][key].detach()) for name in targets for key, slow in self.params.target[name].items()
-        ]
+        self._views: dict[tuple[str, ...], Params] = {}
+        self._objectives: dict[tuple[str, ...], Objective] = {}
+        self._slow = [p for name in targets for p in slow[name].values()]
+        self._followed = [p for name in targets for p in frozen[name].values()]
 
-    def step(self, name: str, objective: Objective, *inputs: Any) -> Metrics:
-        """One step of optimiser `name` down `objective`.
+    def step(self, names: str | tuple[str, ...], objective: Objective, *inputs: Any) -> Metrics:
+        """One step of an optimiser down `objective`, or of several at once down the sum of their losses.
 
         `objective(params, *inputs)` is written for one seed and returns (scalar loss, metrics). Returns its metrics
-        and `loss/<name>`, scalars, or [S] for S seeds.
+        and `loss/<name>` (of several: the sum, under the first name), scalars, or [S] for S seeds.
         """
-        group = self._groups[name]
-        loss, metrics = self._lifted(name, objective)(group.view, *inputs)
-        gradients = torch.autograd.grad(
-            loss.sum() if self.batched else loss, group.leaves, allow_unused=True, materialize_grads=True
-        )
-        if group.settings.max_grad_norm is not None:
-            gradients = clip_per_seed(gradients, group.settings.max_grad_norm, self.batched)
-        group.apply(gradients)
-        return {f"loss/{name}": loss.detach()} | {key: value.detach() for key, value in metrics.items()}
+        names = (names,) if isinstance(names, str) else names
+        optimisers = [self._optimisers[name] for name in names]
+        loss, metrics = self._lifted(names, objective)(self._view(names), *inputs)
+        leaves = [leaf for optimiser in optimisers for leaf in optimiser.leaves]
+        total = loss.sum() if self.batched else loss
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        for optimiser in optimisers:
+            own, gradients = gradients[: len(optimiser.leaves)], gradients[len(optimiser.leaves) :]
+            optimiser.apply(own, self.batched)
+        return {f"loss/{names[0]}": loss.detach()} | {key: value.detach() for key, value in metrics.items()}
 
-    def _lifted(self, name: str, objective: Objective) -> Objective:
+    def _view(self, names: tuple[str, ...]) -> Params:
+        """All parameters, of which only those that these optimisers move carry gradients; made once."""
+        if names not in self._views:
+            moved = {network for name in names for network in self._optimisers[name].networks}
+            online, frozen = self.params.online, self.params.frozen
+            self._views[names] = Params(
+                {name: online[name] if name in moved else frozen[name] for name in online}, self.params.target, frozen
+            )
+        return self._views[names]
+
+    def _lifted(self, names: tuple[str, ...], objective: Objective) -> Objective:
         """The objective over all seeds, compiled where asked for; made once."""
-        key = (name, getattr(objective, "__name__", str(id(objective))))
+        key = (*names, getattr(objective, "__name__", str(id(objective))))
         if key not in self._objectives:
             lifted: Any = torch.vmap(objective) if self.batched else objective
             if self.compile:
@@ -192,8 +201,7 @@ class Learner:
     @torch.no_grad()
     def move_targets(self, tau: float) -> None:
         """θ̄ ← (1 − τ) θ̄ + τ θ for every target; τ = 1 copies."""
-        slow = [pair[0] for pair in self._target_pairs]
-        torch._foreach_lerp_(slow, [pair[1] for pair in self._target_pairs], tau)
+        torch._foreach_lerp_(self._slow, self._followed, tau)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal noise, one draw per seed from its own generator: [*shape], or [S, *shape]."""
@@ -209,27 +217,27 @@ class Learner:
         """One seed's parameters of one network, without gradient; they follow the training."""
         if not 0 <= seed_index < len(self.seeds):
             raise IndexError(f"expected a seed index in [0, {len(self.seeds) - 1}], got {seed_index}")
-        return {k: (v.detach()[seed_index] if self.batched else v.detach()) for k, v in self.params[name].items()}
+        return {k: v[seed_index] if self.batched else v for k, v in self.params.frozen[name].items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything: parameters and targets (with a leading seed axis, always), optimisers, counters, generators."""
-        lead = (lambda x: x.detach()) if self.batched else (lambda x: x.detach().unsqueeze(0))
+        lead: Callable[[Tensor], Tensor] = (lambda x: x) if self.batched else (lambda x: x.unsqueeze(0))
         optimisers: dict[str, Any] = {}
-        for name, group in self._groups.items():
+        for name, optimiser in self._optimisers.items():
             moments = {
                 key: {
                     "step": state["step"],
                     "exp_avg": lead(state["exp_avg"]),
                     "exp_avg_sq": lead(state["exp_avg_sq"]),
                 }
-                for key, leaf in zip(group.names, group.leaves, strict=True)
-                if (state := group.optimiser.state.get(leaf))
+                for key, leaf in zip(optimiser.names, optimiser.leaves, strict=True)
+                if (state := optimiser.adam.state.get(leaf))
             }
-            optimisers[name] = {"steps": group.steps, "moments": moments}
+            optimisers[name] = {"steps": optimiser.steps, "moments": moments}
         return {
             "updates": self.updates,
             "seeds": list(self.seeds),
-            "online": pytree.tree_map(lead, self.params.online),
+            "online": pytree.tree_map(lead, self.params.frozen),
             "target": pytree.tree_map(lead, self.params.target),
             "optimisers": optimisers,
             "generators": [g.get_state() for g in self.generators],
@@ -244,16 +252,16 @@ class Learner:
         """
         _check_same(self.state_dict(), state)
         lead: Callable[[Tensor], Tensor] = (lambda x: x) if self.batched else (lambda x: x.squeeze(0))
-        for ours, theirs in ((self.params.online, state["online"]), (self.params.target, state["target"])):
+        for ours, theirs in ((self.params.frozen, state["online"]), (self.params.target, state["target"])):
             for name, parameters in ours.items():
                 for key, value in parameters.items():
                     value.copy_(lead(theirs[name][key]))
-        for name, group in self._groups.items():
+        for name, optimiser in self._optimisers.items():
             saved = state["optimisers"][name]
-            group.steps = int(saved["steps"])
-            for key, leaf in zip(group.names, group.leaves, strict=True):
+            optimiser.steps = int(saved["steps"])
+            for key, leaf in zip(optimiser.names, optimiser.leaves, strict=True):
                 if moments := saved["moments"].get(key):
-                    group.optimiser.state[leaf] = {
+                    optimiser.adam.state[leaf] = {
                         "step": moments["step"].to(self.device, copy=True),
                         "exp_avg": lead(moments["exp_avg"]).to(self.device, copy=True),
                         "exp_avg_sq": lead(moments["exp_avg_sq"]).to(self.device, copy=True),

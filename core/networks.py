@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = (inputs, *hidden_sizes, outputs)
-        self.layers = nn.ModuleList(Linear(i, o, copies) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(Linear(i, o, copies) for i, o in pairwise(sizes))
         self.copies = copies
         self.activation = activation
 
@@ -177,20 +178,38 @@ class StateValue(Head):
         return super().forward(observations).squeeze(-1)
 
 
-class Critic(nn.Module):
+class JointHead(nn.Module):
+    """Perceptron on observations [B, …] and a second input [*N, B, X] (an action, a latent): → [copies?, *N, B, out]."""
+
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        second_size: int,
+        outputs: int,
+        hidden_sizes: Sequence[int],
+        *,
+        copies: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(space)
+        self.mlp = MLP(self.encoder.size + second_size, outputs, hidden_sizes, copies=copies)
+
+    def forward(self, observations: Tree, second: Tensor) -> Tensor:
+        features = self.encoder(observations)  # [B, F]: encoded once, however many candidates there are
+        features = features.expand(*second.shape[:-1], features.shape[-1])
+        return self.mlp(torch.cat([features, second], -1))  # type: ignore[no-any-return]
+
+
+class Critic(JointHead):
     """Q_i(s, a) for continuous actions: observations [B, …], actions [*N, B, A] → [copies, *N, B]."""
 
     def __init__(
         self, space: spaces.Space[Any], action_size: int, hidden_sizes: Sequence[int], *, copies: int = 2
     ) -> None:
-        super().__init__()
-        self.encoder = Encoder(space)
-        self.mlp = MLP(self.encoder.size + action_size, 1, hidden_sizes, copies=copies)
+        super().__init__(space, action_size, 1, hidden_sizes, copies=copies)
 
-    def forward(self, observations: Tree, actions: Tensor) -> Tensor:
-        features = self.encoder(observations)  # [B, F]: encoded once, however many candidates there are
-        features = features.expand(*actions.shape[:-1], features.shape[-1])
-        return self.mlp(torch.cat([features, actions], -1)).squeeze(-1)  # type: ignore[no-any-return]
+    def forward(self, observations: Tree, second: Tensor) -> Tensor:
+        return super().forward(observations, second).squeeze(-1)
 
 
 class DeterministicActor(Head):

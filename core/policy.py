@@ -25,16 +25,16 @@ class Scaling:
     """Units of the environment to units of the networks and back. Every map is the identity where nothing is to do.
 
     Raises:
-        ValueError: actions are neither a bounded Box nor Discrete, or observations without statistics are to be
-            standardised.
+        ValueError: actions are neither a bounded Box nor Discrete, or vector observations are to be standardised
+            and the spec has no statistics. Observations that are not vectors are never standardised.
     """
 
     def __init__(self, spec: Spec, *, standardise: bool = False, device: str | torch.device = "cpu") -> None:
         self.mean: Tensor | None = None
         self.center: Tensor | None = None
-        if standardise:
+        if standardise and isinstance(spec.observation_space, spaces.Box) and len(spec.observation_space.shape) == 1:
             if spec.observation_mean is None or spec.observation_std is None:
-                raise ValueError("standardise_observations needs vector observations with statistics in the Spec")
+                raise ValueError("expected observation_mean and observation_std in the Spec, to standardise by; got None")
             self.mean = torch.as_tensor(spec.observation_mean, dtype=torch.float32, device=device)
             self.inverse_std = 1 / (
                 torch.as_tensor(spec.observation_std, dtype=torch.float32, device=device) + STD_OFFSET

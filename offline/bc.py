@@ -1,0 +1,88 @@
+"""Behavioural cloning (Pomerleau 1989): supervised learning of the recorded actions.
+
+    L_π = mean (π(s) − a)²           continuous actions, a deterministic tanh policy         (1)
+    L_π = −mean log π(a|s)           discrete actions                                        (2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, POSITIVE, require
+from herdbook.core.distributions import Categorical, Deterministic
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.networks import DeterministicActor, Head
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class BCConfig:
+    """Settings of behavioural cloning."""
+
+    algorithm: ClassVar[str] = "bc"
+    batch_size: int = 256
+    lr: float = 3e-4
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    standardise_observations: bool = True  # (s − μ) / (σ + 1e-3), vectors only
+
+    def __post_init__(self) -> None:
+        require(self, batch_size=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
+
+
+def regression_loss(actions: Tensor, data_actions: Tensor) -> Tensor:
+    """Eq. 1: mean over batch and dimensions. actions, data_actions: [B, A] in [−1, 1]."""
+    return (actions - data_actions).square().mean()
+
+
+def classification_loss(logits: Tensor, data_actions: Tensor) -> Tensor:
+    """Eq. 2. logits: [B, n]; data_actions: indices [B]."""
+    return -Categorical(logits).log_prob(data_actions).mean()
+
+
+class BC:
+    """`networks` may replace `actor`: [B, …] → actions [B, A] in [−1, 1], or logits [B, n]."""
+
+    action_space: ClassVar[str] = "any"
+
+    def __init__(self, config: BCConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
+        head = Head if self.scaling.discrete else DeterministicActor
+        self.learner = Learner(
+            {"actor": lambda: head(spec.observation_space, self.scaling.action_size, c.hidden_sizes)},
+            {"actor": Adam(lr=c.lr)},
+            **setup,
+        )
+        self.actor = self.learner.networks["actor"]
+        self.loss = classification_loss if self.scaling.discrete else regression_loss
+        self.head: type[Categorical] | type[Deterministic] = Categorical if self.scaling.discrete else Deterministic
+
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
+        return replay.sample(self.config.batch_size, generators, discount=1.0)
+
+    def update(self, batch: Transitions) -> Metrics:
+        self.learner.updates += 1
+        observations = self.scaling.observations(batch.observations)
+        return self.learner.step("actor", self.objective, observations, self.scaling.actions(batch.actions))
+
+    def objective(self, params: Params, observations: Tree, actions: Tensor) -> tuple[Tensor, Metrics]:
+        return self.loss(self.actor(params["actor"], observations), actions), {}
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
+        """The cloned policy; with discrete actions and `deterministic` its most likely action."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        return FeedForwardPolicy(
+            self.scaling, lambda o: self.head(self.actor(actor, o)), deterministic=deterministic
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

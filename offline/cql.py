@@ -1,0 +1,185 @@
+"""Conservative Q-learning (Kumar et al. 2020, arXiv:2006.04779) on soft actor-critic (Haarnoja et al. 2018), CQL(H).
+
+    y    = r + γ min_i Q̄_i(s′, a′),   a′ ~ π(·|s′);  −α_T log π(a′|s′) within the bracket unless the backup is
+           deterministic; with the max-target backup Q̄_i(s′, a′) is first maximised over n candidates           (1)
+    C_i  = mean [T log Σ_a exp(Q_i(s, a) / T) − Q_i(s, a_data)]                                                 (2)
+    L_Q  = Σ_i [mean (Q_i(s, a_data) − y)² + α C_i]                                                             (3)
+    L_Q  = Σ_i [mean (Q_i(s, a_data) − y)² + α′ (α C_i − τ)],  max over α′ ≥ 0, with the Lagrange form          (4)
+    L_π  = mean [α_T log π(a|s) − min_i Q_i(s, a)],  a ~ π(·|s)                                                 (5)
+    L_T  = −log α_T · mean [log π(a|s) + H̄],  H̄ = −dim A                                                       (6)
+
+The sum in (2) is estimated by importance sampling (appendix F): n actions each from U[−1, 1]^A, from π(·|s) and from
+π(·|s′), all scored at s, each less its own log-density. Numbers follow the authors' code, whose defaults differ from
+the paper's text: see docs/algorithms.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, POSITIVE, UNIT, require
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CQLConfig:
+    """Settings of continuous CQL(H)."""
+
+    algorithm: ClassVar[str] = "cql"
+    alpha: float = 5.0  # α, weight of the conservative term, eq. 3
+    lagrange: bool = False  # tune α′ so that α C_i stays at τ, eq. 4
+    lagrange_threshold: float = 10.0  # τ, eq. 4
+    lagrange_lr: float = 3e-4
+    num_actions: int = 10  # n, candidates from each of the three proposals of eq. 2
+    temperature: float = 1.0  # T, eq. 2
+    importance_sampling: bool = True  # CQL(H) with densities; without: plain logsumexp over the candidates
+    max_target_backup: bool = False  # eq. 1: maximum over n candidates of each critic, then the minimum
+    deterministic_backup: bool = True  # eq. 1: no entropy in the target
+    discount: float = 0.99  # γ
+    tau: float = 0.005  # speed of the target critic
+    initial_temperature: float = 1.0  # α_T at the start
+    batch_size: int = 256
+    actor_lr: float = 1e-4  # of α_T too
+    critic_lr: float = 3e-4
+    hidden_sizes: tuple[int, ...] = (256, 256, 256)
+    n_step: int = 1  # rewards summed before bootstrapping
+    standardise_observations: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, tau=UNIT, alpha=(0, float("inf")), temperature=POSITIVE)
+        require(self, num_actions=COUNT, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
+        require(self, actor_lr=POSITIVE, critic_lr=POSITIVE, lagrange_lr=POSITIVE, initial_temperature=POSITIVE)
+
+
+def conservative_gap(q: Tensor, data_q: Tensor, log_density: Tensor | float, temperature: float = 1.0) -> Tensor:
+    """C_i of eq. 2 before the mean over the batch, one per critic.
+
+    q: Q_i of the candidates [critics, N, B]; data_q: Q_i(s, a_data) [critics, B]; log_density: that of each candidate
+    under its proposal [N, B], or 0 for a plain logsumexp. Returns [critics, B].
+    """
+    return temperature * torch.logsumexp((q - log_density) / temperature, 1) - data_q
+
+
+def lagrange_multiplier(log_multiplier: Tensor) -> Tensor:
+    """α′ of eq. 4, clamped to [0, 1e6]."""
+    return log_multiplier.exp().clamp(0, 1e6)
+
+
+class CQL:
+    """`networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (actions [*N, B, A] → [critics, *N, B])."""
+
+    action_space: ClassVar[str] = "box"
+
+    def __init__(self, config: CQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
+        space, size = spec.observation_space, self.scaling.action_size
+        self.target_entropy = -float(size)
+        self.random_log_density = size * math.log(0.5)  # of U[−1, 1]^A
+        self.learner = Learner(
+            {
+                "actor": lambda: SquashedGaussianActor(space, size, c.hidden_sizes),
+                "critic": lambda: Critic(space, size, c.hidden_sizes),
+                "temperature": lambda: Scalar(math.log(c.initial_temperature)),  # log α_T
+                "multiplier": lambda: Scalar(0.0),  # log α′
+            },
+            {
+                "actor": Adam(lr=c.actor_lr, networks=("actor", "temperature")),
+                "critic": Adam(lr=c.critic_lr),
+                "multiplier": Adam(lr=c.lagrange_lr),
+            },
+            targets=("critic",),
+            **setup,
+        )
+        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.log_temperature = self.learner.networks["temperature"]
+        self.log_multiplier = self.learner.networks["multiplier"]
+        self.critic_optimisers = ("critic", "multiplier") if c.lagrange else ("critic",)
+
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
+        c = self.config
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+
+    def update(self, batch: Transitions) -> Metrics:
+        self.learner.updates += 1
+        batch = self.scaling(batch)
+        n, shape = self.config.num_actions, batch.actions.shape[-2:]  # [B, A]
+        random_actions = self.learner.uniform(n, *shape)
+        noise, next_noise = self.learner.normal(n, *shape), self.learner.normal(n + 1, *shape)
+        metrics = self.learner.step(
+            self.critic_optimisers, self.critic_objective, batch, random_actions, noise, next_noise
+        )
+        metrics |= self.learner.step("actor", self.actor_objective, batch, self.learner.normal(*shape))
+        self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def critic_objective(
+        self, params: Params, batch: Transitions, random_actions: Tensor, noise: Tensor, next_noise: Tensor
+    ) -> tuple[Tensor, Metrics]:
+        """random_actions, noise: [n, B, A]; next_noise: [n + 1, B, A], of which the last is the backup's."""
+        c = self.config
+        with torch.no_grad():
+            policy = self.actor(params["actor"], batch.observations)
+            next_policy = self.actor(params["actor"], batch.next_observations)
+            actions, log_prob = policy.rsample_with_log_prob(noise)  # [n, B, A], [n, B]
+            next_actions, next_log_prob = next_policy.rsample_with_log_prob(next_noise)  # [n + 1, …]
+            target = self.backup(params, batch, next_actions, next_log_prob)  # [B]
+            proposals = torch.cat([random_actions, next_actions[:-1], actions, batch.actions.unsqueeze(0)])
+            density: Tensor | float = 0.0
+            if c.importance_sampling:
+                uniform = torch.full_like(log_prob, self.random_log_density)
+                density = torch.cat([uniform, next_log_prob[:-1], log_prob])  # [3n, B]
+        q = self.critic(params["critic"], batch.observations, proposals)  # [2, 3n + 1, B]
+        candidate_q, data_q = q[:, :-1], q[:, -1]
+
+        bellman = (data_q - target).square().mean(-1).sum()
+        gap = conservative_gap(candidate_q, data_q, density, c.temperature).mean(-1)  # C_i, eq. 2: [2]
+        metrics = {"loss/bellman": bellman, "conservative_gap": gap.mean(), "q": data_q.mean(), "target": target.mean()}
+        if not c.lagrange:
+            return bellman + c.alpha * gap.sum(), metrics  # eq. 3
+        multiplier = lagrange_multiplier(self.log_multiplier(params["multiplier"]))
+        excess = c.alpha * gap - c.lagrange_threshold  # [2]
+        conservative = (multiplier.detach() * excess).sum()  # eq. 4, minimised over the critics …
+        ascent = -multiplier * excess.detach().mean()  # … and maximised over α′
+        return bellman + conservative + ascent, metrics | {"multiplier": multiplier}
+
+    def backup(self, params: Params, batch: Transitions, next_actions: Tensor, next_log_prob: Tensor) -> Tensor:
+        """Eq. 1. next_actions: [n + 1, B, A]; next_log_prob: [n + 1, B] → [B]."""
+        c = self.config
+        if c.max_target_backup:
+            q = self.critic(params.target["critic"], batch.next_observations, next_actions[:-1])  # [2, n, B]
+            next_q = q.amax(1).amin(0)
+        else:
+            next_q = self.critic(params.target["critic"], batch.next_observations, next_actions[-1]).amin(0)
+            if not c.deterministic_backup:
+                next_q = next_q - self.log_temperature(params["temperature"]).exp() * next_log_prob[-1]
+        return batch.rewards + batch.discounts * next_q
+
+    def actor_objective(self, params: Params, batch: Transitions, noise: Tensor) -> tuple[Tensor, Metrics]:
+        log_temperature = self.log_temperature(params["temperature"])
+        temperature = log_temperature.detach().exp()
+        actions, log_prob = self.actor(params["actor"], batch.observations).rsample_with_log_prob(noise)
+        q = self.critic(params["critic"], batch.observations, actions).amin(0)  # [B]
+        actor_loss = (temperature * log_prob - q).mean()  # eq. 5
+        temperature_loss = -(log_temperature * (log_prob.detach() + self.target_entropy)).mean()  # eq. 6
+        return actor_loss + temperature_loss, {"entropy": -log_prob.mean(), "temperature": temperature}
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
+        """The squashed Gaussian, or tanh of its mean."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        return FeedForwardPolicy(self.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

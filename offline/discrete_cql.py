@@ -1,0 +1,104 @@
+"""Discrete CQL (Kumar et al. 2020, arXiv:2006.04779): double DQN (van Hasselt et al. 2016) with the exact CQL(H) term.
+
+    y   = r + γ Q̄(s′, argmax_a′ Q(s′, a′))                        (1)
+    C   = mean [log Σ_a exp Q(s, a) − Q(s, a_data)]               (2)
+    L_Q = mean huber(Q(s, a_data) − y) + α C                      (3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from herdbook.core.config import COUNT, POSITIVE, UNIT, require
+from herdbook.core.distributions import Categorical
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.networks import Head
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteCQLConfig:
+    """Settings of discrete CQL; learning rate and widths are ours for vectors, the paper trains on Atari."""
+
+    algorithm: ClassVar[str] = "discrete_cql"
+    alpha: float = 1.0  # α, weight of the conservative term, eq. 3
+    discount: float = 0.99  # γ
+    tau: float = 0.005  # speed of the target network
+    batch_size: int = 256
+    lr: float = 3e-4
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    n_step: int = 1  # rewards summed before bootstrapping
+    standardise_observations: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, tau=UNIT, alpha=(0, float("inf")), lr=POSITIVE)
+        require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
+
+
+def conservative_loss(q: Tensor, actions: Tensor) -> Tensor:
+    """C of eq. 2. q: [B, n]; actions: indices [B]."""
+    return -q.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).mean()
+
+
+def double_q_target(rewards: Tensor, discounts: Tensor, online_next_q: Tensor, target_next_q: Tensor) -> Tensor:
+    """Eq. 1: chosen by the online network, valued by the slow one. rewards, discounts: [B]; next_q: [B, n] → [B]."""
+    best = online_next_q.argmax(-1, keepdim=True)
+    return rewards + discounts * target_next_q.gather(-1, best).squeeze(-1)
+
+
+class DiscreteCQL:
+    """`networks` may replace `critic`: [B, …] → Q [B, n]."""
+
+    action_space: ClassVar[str] = "discrete"
+
+    def __init__(self, config: DiscreteCQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
+        self.learner = Learner(
+            {"critic": lambda: Head(spec.observation_space, self.scaling.action_size, c.hidden_sizes)},
+            {"critic": Adam(lr=c.lr)},
+            targets=("critic",),
+            **setup,
+        )
+        self.critic = self.learner.networks["critic"]
+
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
+        c = self.config
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+
+    def update(self, batch: Transitions) -> Metrics:
+        self.learner.updates += 1
+        metrics = self.learner.step("critic", self.objective, self.scaling(batch))
+        self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            online_next_q = self.critic(params["critic"], batch.next_observations)  # [B, n]
+            target_next_q = self.critic(params.target["critic"], batch.next_observations)  # [B, n]
+            target = double_q_target(batch.rewards, batch.discounts, online_next_q, target_next_q)  # eq. 1
+        q = self.critic(params["critic"], batch.observations)  # [B, n]
+        data_q = q.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)  # [B]
+        conservative = conservative_loss(q, batch.actions)  # eq. 2
+        loss = F.smooth_l1_loss(data_q, target) + self.config.alpha * conservative  # eq. 3
+        return loss, {"conservative_gap": conservative, "q": data_q.mean()}
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
+        """The greedy action, or a sample of softmax Q: the policy whose entropy CQL(H) regularises."""
+        critic = self.learner.parameters_of("critic", seed_index)
+        return FeedForwardPolicy(
+            self.scaling, lambda o: Categorical(self.critic(critic, o)), deterministic=deterministic
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

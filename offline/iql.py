@@ -1,0 +1,130 @@
+"""Implicit Q-learning (Kostrikov, Nair & Levine 2021, arXiv:2110.06169): no action is ever queried out of the data.
+
+    L_V = mean L₂^τ(min_i Q̄_i(s, a) − V(s)),   L₂^τ(u) = |τ − 1(u < 0)| u²                 (5)
+    L_Q = mean Σ_i (r + γ V(s′) − Q_i(s, a))²                                              (6)
+    L_π = −mean exp(β (min_i Q̄_i(s, a) − V(s))) log π(a|s)                                (7)
+
+The weight of (7) is clipped at 100. V and the advantage are those before the step: the three losses share nothing but
+forward passes, and are descended together. π is a Gaussian that is not squashed, with a log σ that does not depend on
+the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, POSITIVE, UNIT, require
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.networks import Critic, GaussianActor, StateValue
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class IQLConfig:
+    """Settings of IQL; the defaults are the paper's for locomotion."""
+
+    algorithm: ClassVar[str] = "iql"
+    expectile: float = 0.7  # τ, eq. 5; 0.9 on antmaze
+    beta: float = 3.0  # β, inverse temperature of eq. 7; 10 on antmaze
+    max_weight: float = 100.0  # the exponential of eq. 7 is clipped here
+    discount: float = 0.99  # γ
+    tau: float = 0.005  # speed of the target critic
+    batch_size: int = 256
+    actor_lr: float = 3e-4
+    critic_lr: float = 3e-4
+    value_lr: float = 3e-4
+    actor_decay_updates: int | None = 1_000_000  # cosine decay of the actor's rate to 0; None: constant
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    n_step: int = 1  # rewards summed before bootstrapping
+    standardise_observations: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, expectile=UNIT, discount=UNIT, tau=UNIT, beta=(0, float("inf")), max_weight=POSITIVE)
+        require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, actor_decay_updates=COUNT)
+        require(self, actor_lr=POSITIVE, critic_lr=POSITIVE, value_lr=POSITIVE)
+
+
+def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
+    """L₂^τ(u) of eq. 5, elementwise: τ u² where u > 0, (1 − τ) u² where u < 0."""
+    return torch.where(difference < 0, 1 - expectile, expectile) * difference.square()
+
+
+def advantage_weight(advantage: Tensor, beta: float, max_weight: float) -> Tensor:
+    """exp(β A) of eq. 7, clipped. advantage: [B]."""
+    return (beta * advantage).exp().clamp(max=max_weight)
+
+
+class IQL:
+    """`networks` may replace `actor` ([B, …] → a distribution), `critic` (→ [critics, B]) and `value` (→ [B])."""
+
+    action_space: ClassVar[str] = "box"
+
+    def __init__(self, config: IQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
+        space, size = spec.observation_space, self.scaling.action_size
+        self.learner = Learner(
+            {
+                "actor": lambda: GaussianActor(space, size, c.hidden_sizes),
+                "critic": lambda: Critic(space, size, c.hidden_sizes),
+                "value": lambda: StateValue(space, c.hidden_sizes),
+            },
+            {
+                "value": Adam(lr=c.value_lr),
+                "critic": Adam(lr=c.critic_lr),
+                "actor": Adam(lr=c.actor_lr, cosine_updates=c.actor_decay_updates),
+            },
+            targets=("critic",),
+            **setup,
+        )
+        self.actor, self.critic, self.value = (self.learner.networks[n] for n in ("actor", "critic", "value"))
+
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
+        c = self.config
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+
+    def update(self, batch: Transitions) -> Metrics:
+        self.learner.updates += 1
+        metrics = self.learner.step(("value", "critic", "actor"), self.objective, self.scaling(batch))
+        self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
+        c = self.config
+        value = self.value(params["value"], batch.observations)  # [B]
+        with torch.no_grad():
+            target_q = self.critic(params.target["critic"], batch.observations, batch.actions).amin(0)  # [B]
+            next_value = self.value(params.frozen["value"], batch.next_observations)  # [B]
+            weight = advantage_weight(target_q - value, c.beta, c.max_weight)  # [B]
+        value_loss = expectile_loss(target_q - value, c.expectile).mean()  # eq. 5
+
+        q = self.critic(params["critic"], batch.observations, batch.actions)  # [2, B]
+        target = batch.rewards + batch.discounts * next_value
+        critic_loss = (q - target).square().mean(-1).sum()  # eq. 6
+
+        log_prob = self.actor(params["actor"], batch.observations).log_prob(batch.actions)  # [B]
+        actor_loss = -(weight * log_prob).mean()  # eq. 7
+        return value_loss + critic_loss + actor_loss, {
+            "loss/value": value_loss,
+            "loss/critic": critic_loss,
+            "loss/actor": actor_loss,
+            "value": value.mean(),
+            "q": q.mean(),
+        }
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
+        """The Gaussian clipped to the action space, or its mean."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        return FeedForwardPolicy(self.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)
