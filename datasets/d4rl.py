@@ -1,10 +1,30 @@
-"""D4RL: its reference scores and its HDF5 layouts, neither of which needs the `d4rl` package."""
+"""D4RL: its HDF5 layouts and its reference scores, neither of which needs the `d4rl` package.
+
+The layouts (Fu et al. 2020, arXiv:2004.07219) hold `observations`, `actions`, `rewards`, `terminals` and `timeouts`,
+one row per step and all episodes in a row. The gym-mujoco files add `next_observations`, with which every step has its
+successor. The antmaze, maze2d and adroit files do not: of an episode that timed out, the last step has none and is
+dropped; of one that terminated it stays, since nothing is bootstrapped from what follows it.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from herdbook.core.environments import ReferenceScores
+import h5py
+import numpy as np
+from gymnasium import Space, spaces
+
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.core.types import Array
+from herdbook.datasets.arrays import episode_offsets, infer_action_space, with_final_rows
+from herdbook.datasets.episodes import DataError, Episodes
+
+logger = logging.getLogger("herdbook")
 
 D4RL_REFERENCES = {
     "halfcheetah": (-280.178953, 12135.0),
@@ -36,7 +56,142 @@ def d4rl_references(name: str) -> ReferenceScores | None:
     if found and found[1].lower() in _MUJOCO:
         scores = D4RL_REFERENCES[found[1].lower()]
         return ReferenceScores(*scores, source=f"D4RL (Fu et al. 2020), applied to {name} by convention")
+    if "-dense" in name:  # maze2d's dense rewards have references of their own
+        return None
     for family, scores in D4RL_REFERENCES.items():
         if re.match(rf"{family}\b", name.lower()):
             return ReferenceScores(*scores, source="D4RL (Fu et al. 2020)")
     return None
+
+
+_ENVIRONMENTS = {
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "walker2d": "Walker2d-v5",
+    "pen": "AdroitHandPen-v1",
+    "door": "AdroitHandDoor-v1",
+    "hammer": "AdroitHandHammer-v1",
+    "relocate": "AdroitHandRelocate-v1",
+}
+"""Environments of today with the observations of D4RL's. The others changed theirs (ant, antmaze, maze2d, kitchen)."""
+
+
+def read_d4rl(path: str | Path, *, name: str | None = None, action_space: Space[Any] | None = None) -> Episodes:
+    """Read a D4RL HDF5 file; `infos/…` and `metadata/…` are ignored.
+
+    `name` (by default the file's own, `hopper_medium-v2.hdf5`) chooses the reference scores and the environment.
+    Actions lie in [-1, 1] unless `action_space` says otherwise.
+
+    Raises `DataError` for a truncated or corrupt file, a missing field, and data that does not satisfy `Episodes`.
+    """
+    path = Path(path)
+    wanted = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+    try:
+        with h5py.File(path, "r") as file:
+            data = {field: file[field][()] for field in wanted if field in file}
+    except (OSError, RuntimeError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected a D4RL HDF5 file, but it is missing, truncated or corrupt ({error}); download it again"
+        ) from error
+    return d4rl_episodes(data, name=name or path.stem.replace("_", "-"), source=str(path), action_space=action_space)
+
+
+def read_d4rl_package(name: str) -> Episodes:
+    """The dataset of a D4RL environment through the `d4rl` package, where it can be imported.
+
+    Raises `DataError` with the reason where it cannot: it fails at import on a machine without MuJoCo 2.1.
+    """
+    try:
+        gym = importlib.import_module("gym")
+        importlib.import_module("d4rl")
+        data = gym.make(name).get_dataset()
+    except Exception as error:  # mujoco_py raises plain Exceptions, old packages anything
+        raise DataError(
+            f"d4rl:{name}: the d4rl package cannot be used here ({type(error).__name__}: {error}); "
+            "give the path of the dataset's .hdf5 file instead, which needs no package"
+        ) from error
+    return d4rl_episodes(data, name=name, source=f"d4rl:{name}")
+
+
+def d4rl_episodes(
+    data: Mapping[str, Any], *, name: str, source: str, action_space: Space[Any] | None = None
+) -> Episodes:
+    """Episodes of the arrays of a D4RL dataset, `[N, …]` each. How many steps were dropped is logged and recorded."""
+    for field in ("observations", "actions", "rewards", "terminals", "timeouts"):
+        if field not in data:
+            raise DataError(
+                f"{source}: expected the fields observations, actions, rewards, terminals and timeouts, "
+                f"got {', '.join(sorted(data))}: {field} is missing"
+            )
+    observations = _single(data["observations"])
+    steps = len(observations)
+    actions, rewards = np.asarray(data["actions"]), _column(source, data, "rewards", steps)
+    terminated = _column(source, data, "terminals", steps).astype(np.bool_)
+    truncated = _column(source, data, "timeouts", steps).astype(np.bool_)
+    if len(actions) != steps or not steps:
+        raise DataError(f"{source}: expected as many actions as observations and some, got {len(actions)} and {steps}")
+    notes = []
+    ends = terminated | truncated
+    if "next_observations" in data:
+        following = _single(data["next_observations"])
+        jumps = _jumps(observations, following) & ~ends[:-1]
+        if jumps.any():
+            notes.append(f"{int(jumps.sum())} steps whose successor is not recorded next count as truncated")
+            ends[:-1] |= jumps
+        offsets = episode_offsets(ends)
+        rows = with_final_rows(source, observations, following, offsets)
+    else:
+        offsets = episode_offsets(ends)
+        last = offsets[1:] - 1
+        cut = last[~terminated[last]]  # no successor: it gives its observation as the final one of its episode
+        lone = np.zeros(steps, dtype=np.bool_)
+        lone[cut[np.isin(cut, offsets[:-1])]] = True  # nothing is left of an episode of one such step
+        truncated[cut[~lone[cut]] - 1] = True
+        repeats = np.ones(steps, dtype=np.int64)
+        repeats[terminated] = 2  # what follows a termination is never read: its own observation stands in
+        rows = np.repeat(observations, np.where(lone, 0, repeats), axis=0)
+        kept = np.ones(steps, dtype=np.bool_)
+        kept[cut] = False
+        notes.append(f"dropped the last step of {len(cut)} episodes that did not terminate (no next_observations)")
+        offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(kept.astype(np.int64), offsets[:-1]))])
+        offsets = offsets[np.append(True, np.diff(offsets) > 0)]
+        actions, rewards, terminated, truncated = actions[kept], rewards[kept], terminated[kept], truncated[kept]
+    for note in notes:
+        logger.warning("%s: %s", source, note)
+    family = name.split("-")[0].lower()
+    return Episodes(
+        observations=rows,
+        actions=actions,
+        rewards=rewards,
+        terminated=terminated,
+        truncated=truncated,
+        offsets=offsets,
+        observation_space=spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32),
+        action_space=infer_action_space(source, actions) if action_space is None else action_space,
+        environment=EnvironmentSpec(id=_ENVIRONMENTS[family]) if family in _ENVIRONMENTS else None,
+        reference_scores=d4rl_references(name),
+        source=source,
+        transforms=tuple(notes),
+    )
+
+
+def _single(values: Any) -> Array:
+    with np.errstate(over="ignore"):  # an overflow to infinity is reported by Episodes
+        return np.asarray(values, dtype=np.float32)
+
+
+def _column(source: str, data: Mapping[str, Any], field: str, steps: int) -> Array:
+    """`[N]` or `[N, 1]` -> `[N]`."""
+    values = np.asarray(data[field])
+    if values.size != steps or values.shape[:1] != (steps,):
+        raise DataError(f"{source}: expected {field} for {steps} steps (as many as observations), got {values.shape}")
+    return values.reshape(steps)
+
+
+def _jumps(observations: Array, following: Array) -> Array:
+    """`[N - 1]`: steps whose next observation is not the next row, beyond rounding."""
+    if observations.shape != following.shape:
+        return np.zeros(len(observations) - 1, dtype=np.bool_)  # reported where the rows are joined
+    difference = np.abs(following[:-1] - observations[1:])
+    jumps: Array = (difference > 1e-4 * (1 + np.abs(observations[1:]))).any(axis=1)
+    return jumps

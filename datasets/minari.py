@@ -94,8 +94,8 @@ def read_metadata(dataset: str | Path, *, data_dir: str | Path | None = None) ->
 def list_minari(data_dir: str | Path | None = None) -> list[str]:
     """Ids of the datasets under `minari_root(data_dir)`, sorted."""
     root = minari_root(data_dir)
-    found = (path.parent.parent for path in root.glob("**/data/metadata.json"))
-    return sorted(p.relative_to(root).as_posix() for p in found if not any(x.startswith(".") for x in p.parts[-4:]))
+    found = (path.parent.parent.relative_to(root) for path in root.glob("**/data/metadata.json"))
+    return sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
 
 
 def _environment(source: str, metadata: Mapping[str, Any]) -> EnvironmentSpec | None:

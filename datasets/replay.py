@@ -246,7 +246,7 @@ class ReplayBuffer:
             values = table.index_select(0, flat)
             return torch.where(real, values, torch.zeros_like(values))
 
-        segments: Segments = Segments(
+        segments = Segments(
             observations=self._observe(flat, frame_stack),
             actions=self._actions.index_select(0, flat),
             rewards=masked(self._rewards),
@@ -257,7 +257,8 @@ class ReplayBuffer:
             returns_to_go=None if self._returns_to_go is None else masked(self._returns_to_go),
             timesteps=self._positions.index_select(0, flat).long(),
         )
-        return tree_map(lambda x: x.view(*indices.shape, length, *x.shape[1:]), segments)
+        windows: Segments = tree_map(lambda x: x.view(*indices.shape, length, *x.shape[1:]), segments)
+        return windows
 
     # --- the two tables ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,121 @@
+"""Episodes from plain arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch
+from herdbook.core.types import Array, Tree, tree_map
+from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.validation import ACTION_TOLERANCE, DataError
+
+
+def from_arrays(
+    observations: Tree,
+    actions: Any,
+    rewards: Any,
+    terminated: Any,
+    truncated: Any,
+    *,
+    next_observations: Tree | None = None,
+    offsets: Any = None,
+    observation_space: Space[Any] | None = None,
+    action_space: Space[Any] | None = None,
+    **fields: Any,
+) -> Episodes:
+    """Episodes from arrays over N steps, the episodes one after the other.
+
+    Either `observations` has the T+1 rows of each episode, or it has N rows, as `next_observations` has, of which only
+    the last of each episode is kept. Episode e is the steps `offsets[e]:offsets[e + 1]`; without offsets, an episode
+    ends wherever a flag is set, and at the end of the data. `fields` are further fields of `Episodes`.
+
+    Spaces are those of the environment, or are inferred: uint8 `[N, H, W, C]` as images, other arrays as vectors,
+    integers `[N]` as Discrete, actions within [-1, 1] as a Box with these bounds.
+
+    Raises `DataError` for what does not satisfy `Episodes`, and for actions beyond [-1, 1] without an action space.
+    """
+    source = fields.setdefault("source", "arrays")
+    actions, rewards = np.asarray(actions), np.asarray(rewards)
+    flags = [np.asarray(flag, dtype=np.bool_) for flag in (terminated, truncated)]
+    if rewards.ndim != 1 or any(flag.shape != rewards.shape for flag in flags) or len(actions) != len(rewards):
+        raise DataError(
+            f"{source}: expected rewards, terminated and truncated of shape [N] and N actions, "
+            f"got {rewards.shape}, {flags[0].shape}, {flags[1].shape} and {len(actions)} actions"
+        )
+    if not len(rewards):
+        raise DataError(f"{source}: the dataset is empty (0 steps)")
+    if offsets is None:
+        offsets = episode_offsets(flags[0] | flags[1])
+    observations = tree_map(np.asarray, observations)
+    if observation_space is None:
+        observation_space = _infer_space(observations)
+    if action_space is None:
+        action_space = infer_action_space(source, actions)
+    flat, flat_actions = flat_space(observation_space), flat_action_space(action_space)
+    rows = flatten_batch(observation_space, observations)
+    if next_observations is not None:
+        following = flatten_batch(observation_space, tree_map(np.asarray, next_observations))
+        rows = tree_map(lambda leaf, after: with_final_rows(source, leaf, after, np.asarray(offsets)), rows, following)
+    return Episodes(
+        observations=rows,
+        actions=actions.reshape(len(actions), -1) if isinstance(flat_actions, spaces.Box) else actions,
+        rewards=rewards,
+        terminated=flags[0],
+        truncated=flags[1],
+        offsets=offsets,
+        observation_space=flat,
+        action_space=flat_actions,
+        raw_observation_space=observation_space,
+        **fields,
+    )
+
+
+def episode_offsets(ends: Array) -> Array:
+    """`[N]` bool, True at the last step of an episode -> offsets; the end of the data ends an episode too."""
+    offsets = np.concatenate([[0], np.flatnonzero(ends) + 1])
+    return offsets if offsets[-1] == len(ends) else np.append(offsets, len(ends))
+
+
+def with_final_rows(source: str, observations: Array, next_observations: Array, offsets: Array) -> Array:
+    """`[N, …]` and the observations that followed -> T+1 rows per episode, the last its own final one."""
+    if len(observations) != offsets[-1] or observations.shape != next_observations.shape:
+        raise DataError(
+            f"{source}: expected observations and next_observations of {offsets[-1]} steps, "
+            f"got shapes {observations.shape} and {next_observations.shape}"
+        )
+    last = offsets[1:] - 1
+    rows = np.empty((len(observations) + len(last), *observations.shape[1:]), observations.dtype)
+    steps = np.ones(len(rows), dtype=np.bool_)
+    steps[offsets[1:] + np.arange(len(last))] = False
+    rows[steps], rows[~steps] = observations, next_observations[last]
+    return rows
+
+
+def infer_action_space(source: str, actions: Array) -> Space[Any]:
+    """Integers `[N]` -> Discrete(largest + 1); floats within [-1, 1] -> Box. Raises `DataError` for others."""
+    if actions.dtype.kind in "iu" and actions.ndim == 1:
+        if actions.min() < 0:
+            raise DataError(f"{source}: expected actions from 0 on, got {actions.min()}; give the action_space")
+        return spaces.Discrete(int(actions.max()) + 1)
+    if actions.ndim < 2:
+        raise DataError(
+            f"{source}: expected actions [N, A] of floats or [N] of integers, got {actions.dtype} {actions.shape}"
+        )
+    if np.abs(actions).max() > 1 + ACTION_TOLERANCE:
+        raise DataError(
+            f"{source}: expected actions in [-1, 1], got [{actions.min():g}, {actions.max():g}]; give the action_space"
+        )
+    return spaces.Box(-1.0, 1.0, actions.shape[1:], np.float32)
+
+
+def _infer_space(observations: Tree) -> Space[Any]:
+    if isinstance(observations, dict):
+        return spaces.Dict({name: _infer_space(leaf) for name, leaf in observations.items()})
+    if observations.dtype == np.uint8 and observations.ndim == 4:
+        return spaces.Box(0, 255, observations.shape[1:], np.uint8)
+    if observations.dtype.kind in "iu" and observations.ndim == 1:
+        return spaces.Discrete(int(observations.max()) + 1)
+    return spaces.Box(-np.inf, np.inf, observations.shape[1:] or (1,), np.float32)

@@ -1,0 +1,178 @@
+"""Datasets by name: a Minari id, a recipe, the path of a D4RL file or of a Minari dataset's folder."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from herdbook.datasets.d4rl import read_d4rl, read_d4rl_package
+from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.minari import list_minari, minari_root, read_minari, write_minari
+
+logger = logging.getLogger("herdbook")
+
+
+def load_dataset(
+    name: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    observation_keys: Sequence[str] | None = None,
+    download: bool = True,
+) -> Episodes:
+    """The episodes of a dataset by name.
+
+    - a Minari id (`D4RL/pointmaze/umaze-v2`): from this machine, else downloaded where `download` allows it; without a
+      version, the newest on this machine;
+    - a recipe (`classic/pendulum`, or `herdbook/classic/pendulum-v0`), made on first use and stored as an ordinary
+      Minari dataset;
+    - the path of a D4RL file (`.hdf5`) or of a Minari dataset's folder;
+    - `d4rl:hopper-medium-v2`, through the `d4rl` package where it can be imported.
+
+    data_dir: where datasets are looked for and stored, instead of the Minari root.
+    observation_keys: the parts of a Dict observation that are used.
+
+    Raises `DataError` for an unknown name (the nearest ones are named), a dataset that cannot be fetched without a
+    network (it says how to make or place one), and data that is corrupt or invalid.
+    """
+    text = str(name)
+    if text.startswith("d4rl:"):
+        return _whole(read_d4rl_package(text.removeprefix("d4rl:")), observation_keys)
+    path = Path(name).expanduser()
+    if path.suffix in (".hdf5", ".h5"):
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file; expected the path of a D4RL HDF5 file")
+        return _whole(read_d4rl(path), observation_keys)
+    if any((path / sub / "metadata.json").is_file() for sub in ("data", ".")):
+        return read_minari(path, observation_keys=observation_keys)
+    root = find_dataset(text, data_dir=data_dir) or _make_recipe(text, data_dir)
+    if root is not None:
+        return read_minari(root, observation_keys=observation_keys)
+    newest = _newest_version(text, data_dir)
+    if newest is not None:
+        return read_minari(newest, observation_keys=observation_keys)
+    if not re.search(r"-v\d+$", text):
+        raise DataError(f"{_not_here(text, data_dir)}; an id ends in its version, as in {text}-v0")
+    if not download:
+        raise DataError(f"{_not_here(text, data_dir)}; {_how_to_get(text, data_dir)}")
+    return read_minari(_download(text, data_dir), observation_keys=observation_keys)
+
+
+def dataset_roots(data_dir: str | Path | None = None) -> list[Path]:
+    """Where datasets are looked for: `data_dir` alone, else the Minari root and the user's cache."""
+    if data_dir is not None:
+        return [minari_root(data_dir)]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return [minari_root(), cache / "herdbook" / "datasets"]
+
+
+def find_dataset(dataset_id: str, *, data_dir: str | Path | None = None) -> Path | None:
+    """The folder of a dataset on this machine; None where it is not there."""
+    for root in dataset_roots(data_dir):
+        if (root / dataset_id / "data" / "metadata.json").is_file():
+            return root / dataset_id
+    return None
+
+
+def list_datasets(data_dir: str | Path | None = None) -> list[str]:
+    """Ids of the datasets on this machine, sorted."""
+    return sorted({name for root in dataset_roots(data_dir) for name in list_minari(root)})
+
+
+def _whole(episodes: Episodes, observation_keys: Sequence[str] | None) -> Episodes:
+    if observation_keys is not None:
+        raise DataError(f"{episodes.source}: observation_keys chooses parts of a Dict observation; these are vectors")
+    return episodes
+
+
+def _make_recipe(name: str, data_dir: str | Path | None) -> Path | None:
+    """The folder of a recipe's dataset, made where it is not there yet; None for a name that is no recipe's."""
+    from herdbook.datasets.recipes.registry import resolve  # recipes need environments; loading a file does not
+
+    recipe = resolve(name)
+    if recipe is None:
+        return None
+    found = find_dataset(recipe.id, data_dir=data_dir)
+    if found is not None:
+        return found
+    root = next((r for r in dataset_roots(data_dir) if _writable(r)), None)
+    if root is None:
+        tried = ", ".join(map(str, dataset_roots(data_dir)))
+        raise DataError(f"{recipe.id}: no folder to store it in is writable ({tried}); give one with data_dir")
+    logger.info("making %s in %s", recipe.id, root)
+    episodes = recipe.make()
+    try:
+        return write_minari(episodes, recipe.id, data_dir=root, description=recipe.description, author="herdbook")
+    except DataError:  # another process was faster
+        found = find_dataset(recipe.id, data_dir=root)
+        if found is None:
+            raise
+        return found
+
+
+def _writable(root: Path) -> bool:
+    existing = next(p for p in (root, *root.parents) if p.exists())
+    return existing.is_dir() and os.access(existing, os.W_OK)
+
+
+def _newest_version(name: str, data_dir: str | Path | None) -> Path | None:
+    """The newest version on this machine of an id without one."""
+    versions = (re.fullmatch(rf"{re.escape(name)}-v(\d+)", known) for known in list_datasets(data_dir))
+    numbers = [int(match[1]) for match in versions if match]
+    return find_dataset(f"{name}-v{max(numbers)}", data_dir=data_dir) if numbers else None
+
+
+def _not_here(name: str, data_dir: str | Path | None) -> str:
+    from herdbook.datasets.recipes.registry import RECIPES
+
+    known = list_datasets(data_dir) + [n for r in RECIPES.values() for n in (r.id, r.name)]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"no dataset {name!r} in {' or '.join(map(str, dataset_roots(data_dir)))}{hint}"
+
+
+def _how_to_get(name: str, data_dir: str | Path | None) -> str:
+    return (
+        f"to place one, copy the dataset's folder to {dataset_roots(data_dir)[0] / name} "
+        f"(from a machine with a network: `minari download {name}`); to make one, use a recipe such as classic/pendulum or `herdbook collect`"
+    )
+
+
+def _download(name: str, data_dir: str | Path | None) -> Path:
+    """Fetch a dataset into the first root; an interrupted download leaves none there."""
+    import minari
+
+    root = dataset_roots(data_dir)[0]
+    target = root / name
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=root) as scratch:
+            with _minari_root_set_to(scratch):
+                minari.download_dataset(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (Path(scratch) / name).rename(target)
+    except Exception as error:  # no network, no huggingface_hub, an unknown id: each library has its own exceptions
+        raise DataError(
+            f"{_not_here(name, data_dir)}, and it cannot be downloaded "
+            f"({type(error).__name__}: {error}); {_how_to_get(name, data_dir)}"
+        ) from error
+    return target
+
+
+@contextmanager
+def _minari_root_set_to(folder: str) -> Iterator[None]:
+    """Minari takes its root from the environment only."""
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before

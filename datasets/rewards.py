@@ -1,0 +1,57 @@
+"""Named reward transforms: explicit steps that a dataset records and a run names."""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+
+from herdbook.datasets.episodes import DataError, Episodes
+
+REWARD_TRANSFORMS = ("none", "minus_one", "return_range", "scale:X", "shift:X", "standardise")
+
+
+def transform_rewards(episodes: Episodes, name: str) -> Episodes:
+    """The same steps with transformed rewards; what was done is recorded in `transforms`.
+
+    - `none`: as they are.
+    - `minus_one`: r − 1, for antmaze (Kostrikov et al. 2021, arXiv:2110.06169, section 5).
+    - `return_range`: r · 1000 / (max return − min return), for locomotion (the same).
+    - `scale:X`, `shift:X`: r · X, r + X.
+    - `standardise`: (r − mean) / standard deviation. Subtracting a mean changes which policy is optimal wherever
+      episodes can terminate.
+
+    Raises ValueError for an unknown name, `DataError` where all returns or all rewards are equal.
+    """
+    rewards = episodes.rewards
+    kind, _, number = name.partition(":")
+    if name == "none":
+        return episodes
+    if name == "minus_one":
+        return episodes.with_rewards(rewards - 1.0, name)
+    if name == "return_range":
+        low, high = float(episodes.returns().min()), float(episodes.returns().max())
+        if low == high:
+            raise DataError(f"{episodes.source}: return_range divides by the range of returns, but all are {low:g}")
+        return episodes.with_rewards(rewards * (1000.0 / (high - low)), f"return_range (returns {low!r} to {high!r})")
+    if name == "standardise":
+        mean, std = float(rewards.mean()), float(rewards.std())
+        if std == 0:
+            raise DataError(f"{episodes.source}: standardise divides by the standard deviation, but all are {mean:g}")
+        return episodes.with_rewards((rewards - mean) / std, f"standardise (mean {mean!r}, deviation {std!r})")
+    if kind in ("scale", "shift"):
+        value = _number(name, number)
+        return episodes.with_rewards(rewards * value if kind == "scale" else rewards + value, name)
+    near = difflib.get_close_matches(kind, [n.split(":")[0] for n in REWARD_TRANSFORMS], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown reward transform {name!r}; expected one of {', '.join(REWARD_TRANSFORMS)}{hint}")
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise ValueError(f"expected a finite number after the colon, as in {name.partition(':')[0]}:0.1, got {name!r}")
+    return value
