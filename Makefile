@@ -50,4 +50,4 @@ $(READY): pyproject.toml constraints.txt
 
 clean:
 	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
-	find $$(ls -d */ | grep -v runs) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . \( -path './.venv*' -o -path ./.git -o -path ./runs \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
