@@ -176,7 +176,7 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         while where in tensors:  # {"a/b": x, "a": {"b": y}}
             where += "'"
-        tensors[where] = value.detach().cpu().contiguous().clone()  # a view, or one that shares storage, becomes its own
+        tensors[where] = value.detach().cpu().contiguous().clone()  # views and shared storage become their own
         return {_TENSOR: where}
     if isinstance(value, Mapping):
         for key in value:

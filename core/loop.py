@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,6 +53,15 @@ class Cadence:
         )
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """Why a seed stopped, at which step, and the step of its last good checkpoint, which is kept."""
+
+    step: int
+    reason: str
+    checkpoint: int
+
+
 def train_offline(
     algorithm: OffPolicy,
     replay: Replay,
@@ -64,10 +73,10 @@ def train_offline(
     reporter: Reporter | None = None,
     extra: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
-) -> dict[int, str]:
+) -> dict[int, Stopped]:
     """Train all seeds of `run` to `steps` updates, from its last checkpoint if it has one.
 
-    `extra` is stored in every checkpoint. Returns why each seed that stopped did. Raises RunFailed when all have
+    `extra` is stored in every checkpoint. Returns the seeds that stopped. Raises RunFailed when all have
     stopped or the disk is full, and KeyboardInterrupt (SIGINT) or SystemExit(143) (SIGTERM) after a checkpoint.
     """
     book = _Book(algorithm, run, reporter or Reporter(run.path, steps, run.seeds, quiet=True), extra or {}, device)
@@ -110,8 +119,7 @@ class _Book:
         self.files = {name: JSONLines(run.path / name) for name in JSONL}
         self.generators = [generator(seed, SAMPLING, device=device) for seed in run.seeds]
         self.metrics: Metrics = {}
-        self.stopped: dict[int, str] = {}
-        self.protected: set[int] = set()
+        self.stopped: dict[int, Stopped] = {}
         self.checked = 0  # the last step whose losses were found finite
         self.seconds, self.started, self.timed = 0.0, time.perf_counter(), (0, 0.0)
 
@@ -143,8 +151,8 @@ class _Book:
         for own, saved in zip(self.generators, state["generators"], strict=True):
             own.set_state(saved)
         self.metrics = dict(state["metrics"])
-        self.stopped = {int(seed): reason for seed, reason in state["stopped"].items()}
-        self.protected, self.checked = set(state["protected"]), step
+        self.stopped = {int(seed): Stopped(**record) for seed, record in state["stopped"].items()}
+        self.checked = step
         self.seconds = float(state["seconds"])
         self.timed = (step, self.seconds)
         for name, file in self.files.items():
@@ -168,7 +176,7 @@ class _Book:
                 self.files["metrics.jsonl"].write(line)
                 self.reporter.metrics(step, seed, mine)
         if len(self.stopped) == len(self.run.seeds):
-            reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in self.stopped.items())
+            reasons = "; ".join(f"seed {seed}: {why.reason} at step {why.step}" for seed, why in self.stopped.items())
             raise RunFailed(f"{self.run.path}: no seed is left: {reasons}; its checkpoints up to there are kept")
         self.checked = step
         if log:
@@ -177,8 +185,7 @@ class _Book:
     def _stop(self, step: int, seed: int, reason: str) -> None:
         # Finite losses at a later step are what proves a checkpoint's parameters good.
         good = max((c for c in self.run.checkpoints.steps() if c < max(self.checked, 1)), default=0)
-        self.protected.add(good)
-        self.stopped[seed] = f"{reason} at step {step}"
+        self.stopped[seed] = Stopped(step, reason, good)
         kept = self.run.checkpoints.path(good)
         self.reporter.notice(f"seed {seed} stops at step {step}: {reason}; its last good checkpoint is kept: {kept}")
 
@@ -200,13 +207,12 @@ class _Book:
             "state": self.algorithm.state_dict(),
             "generators": self.generators,
             "metrics": self.metrics,
-            "stopped": {str(seed): reason for seed, reason in self.stopped.items()},
-            "protected": sorted(self.protected),
+            "stopped": {str(seed): asdict(record) for seed, record in self.stopped.items()},
             "seconds": self._elapsed(),
             "files": {name: file.sync() for name, file in self.files.items()},
         }
         try:
-            self.run.checkpoints.save(step, state, self.protected)
+            self.run.checkpoints.save(step, state, {record.checkpoint for record in self.stopped.values()})
         except CheckpointError as error:
             raise RunFailed(str(error)) from error
 

@@ -1,0 +1,458 @@
+"""The command's work as functions: `train`, `resume`, `load`, `evaluate_run`; the first and third are `herdbook.…`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from herdbook.cli.assemble import (
+    Task,
+    build_algorithm,
+    build_config,
+    check_reserved,
+    choose_device,
+    config_from_values,
+    config_values,
+    environment_from_record,
+    environment_record,
+    load_task,
+    make_evaluation,
+    merge,
+    score_line,
+    with_arguments,
+)
+from herdbook.cli.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, nearest
+from herdbook.cli.options import RunOptions, as_words
+from herdbook.cli.settings import Setting, settings_for
+from herdbook.core.actor import Actor
+from herdbook.core.environments import EnvironmentSource, ReferenceScores
+from herdbook.core.logging import Reporter
+from herdbook.core.loop import Cadence, train_offline
+from herdbook.core.random import generator
+from herdbook.core.runs import (
+    Run,
+    RunError,
+    create_run,
+    locked,
+    next_free_directory,
+    provenance,
+    refuse_existing_run,
+)
+from herdbook.core.specs import spec_from_state, spec_state
+from herdbook.core.types import OffPolicy, Spec
+from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.replay import ReplayBuffer
+from herdbook.evaluation.evaluate import evaluate
+
+Networks = Mapping[str, Callable[[], torch.nn.Module]]
+_RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
+
+
+def train(
+    algorithm: str | type[Any] | Any,
+    *,
+    dataset: str | Path | Episodes,
+    env: EnvironmentSource | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    config: Any = None,
+    networks: Networks | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Train on a dataset and return the run.
+
+    Args:
+        algorithm: A config (`CQLConfig(alpha=10)`, taken as it is), a name (`"cql"`, `"module:Class"`; the settings of
+            the task apply), or a class.
+        dataset: What `load_dataset` takes, or `Episodes`.
+        env: Environment to evaluate in, if not the dataset's: id, `module:callable`, or a callable.
+        env_kwargs: Its keyword arguments.
+        config: The config, where `algorithm` is a name or a class.
+        networks: A user's own modules, by the name that the algorithm gives them.
+        quiet: Show no progress.
+        options: Fields of `RunOptions` (`steps=`, `seeds=`, `run_dir=`, …) and, where no config is given, fields of
+            the algorithm's config.
+
+    Raises:
+        UserError, DataError, RunError, EnvironmentUnavailable: Something named is wrong or not there.
+        RunFailed: No seed is left with a finite loss, or the disk is full.
+    """
+    run_options = {name: value for name, value in options.items() if name in _RUN_FIELDS}
+    values = {name: value for name, value in options.items() if name not in _RUN_FIELDS}
+    name, chosen = _resolve(algorithm)
+    if is_dataclass(algorithm) and not isinstance(algorithm, type):
+        config = algorithm
+    applied: list[Setting] = []
+    if config is None:
+        named = dataset if isinstance(dataset, (str, Path)) else dataset.source
+        applied = settings_for(name, str(named), env if isinstance(env, str) else None)
+        values = {key: value for row in applied for key, value in row.config.items()} | values
+        run_options = {key: value for row in applied for key, value in row.run.items()} | run_options
+        config = build_config(config_class(chosen), values)
+    elif values:
+        unknown = sorted(values)
+        raise UserError(
+            f"unknown option {unknown[0]!r}{nearest(unknown[0], _RUN_FIELDS)}; "
+            "fields of the config belong into the config object that you give"
+        )
+    if "seeds" in run_options:
+        run_options["seeds"] = tuple(run_options["seeds"])
+    for path in ("run_dir", "data_dir"):
+        if run_options.get(path) is not None:
+            run_options[path] = str(run_options[path])
+    source = dataset.source if isinstance(dataset, Episodes) else str(dataset)
+    run_options["dataset"] = source
+    if isinstance(env, str):
+        run_options["env"], env = env, None
+    if env_kwargs:
+        run_options["env_kwargs"] = as_words(env_kwargs)
+    return start(
+        name,
+        chosen,
+        config,
+        RunOptions(**run_options),
+        dataset=dataset,
+        env=env,
+        networks=networks,
+        applied=applied,
+        quiet=quiet,
+    )
+
+
+def start(
+    name: str,
+    algorithm: type[Any],
+    config: Any,
+    options: RunOptions,
+    *,
+    dataset: str | Path | Episodes | None = None,
+    env: EnvironmentSource | None = None,
+    networks: Networks | None = None,
+    applied: Sequence[Setting] = (),
+    quiet: bool = False,
+) -> Run:
+    """A new run, everything named resolved. Nothing is written before all of it has been found good."""
+    check_reserved(type(config))
+    device = choose_device(options.device)
+    cadence = Cadence.of(options.steps, options.log_every, options.evaluate_every, options.checkpoint_every)
+    path = Path(options.run_dir) if options.run_dir else None
+    if path is not None:
+        refuse_existing_run(path)
+    task = load_task(options, options.dataset if dataset is None else dataset, env)
+    trainer = _Trainer(algorithm, config, options, task, device, networks, env is not None)
+    path = path or next_free_directory("runs", options.name or _slug(f"{name}-{task.episodes.source}"))
+    run = create_run(
+        path,
+        {
+            "algorithm": name,
+            "config": config_values(config),
+            "settings": [asdict(row) for row in applied],
+            "dataset": _dataset_record(task.episodes),
+            "environment": environment_record(task.environment),
+            "references": None if task.references is None else asdict(task.references),
+            "seeds": list(options.seeds),
+            "time_limit": options.time_limit,
+            "run": {**asdict(options), "device": device}
+            | {f"{which}_every": getattr(cadence, which) for which in ("log", "evaluate", "checkpoint")},
+            **provenance(),
+        },
+    )
+    for row in applied:
+        trainer.notices.insert(0, f"settings: {row}")
+    trainer.run(run, options.steps, quiet)
+    return Run(run.path)
+
+
+def resume(
+    path: str | Path,
+    *,
+    steps: int | None = None,
+    algorithm: str | type[Any] | None = None,
+    dataset: str | Path | Episodes | None = None,
+    env: EnvironmentSource | None = None,
+    networks: Networks | None = None,
+    device: str | None = None,
+    data_dir: str | None = None,
+    quiet: bool = False,
+) -> tuple[Run, bool]:
+    """Continue a run to the bit from its last checkpoint, or extend it to `steps`.
+
+    A user's own algorithm, environment, networks and `Episodes` must be given again: nothing that a run directory
+    names is imported. Returns the run, and whether there was anything to do.
+
+    Raises RunError if the dataset, the algorithm or the shapes are not those of the run.
+    """
+    run = Run(path)
+    options = _options(run)
+    last, total = run.checkpoints.last(), options.steps if steps is None else steps
+    if last is not None and total < last:
+        raise UserError(f"steps: expected at least {last}, where {run.path} is, got {total}")
+    if last is not None and total == last:
+        return run, False
+    _, chosen = _algorithm_of(run, algorithm)
+    config = config_from_values(config_class(chosen), run.config["config"])
+    source = dataset if dataset is not None else options.dataset
+    options = merge(options, steps=total, device=device, data_dir=data_dir, env=env if isinstance(env, str) else None)
+    resolved = choose_device(options.device)
+    with locked(run.path):
+        task = load_task(options, source, None if isinstance(env, str) else env)
+        _check_dataset(run, task.episodes)
+        if env is None and run.config["environment"] != environment_record(task.episodes.environment):
+            environment_from_record(run.config["environment"])  # raises where it is code, to be given again
+        trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
+        if steps is not None and steps != run.options["steps"]:
+            run.update_config(run={**run.options, "steps": steps})
+        trainer.run(run, total, quiet, held=True)
+    return Run(run.path), True
+
+
+class _Trainer:
+    """An algorithm, its replay and its evaluation, ready for the loop."""
+
+    def __init__(
+        self,
+        algorithm: type[Any],
+        config: Any,
+        options: RunOptions,
+        task: Task,
+        device: str,
+        networks: Networks | None,
+        env_given: bool,
+    ) -> None:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self.options, self.device, self.config = options, device, config
+        self.algorithm = build_algorithm(
+            algorithm,
+            config,
+            task.spec,
+            seeds=options.seeds,
+            device=device,
+            networks=networks,
+            compile=options.compile,
+        )
+        self.evaluate, notice = make_evaluation(
+            self.algorithm,
+            task,
+            episodes=options.eval_episodes,
+            seed=options.eval_seed,
+            device=device,
+            required=env_given or options.env is not None,
+        )
+        self.notices = [] if notice is None else [notice]
+        self.replay = ReplayBuffer(task.episodes, device=device, time_limit=options.time_limit)
+        self.extra = {"config": config_values(config), "spec": spec_state(task.spec)}
+
+    def run(self, run: Run, steps: int, quiet: bool, held: bool = False) -> None:
+        """The loop; `held`: the caller has locked the directory."""
+        options = run.options
+        if not held:
+            with locked(run.path):
+                return self.run(run, steps, quiet, held=True)
+        try:
+            reporter = Reporter(
+                run.path,
+                steps,
+                run.seeds,
+                wandb=self.options.wandb,
+                config=run.config,
+                quiet=quiet,
+                tensorboard=True,
+            )
+        except ImportError as error:
+            raise UserError(str(error)) from error
+        for notice in self.notices:
+            reporter.notice(notice)
+        train_offline(
+            self.algorithm,
+            self.replay,
+            run,
+            steps=steps,
+            cadence=Cadence.of(steps, options["log_every"], options["evaluate_every"], options["checkpoint_every"]),
+            evaluate=self.evaluate,
+            reporter=reporter,
+            extra=self.extra,
+            device=self.device,
+        )
+
+
+def load(
+    path: str | Path,
+    algorithm: str | type[Any] | None = None,
+    *,
+    step: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    networks: Networks | None = None,
+    deterministic: bool = True,
+) -> Actor:
+    """The policy of a run, as an `Actor` with NumPy in and out.
+
+    Args:
+        path: The run directory.
+        algorithm: Needed for a user's own algorithm: the class, or `module:Class`.
+        step: Of the checkpoint; by default the last, or the last good one of a seed that stopped.
+        seed: One of the run's seeds; by default the first.
+        device: Where it runs.
+        networks: Needed where the run was trained with a user's own modules.
+        deterministic: The mode of a stochastic policy; else it is sampled.
+
+    Raises RunError, CheckpointError or UserError, saying what is missing or what there is.
+    """
+    run = Run(path)
+    chosen = run.seeds[0] if seed is None else seed
+    if chosen not in run.seeds:
+        raise RunError(f"{run.path}: there is no seed {chosen}; it has seeds {', '.join(map(str, run.seeds))}")
+    device = choose_device(device)
+    built, spec, _ = _restore(run, algorithm, step, chosen, device, networks)
+    policy = built.policy(run.seeds.index(chosen), deterministic=deterministic)
+    return Actor(policy, spec, device=device, generator=generator(chosen, device=device))
+
+
+def evaluate_run(
+    path: str | Path,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    step: int | None = None,
+    algorithm: str | type[Any] | None = None,
+    env: EnvironmentSource | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    networks: Networks | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Evaluate every seed of a run: episode i is reset with `seed + i`.
+
+    Returns what `herdbook eval --out` writes: run, algorithm, environment, references, and per seed its step, returns,
+    lengths, mean, standard deviation and normalised score.
+    """
+    run = Run(path)
+    device = choose_device(device)
+    source = env if env is not None else environment_from_record(run.config.get("environment"))
+    bound = with_arguments(source, env_kwargs or {})
+    recorded = run.config.get("references")
+    same = env is None or (isinstance(env, str) and env == (run.config.get("environment") or {}).get("id"))
+    references = ReferenceScores(**recorded) if recorded and same else None
+    results = []
+    for index, each in enumerate(run.seeds):
+        built, spec, at = _restore(run, algorithm, step, each, device, networks)
+        result = evaluate(
+            built.policy(index),
+            bound,  # type: ignore[arg-type]  # not None: source is not
+            episodes,
+            seed,
+            num_envs=min(episodes, 20),
+            device=device,
+            spec=spec,
+        )
+        results.append({"seed": each, "step": at, **score_line(result, references)})
+    return {
+        "run": str(run.path),
+        "algorithm": run.algorithm,
+        "dataset": run.config["dataset"]["source"],
+        "environment": environment_record(bound),
+        "references": recorded if references is not None else None,
+        "episodes": episodes,
+        "eval_seed": seed,
+        "time_limit": run.config.get("time_limit"),
+        "seeds": results,
+    }
+
+
+def _restore(
+    run: Run,
+    algorithm: str | type[Any] | None,
+    step: int | None,
+    seed: int,
+    device: str,
+    networks: Networks | None,
+) -> tuple[OffPolicy, Spec, int]:
+    """The algorithm as it was at a checkpoint: the given one, or the last that is good for `seed`."""
+    name, chosen = _algorithm_of(run, algorithm)
+    state = run.checkpoints.load(step)
+    if step is None and str(seed) in state["stopped"]:
+        state = run.checkpoints.load(state["stopped"][str(seed)]["checkpoint"])
+    at = int(state["step"])
+    if state["algorithm"] != name:
+        raise RunError(f"{run.checkpoints.path(at)}: expected a checkpoint of {name}, got one of {state['algorithm']}")
+    spec = spec_from_state(state["spec"])
+    config = config_from_values(config_class(chosen), state["config"])
+    built = build_algorithm(chosen, config, spec, seeds=run.seeds, device=device, networks=networks)
+    try:
+        built.load_state_dict(state["state"])
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise RunError(f"{run.checkpoints.path(at)}: does not fit {name}: {error}") from error
+    return built, spec, at
+
+
+def _resolve(algorithm: str | type[Any] | Any) -> tuple[str, type[Any]]:
+    """The name to record, and the class."""
+    if isinstance(algorithm, str):
+        return algorithm, algorithm_class(algorithm)
+    if isinstance(algorithm, type) and not is_dataclass(algorithm):
+        own = f"{algorithm.__module__}:{algorithm.__qualname__}"
+        return next((name for name, target in ALGORITHMS.items() if target == own), own), algorithm
+    name = getattr(algorithm, "algorithm", None)
+    if is_dataclass(algorithm) and name in ALGORITHMS:
+        return str(name), algorithm_class(str(name))
+    raise UserError(
+        f"expected the config of an algorithm in the catalogue, a name or a class, got {algorithm!r}; "
+        "for your own algorithm: train(Mine, config=MineConfig(…), …)"
+    )
+
+
+def _algorithm_of(run: Run, algorithm: str | type[Any] | None) -> tuple[str, type[Any]]:
+    """The algorithm of a run. Its name in config.json is only looked up in the catalogue, never imported."""
+    if algorithm is None:
+        if run.algorithm not in ALGORITHMS:
+            raise UserError(
+                f"{run.path}: its algorithm is code, {run.algorithm}; code that a run directory names is not imported: "
+                f"give it again with --algorithm {run.algorithm} (algorithm= in Python) if you trust it"
+            )
+        return _resolve(run.algorithm)
+    name, chosen = _resolve(algorithm)
+    if isinstance(algorithm, str) and algorithm != run.algorithm and run.algorithm in ALGORITHMS:
+        raise RunError(f"{run.path}: expected a run of {name}, got a run of {run.algorithm}")
+    if not isinstance(algorithm, str) and run.algorithm in ALGORITHMS and name != run.algorithm:
+        raise RunError(f"{run.path}: expected a run of {name}, got a run of {run.algorithm}")
+    return run.algorithm, chosen
+
+
+def _options(run: Run) -> RunOptions:
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in run.options.items()
+        if name in _RUN_FIELDS
+    }
+    try:
+        return RunOptions(**known)
+    except (UserError, TypeError) as error:
+        raise RunError(f"{run.path / 'config.json'}: {error}") from error
+
+
+def _check_dataset(run: Run, episodes: Episodes) -> None:
+    expected, found = run.config["dataset"].get("fingerprint"), episodes.fingerprint()
+    if found != expected:
+        raise RunError(
+            f"{episodes.source}: the dataset has changed since the run began (fingerprint {found[:12]}, the run has "
+            f"{str(expected)[:12]}); restore the data, or begin a new run"
+        )
+
+
+def _dataset_record(episodes: Episodes) -> dict[str, Any]:
+    return {
+        "source": episodes.source,
+        "fingerprint": episodes.fingerprint(),
+        "transforms": list(episodes.transforms),
+        "statistics": episodes.statistics(),
+    }
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")
+

@@ -1,0 +1,259 @@
+"""From what a user named to what the loop takes: dataset, environment, device, config, algorithm, evaluation."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from herdbook.cli.catalogue import UserError, nearest
+from herdbook.cli.options import RESERVED, RunOptions, literal_pairs
+from herdbook.core.environments import (
+    EnvironmentSource,
+    EnvironmentSpec,
+    ReferenceScores,
+    describe_environment,
+)
+from herdbook.core.loop import Evaluate
+from herdbook.core.rollout import Rollout, fixed_episodes
+from herdbook.core.spaces import check_action_space
+from herdbook.core.types import Algorithm, OffPolicy, Spec
+from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.load import load_dataset
+from herdbook.evaluation.evaluate import evaluate
+from herdbook.evaluation.scores import find_references, normalised_score
+
+EVALUATION_ENVIRONMENTS = 20  # stepped side by side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a run learns from and is evaluated in."""
+
+    episodes: Episodes
+    spec: Spec
+    environment: EnvironmentSource | None
+    references: ReferenceScores | None
+
+
+def load_task(options: RunOptions, dataset: str | Path | Episodes, env: EnvironmentSource | None) -> Task:
+    """Load the dataset, transform its rewards, and find the environment to evaluate in.
+
+    Raises DataError, EnvironmentUnavailable or UserError.
+    """
+    if isinstance(dataset, Episodes):
+        episodes = dataset
+    else:
+        try:
+            episodes = load_dataset(dataset, data_dir=options.data_dir, observation_keys=options.observation_keys)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    chosen, references = env or options.env, find_references(episodes.reference_scores, episodes.environment)
+    recorded = episodes.environment
+    if isinstance(chosen, str) and recorded is not None and chosen != recorded.id:
+        references = None  # those of the dataset's environment say nothing about another one
+    return Task(
+        episodes=transform_rewards(episodes, options.reward_transform),
+        spec=episodes.spec(),
+        environment=with_arguments(chosen or recorded, literal_pairs(options.env_kwargs)),
+        references=references,
+    )
+
+
+def transform_rewards(episodes: Episodes, name: str) -> Episodes:
+    """`minus_one`: r − 1 (IQL on antmaze); `return_range`: r · 1000 / (best − worst return) (IQL on locomotion).
+
+    Raises UserError where all returns are equal and `return_range` is asked for.
+    """
+    if name == "minus_one":
+        return episodes.with_rewards(episodes.rewards - 1.0, name)
+    if name == "return_range":
+        returns = episodes.returns()
+        span = float(returns.max() - returns.min())
+        if span <= 0:
+            raise UserError(f"reward_transform: return_range needs returns that differ, all are {returns[0]:g}")
+        return episodes.with_rewards(episodes.rewards * (1000.0 / span), f"return_range({span:g})")
+    return episodes
+
+
+def with_arguments(source: EnvironmentSource | None, arguments: Mapping[str, Any]) -> EnvironmentSource | None:
+    """An environment with keyword arguments bound."""
+    if source is None or not arguments:
+        return source
+    if callable(source):
+        return functools.partial(source, **arguments)
+    return describe_environment(source, **arguments)
+
+
+def choose_device(name: str) -> str:
+    """`auto` → cuda where there is one, else cpu. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device: expected auto, cpu, cuda or cuda:<n>, got {name!r}") from error
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if device.type == "mps" and torch.backends.mps.is_available():
+        there.append("mps")
+    if device.type != "cpu" and name not in there and not (name == "cuda" and len(there) > 1):
+        raise UserError(f"device: {name} is not there; this machine has {', '.join(there)}")
+    return name
+
+
+def build_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    """A config from field values. Raises UserError for unknown names (with the nearest) and values out of range."""
+    names = [f.name for f in fields(config_class) if f.init]
+    check_reserved(config_class)
+    for name in values:
+        if name not in names:
+            raise UserError(
+                f"{config_class.__name__} has no field {name!r}{nearest(name, [*names, *RESERVED])}; "
+                f"it has {', '.join(names)}"
+            )
+    try:
+        return config_class(**values)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def check_reserved(config_class: type[Any]) -> None:
+    """Raise UserError if a config has a field of the name of a run field."""
+    if taken := sorted(RESERVED & {f.name for f in fields(config_class)}):
+        raise UserError(f"{config_class.__name__}: the names {', '.join(taken)} are reserved for the run; rename them")
+
+
+def build_algorithm(
+    algorithm: type[Any],
+    config: Any,
+    spec: Spec,
+    *,
+    seeds: Sequence[int],
+    device: str,
+    networks: Mapping[str, Callable[[], torch.nn.Module]] | None = None,
+    compile: str = "off",
+) -> OffPolicy:
+    """Construct an algorithm for these spaces.
+
+    `networks` and `compile` are passed only where they are used, so that a user's own class need not know them.
+    Raises UserError if it cannot learn in these spaces.
+    """
+    optional: dict[str, Any] = {} if networks is None else {"networks": networks}
+    if compile == "on" or (compile == "auto" and device.startswith("cuda")):
+        optional["compile"] = True
+    try:
+        check_action_space(spec.action_space, getattr(algorithm, "action_space", "any"), algorithm.__name__)
+        built: OffPolicy = algorithm(config, spec, seeds=tuple(seeds), device=device, **optional)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return built
+
+
+def make_evaluation(
+    algorithm: Algorithm, task: Task, *, episodes: int, seed: int, device: str, required: bool
+) -> tuple[Evaluate | None, str | None]:
+    """The loop's evaluation, or None and the reason: training goes on where the environment cannot be made.
+
+    `required`: the user named the environment, so that failing to make it is an error.
+    """
+    if episodes == 0:
+        return None, None
+    if task.environment is None:
+        return None, f"{task.episodes.source}: names no environment, so nothing is evaluated; name one with --env"
+    source = task.environment
+    try:  # now rather than after the first updates
+        Rollout(source, 1, fixed_episodes(1, seed), spec=task.spec, device=device).close()
+    except ValueError as error:  # EnvironmentUnavailable, or other spaces than the data's
+        if required:
+            raise UserError(str(error)) from error
+        return None, f"training goes on without evaluation: {error}"
+
+    def function(seed_index: int, step: int) -> dict[str, Any]:
+        result = evaluate(
+            algorithm.policy(seed_index),
+            source,
+            episodes,
+            seed,
+            num_envs=min(episodes, EVALUATION_ENVIRONMENTS),
+            device=device,
+            spec=task.spec,
+            reference_scores=task.references,
+        )
+        return score_line(result, task.references)
+
+    return function, None
+
+
+def score_line(result: Episodes, references: ReferenceScores | None) -> dict[str, Any]:
+    """The numbers of one evaluation; `normalized_score` is the mean of the scores ×100, None without references."""
+    returns = result.returns()
+    score = None if references is None else float(np.mean(normalised_score(returns, references)))
+    return {
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "normalized_score": score,
+        "returns": returns.tolist(),
+        "lengths": result.lengths().tolist(),
+    }
+
+
+def environment_record(environment: EnvironmentSource | None) -> dict[str, Any] | None:
+    """What config.json says of an environment; code is named, with a colon, but never imported from there."""
+    if environment is None:
+        return None
+    described = describe_environment(environment)
+    if described is None:
+        return {"id": f"python:{getattr(environment, '__qualname__', type(environment).__name__)}"}
+    limit = described.max_episode_steps
+    return {"id": described.id, "kwargs": dict(described.kwargs), "max_episode_steps": limit}
+
+
+def environment_from_record(record: Mapping[str, Any] | None) -> EnvironmentSpec:
+    """The environment of a run. Raises UserError where it is code: no module that a file names is imported."""
+    if record is None:
+        raise UserError("this run records no environment; give one with --env (env= in Python)")
+    if ":" in record["id"]:
+        raise UserError(
+            f"this run's environment is code, {record['id']}; code that a run directory names is not imported: "
+            f"give it again with --env {record['id']} if you trust it"
+        )
+    return EnvironmentSpec(
+        id=record["id"], kwargs=record.get("kwargs") or {}, max_episode_steps=record.get("max_episode_steps")
+    )
+
+
+def config_values(config: Any) -> dict[str, Any]:
+    """A config as JSON values; numbers that are not finite become text ("inf"), which `config_from_values` reads."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: plain(value) for name, value in asdict(config).items()}
+
+
+def config_from_values(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    """The inverse of `config_values`. Raises UserError where the config has changed since."""
+
+    def rich(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(rich(item) for item in value)
+        return float(value) if value in ("inf", "-inf", "nan") else value
+
+    return build_config(config_class, {name: rich(value) for name, value in values.items()})
+
+
+def merge(options: RunOptions, **changes: Any) -> RunOptions:
+    """Options with those changes that are not None."""
+    return replace(options, **{name: value for name, value in changes.items() if value is not None})

@@ -1,0 +1,90 @@
+"""Names become classes here and nowhere else; reading this module imports no algorithm."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ALGORITHMS = {
+    "bc": "herdbook.offline.bc:BC",
+    "bcq": "herdbook.offline.bcq:BCQ",
+    "discrete_bcq": "herdbook.offline.discrete_bcq:DiscreteBCQ",
+    "cql": "herdbook.offline.cql:CQL",
+    "discrete_cql": "herdbook.offline.discrete_cql:DiscreteCQL",
+    "td3_bc": "herdbook.offline.td3_bc:TD3BC",
+    "iql": "herdbook.offline.iql:IQL",
+}
+SUMMARIES = {
+    "bc": "behaviour cloning, continuous or discrete",
+    "bcq": "batch-constrained Q-learning (Fujimoto et al. 2019)",
+    "discrete_bcq": "batch-constrained Q-learning, discrete (Fujimoto et al. 2019)",
+    "cql": "conservative Q-learning (Kumar et al. 2020)",
+    "discrete_cql": "conservative Q-learning, discrete (Kumar et al. 2020)",
+    "td3_bc": "TD3 with behaviour cloning (Fujimoto & Gu 2021)",
+    "iql": "implicit Q-learning (Kostrikov et al. 2021)",
+}
+
+
+class UserError(ValueError):
+    """A mistake of the user: the message says what was expected, what came and what to do."""
+
+
+def algorithm_class(name: str) -> type[Any]:
+    """The class of a catalogue name or of `module:Class`; the working directory is searched for a user's module.
+
+    Raises UserError for an unknown name (with the nearest) and for what cannot be imported.
+    """
+    if name in ALGORITHMS:
+        return typing.cast(type[Any], _import(ALGORITHMS[name]))
+    if ":" not in name:
+        raise UserError(
+            f"unknown algorithm {name!r}{nearest(name, ALGORITHMS)}; there are {', '.join(ALGORITHMS)}, "
+            "or name your own as module:Class"
+        )
+    working_directory = str(Path.cwd())
+    if working_directory not in sys.path:
+        sys.path.insert(0, working_directory)
+    try:
+        found = _import(name)
+    except ImportError as error:
+        raise UserError(f"{name}: cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise UserError(f"{name}: {error}") from error
+    if not isinstance(found, type):
+        raise UserError(f"{name}: expected a class, got {type(found).__name__}")
+    return found
+
+
+def config_class(algorithm: type[Any]) -> type[Any]:
+    """The dataclass that `algorithm`'s constructor takes as `config`. Raises UserError if it names none."""
+    import dataclasses
+
+    try:
+        found = typing.get_type_hints(algorithm.__init__).get("config")
+    except NameError as error:
+        raise UserError(f"{algorithm.__qualname__}: its constructor's annotations cannot be read: {error}") from error
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
+        raise UserError(
+            f"{algorithm.__qualname__}: expected `__init__(self, config: SomeDataclass, spec, *, seeds, device)`, "
+            f"got {found!r} for config"
+        )
+    return found
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`"; did you mean 'cql'?"`, or nothing where no name is near."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _import(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found

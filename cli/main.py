@@ -1,0 +1,84 @@
+"""The `herdbook` command: finds the sub-command, and turns what it raises into an exit status.
+
+0: done. 2: a mistake of the user, told in one line. 1: a run that failed. 130, 143: interrupted by SIGINT, SIGTERM.
+A defect of herdbook keeps its traceback. Help needs neither torch nor tyro.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from herdbook.cli.catalogue import UserError, nearest
+
+COMMANDS = {
+    "train": "train an algorithm on a dataset",
+    "resume": "continue an interrupted run exactly, or extend a finished one",
+    "eval": "evaluate the policies of a run in its environment",
+    "compare": "table with intervals and learning curves of several runs",
+    "data": "list, show, make and convert datasets",
+    "list": "list algorithms, environments or settings",
+}
+_EXAMPLES = """\
+examples:
+  herdbook train cql --dataset classic/pendulum --steps 20000 --seeds 0 1 2
+  herdbook train cql --help          every field of the algorithm and of the run
+  herdbook resume runs/cql-classic-pendulum-v0
+  herdbook eval runs/cql-classic-pendulum-v0 --episodes 100"""
+
+
+def usage() -> str:
+    """What `herdbook --help` prints."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    return f"usage: herdbook COMMAND …\n\ncommands:\n{commands}\n\n{_EXAMPLES}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("--version", "-V"):
+        from importlib.metadata import version
+
+        print(f"herdbook {version('herdbook')}")
+        return 0
+    try:
+        if words[0] not in COMMANDS:
+            hint = nearest(words[0], COMMANDS)
+            raise UserError(f"unknown command {words[0]!r}{hint}; there are {', '.join(COMMANDS)}")
+        status: int = importlib.import_module(f"herdbook.cli.{words[0]}").run(words[1:])
+    except KeyboardInterrupt as interrupt:
+        print(f"herdbook: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        status = status_of(error)
+        if status == 0:
+            raise
+        print(f"herdbook: {error}", file=sys.stderr)
+    return status
+
+
+def status_of(error: Exception) -> int:
+    """2 for a user's mistake, 1 for a run that failed, 0 for a defect of ours (which keeps its traceback)."""
+    if isinstance(error, UserError):
+        return 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 1
+    from herdbook.core.checkpoint import CheckpointError
+    from herdbook.core.environments import EnvironmentUnavailable
+    from herdbook.core.rollout import EnvironmentFailed
+    from herdbook.core.runs import RunError, RunFailed
+    from herdbook.datasets.episodes import DataError
+
+    if isinstance(error, (RunError, CheckpointError, DataError, EnvironmentUnavailable)):
+        return 2
+    return 1 if isinstance(error, (RunFailed, EnvironmentFailed)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

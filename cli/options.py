@@ -1,0 +1,101 @@
+"""The fields of a run, beside those of its algorithm's config. Their names are reserved: no config may use one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from herdbook.cli.catalogue import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What is trained on, for how long, and what is written when. Raises UserError for values out of range."""
+
+    dataset: str
+    """Minari id (D4RL/pointmaze/umaze-v2), recipe (classic/pendulum), D4RL .hdf5 file or Minari directory."""
+    steps: int = 100_000
+    """Updates."""
+    seeds: tuple[int, ...] = (0,)
+    """Trained together as one program; each has its own parameters, batches and scores."""
+    run_dir: str | None = None
+    """Directory of this run; by default runs/<name>."""
+    name: str | None = None
+    """Name of the run; by default <algorithm>-<dataset>, numbered where it exists."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, cuda:1 …"""
+    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
+    """Whether values are bootstrapped through a truncation, or the time limit ends the task."""
+    reward_transform: Literal["none", "minus_one", "return_range"] = "none"
+    """minus_one: r - 1 (antmaze); return_range: r * 1000 / (best - worst return in the data)."""
+    observation_keys: tuple[str, ...] | None = None
+    """Parts of a Dict observation to use; by default all."""
+    data_dir: str | None = None
+    """Where Minari datasets are; by default Minari's own directory."""
+    env: str | None = None
+    """Environment to evaluate in (Gymnasium id or module:callable); by default the dataset's."""
+    env_kwargs: tuple[str, ...] = ()
+    """Its keyword arguments, as `name value name value …` (Python literals, else text)."""
+    log_every: int | None = None
+    """Updates between log lines; by default 1 % of the steps, at most 1000."""
+    evaluate_every: int | None = None
+    """Updates between evaluations; by default 10 % of the steps. The final policies are always evaluated."""
+    eval_episodes: int = 10
+    """Episodes of each evaluation; 0 for none."""
+    eval_seed: int = 10_000
+    """Episode i of an evaluation is reset with eval_seed + i."""
+    checkpoint_every: int | None = None
+    """Updates between checkpoints; by default 5 % of the steps."""
+    keep: int = 2
+    """How many of the newest checkpoints are kept (at least 2)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for the losses; auto is off on CPU."""
+    threads: int | None = None
+    """CPU threads of torch; by default torch's own choice."""
+    wandb: str | None = None
+    """Project at Weights & Biases (needs the extra `wandb`)."""
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 0, "steps", "0 or more", self.steps)
+        check(len(self.seeds) > 0, "seeds", "at least one", self.seeds)
+        check(min(self.seeds) >= 0, "seeds", "numbers of 0 or more", self.seeds)
+        twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        check(not twice, "seeds", "each one once", " ".join(map(str, self.seeds)))
+        for name in ("log_every", "evaluate_every", "checkpoint_every", "threads"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, "1 or more", value)
+        check(self.eval_episodes >= 0, "eval_episodes", "0 or more", self.eval_episodes)
+        check(self.eval_seed >= 0, "eval_seed", "0 or more", self.eval_seed)
+        check(self.keep >= 2, "keep", "2 or more", self.keep)
+        literal_pairs(self.env_kwargs)
+
+
+RESERVED = frozenset(f.name for f in fields(RunOptions)) | {"algorithm", "config", "networks", "resume"}
+
+
+def check(fine: bool, name: str, expected: str, got: Any) -> None:
+    """Raise UserError, naming the field, unless `fine`."""
+    if not fine:
+        raise UserError(f"{name}: expected {expected}, got {got}")
+
+
+def literal_pairs(words: Sequence[str]) -> dict[str, Any]:
+    """`("local_ratio", "0", "mode", "fast")` → `{"local_ratio": 0, "mode": "fast"}`: Python literals, else text."""
+    if len(words) % 2:
+        raise UserError(f"env_kwargs: expected pairs of a name and a value, got {len(words)} words: {' '.join(words)}")
+    return {name: _literal(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def as_words(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """The inverse of `literal_pairs`, for keyword arguments given in Python."""
+    return tuple(word for name, value in arguments.items() for word in (name, repr(value)))
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+

@@ -1,0 +1,69 @@
+"""Flags from dataclasses and functions, by tyro, with the rules that all of our commands share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+T = TypeVar("T")
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _integers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """Integers may be written `1e6`."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: _integer(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise ValueError(f"expected an integer, got {text}") from None
+        return int(number)
+
+
+def parse(target: Callable[..., T], arguments: Sequence[str], command: str, **options: Any) -> T:
+    """Build a dataclass, or call a function, from command-line words.
+
+    A wrong flag ends the process with status 2 and tyro's box, `--help` with 0.
+    """
+    with REGISTRY:
+        parsed: T = tyro.cli(target, args=list(arguments), prog=f"herdbook {command}", **options)
+        return parsed
+
+
+def flag(arguments: Sequence[str], name: str) -> str | None:
+    """The value of `--name value` or `--name=value` before any parsing; None where it is not given."""
+    spellings = {f"--{name}", f"--{name.replace('_', '-')}"}
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if word in spellings:
+            return following
+        key, equals, value = word.partition("=")
+        if equals and key in spellings:
+            return value
+    return None
+
+
+def wants_help(arguments: Sequence[str]) -> bool:
+    """Whether a command is only asked what it does."""
+    return not arguments or arguments[0] in ("-h", "--help")
+
+
+def show(text: str) -> None:
+    """Print to standard output."""
+    sys.stdout.write(text.rstrip("\n") + "\n")

@@ -1,0 +1,55 @@
+"""`herdbook resume RUN_DIR [--steps N]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from herdbook.cli.parse import parse, show
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeArguments:
+    """Continue an interrupted run exactly where its last checkpoint is, or extend a finished one."""
+
+    run_dir: tyro.conf.Positional[str]
+    """The run's directory."""
+    steps: int | None = None
+    """Updates in all; by default those that the run was begun with."""
+    algorithm: str | None = None
+    """module:Class, for a run of your own algorithm."""
+    env: str | None = None
+    """module:callable, for a run that is evaluated in your own environment."""
+    dataset: str | None = None
+    """Where the dataset is now, if it was moved; its content must be the same."""
+    data_dir: str | None = None
+    """Where Minari datasets are, if they were moved."""
+    device: str | None = None
+    """By default the one that the run was begun on."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Resume; returns the exit status."""
+    parsed = parse(ResumeArguments, arguments, "resume")
+
+    from herdbook.cli.api import resume
+    from herdbook.cli.train import report
+    from herdbook.core.memory import keep_freed_memory
+
+    keep_freed_memory()
+    result, continued = resume(
+        parsed.run_dir,
+        steps=parsed.steps,
+        algorithm=parsed.algorithm,
+        env=parsed.env,
+        dataset=parsed.dataset,
+        data_dir=parsed.data_dir,
+        device=parsed.device,
+    )
+    if not continued:
+        last = result.checkpoints.last()
+        show(f"{result.path}: finished at step {last:,}; nothing to do (--steps N extends it)")
+    report(result)
+    return 0

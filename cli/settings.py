@@ -1,0 +1,42 @@
+"""Settings per task: what papers change of an algorithm's defaults, by task, with the source.
+
+Applied when an algorithm is named (on the command line, or as a string in Python), before the user's own flags;
+printed, and recorded in the run's config.json. A config object is taken as it is given.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Overrides of config fields (`config`) and run fields (`run`) for tasks whose name matches `pattern`."""
+
+    algorithm: str
+    pattern: str
+    source: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name} = {value}" for name, value in {**self.config, **self.run}.items())
+        return f"{self.algorithm} on {self.pattern}: {values} ({self.source})"
+
+
+# Later rows win. A pattern is matched against the dataset's id or path and the environment's id, in lower case.
+SETTINGS: tuple[Setting, ...] = (
+)
+
+
+def settings_for(algorithm: str, *names: str | None) -> list[Setting]:
+    """The rows for an algorithm on a task known by `names` (dataset, environment)."""
+    known = [name.lower() for name in names if name]
+    return [
+        row
+        for row in SETTINGS
+        if row.algorithm == algorithm and any(fnmatch.fnmatchcase(name, row.pattern) for name in known)
+    ]

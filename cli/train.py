@@ -1,0 +1,96 @@
+"""`herdbook train ALGORITHM --dataset … [--FIELD VALUE …]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import make_dataclass
+from typing import Annotated, Any
+
+from herdbook.cli.catalogue import ALGORITHMS, SUMMARIES, algorithm_class, config_class
+from herdbook.cli.parse import flag, parse, show, wants_help
+
+
+def usage() -> str:
+    """What `herdbook train --help` prints, without importing any algorithm."""
+    width = max(map(len, ALGORITHMS))
+    names = "\n".join(f"  {name:<{width}}  {SUMMARIES[name]}" for name in ALGORITHMS)
+    return (
+        "usage: herdbook train ALGORITHM --dataset ID_OR_PATH [--steps N] [--seeds 0 1 2] [--FIELD VALUE …]\n\n"
+        f"algorithms:\n{names}\n  module:Class  your own\n\n"
+        "herdbook train ALGORITHM --help lists every field."
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train; returns the exit status."""
+    words = list(arguments)
+    if wants_help(words):
+        show(usage())
+        return 0 if words else 2
+    name = flag(words, "algorithm")
+    if name is not None and words[0].startswith("-"):
+        words = _without(words, "--algorithm")
+    else:
+        name, words = words[0], words[1:]
+    algorithm = algorithm_class(name)
+    config_type = config_class(algorithm)
+
+    import tyro
+
+    from herdbook.cli.api import start
+    from herdbook.cli.assemble import build_config, check_reserved
+    from herdbook.cli.catalogue import UserError
+    from herdbook.cli.options import RunOptions
+    from herdbook.cli.settings import settings_for
+    from herdbook.core.memory import keep_freed_memory
+
+    check_reserved(config_type)
+    applied = settings_for(name, flag(words, "dataset"), flag(words, "env"))
+    defaults: dict[str, Any] = {key: value for row in applied for key, value in row.config.items()}
+    run_defaults: dict[str, Any] = {key: value for row in applied for key, value in row.run.items()}
+    both = make_dataclass(
+        "Arguments",
+        [
+            ("run", Annotated[RunOptions, tyro.conf.arg(name="")]),
+            ("config", Annotated[config_type, tyro.conf.arg(name="")]),
+        ],
+    )
+    try:
+        parsed: Any = parse(
+            both,
+            words,
+            f"train {name}",
+            description=(algorithm.__doc__ or config_type.__doc__ or name),
+            default=both(RunOptions(dataset=tyro.MISSING, **run_defaults), build_config(config_type, defaults)),
+        )
+    except UserError:
+        raise
+    except ValueError as error:  # the config refuses a value
+        raise UserError(str(error)) from error
+    keep_freed_memory()
+    result = start(name, algorithm, parsed.config, parsed.run, applied=applied)
+    report(result)
+    return 0
+
+
+def report(result: Any) -> None:
+    """The last scores of a run, and where it is."""
+    final: dict[int, dict[str, Any]] = {line["seed"]: line for line in result.evaluations()}
+    for seed, line in final.items():
+        score = line["normalized_score"]
+        text = "" if score is None else f", normalised score {score:.1f}"
+        show(f"seed {seed}: return {line['return_mean']:.1f} ± {line['return_std']:.1f} at step {line['step']:,}{text}")
+    show(f"run: {result.path}")
+
+
+def _without(words: Sequence[str], name: str) -> list[str]:
+    """The words without `--name value` or `--name=value`."""
+    kept, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word == name:
+            skip = True
+        elif not word.startswith(f"{name}="):
+            kept.append(word)
+    return kept
