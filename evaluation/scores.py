@@ -1,0 +1,41 @@
+"""Normalised scores: returns on a scale where 0 and 100 are named references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.datasets.d4rl import d4rl_references
+
+
+def normalised_score(returns: ArrayLike, references: ReferenceScores) -> NDArray[np.float64]:
+    """100 · (return − minimum) / (maximum − minimum) (Fu et al. 2020, arXiv:2004.07219), of any shape.
+
+    `minari.get_normalized_score` gives a hundredth of it.
+    """
+    span = references.maximum - references.minimum
+    return 100 * (np.asarray(returns, dtype=np.float64) - references.minimum) / span
+
+
+def find_references(
+    recorded: ReferenceScores | None, environment: EnvironmentSpec | str | None = None
+) -> ReferenceScores | None:
+    """The references recorded in a dataset; without any, D4RL's for its environment's family; None for neither."""
+    if recorded is not None or environment is None:
+        return recorded
+    return d4rl_references(environment if isinstance(environment, str) else environment.id)
+
+
+def score_record(returns: ArrayLike, references: ReferenceScores | None) -> dict[str, Any]:
+    """The mean normalised score with its references and their source beside it, for JSON; {} without references."""
+    if references is None:
+        return {}
+    return {
+        "normalized_score": float(normalised_score(returns, references).mean()),
+        "reference_minimum": references.minimum,
+        "reference_maximum": references.maximum,
+        "reference_source": references.source,
+    }

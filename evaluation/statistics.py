@@ -1,0 +1,150 @@
+"""Statistics over a handful of seeds: interquartile mean, bootstrap and t-intervals; profiles through rliable."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A statistic and its confidence interval; the bounds are NaN where one value gives none."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interquartile_mean(scores: ArrayLike, axis: int | None = None) -> Any:
+    """Mean of the middle half of the scores (Agarwal et al. 2021, arXiv:2108.13264): all of them, or along `axis`."""
+    return scipy.stats.trim_mean(_finite(scores), 0.25, axis=axis)
+
+
+def t_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Mean of one value per seed, with Student's t-interval: mean ± t · s/√n, s with n − 1. `values`: [seeds]."""
+    x = _finite(values).ravel()
+    if x.size == 1:
+        return Estimate(float(x[0]), math.nan, math.nan)
+    half = scipy.stats.t.ppf(_two_sided(confidence), x.size - 1) * x.std(ddof=1) / math.sqrt(x.size)
+    return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+def bootstrap_interval(
+    scores: ArrayLike,
+    statistic: Callable[..., Any] = interquartile_mean,
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+) -> Estimate:
+    """Stratified bootstrap with percentile intervals, as in rliable (Agarwal et al. 2021, arXiv:2108.13264).
+
+    Args:
+        scores: `[runs]`, or `[runs, tasks]`: runs are drawn with replacement within each task.
+        statistic: Of an array along its last `axis` (a keyword); it sees the scores of all tasks together.
+        seed: Of the resampling.
+        confidence: Probability mass between the bounds.
+        resamples: How many.
+
+    Raises:
+        ValueError: There are no scores, one is not finite, or `confidence` is outside (0, 1).
+    """
+    x = _finite(scores)
+    x = x[:, None] if x.ndim == 1 else x  # [runs, tasks]
+    if x.ndim != 2:
+        raise ValueError(f"expected scores [runs] or [runs, tasks], got shape {x.shape}")
+    tail = 1 - _two_sided(confidence)
+    value = float(statistic(x.reshape(-1), axis=-1))
+    if len(x) == 1:
+        return Estimate(value, math.nan, math.nan)
+    drawn = np.random.default_rng(seed).integers(len(x), size=(resamples, *x.shape))
+    sampled = np.take_along_axis(x[None], drawn, axis=1).reshape(resamples, -1)
+    low, high = np.quantile(statistic(sampled, axis=-1), [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
+
+
+def performance_profiles(
+    scores: Mapping[str, ArrayLike], thresholds: Sequence[float], *, seed: int = 0, resamples: int = 2000
+) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Share of runs above each threshold, with 95 % intervals, through rliable.
+
+    Args:
+        scores: Algorithm to `[runs, tasks]`.
+        thresholds: Scores at which the profile is read.
+
+    Returns:
+        Algorithm to (`[thresholds]`, `[2, thresholds]` lower and upper bounds).
+
+    Raises:
+        ImportError: rliable is not installed; the extra `stats` brings it.
+    """
+    library, _ = _rliable()
+    return _intervals(
+        library,
+        {name: _matrix(x) for name, x in scores.items()},
+        lambda x: np.array([library.run_score_deviation(x, threshold) for threshold in thresholds]),
+        seed,
+        resamples,
+    )
+
+
+def probability_of_improvement(
+    scores: ArrayLike, others: ArrayLike, *, seed: int = 0, resamples: int = 2000
+) -> Estimate:
+    """P(a run of the one algorithm beats a run of the other), averaged over tasks, with a 95 % interval, by rliable.
+
+    `scores`, `others`: `[runs, tasks]`. Raises ImportError without the extra `stats`.
+    """
+    library, metrics = _rliable()
+    pair = {"pair": (_matrix(scores), _matrix(others))}
+    value, bounds = _intervals(library, pair, metrics.probability_of_improvement, seed, resamples)["pair"]
+    return Estimate(float(value), float(bounds[0].item()), float(bounds[1].item()))
+
+
+def _intervals(library: Any, scores: dict[str, Any], statistic: Any, seed: int, resamples: int) -> dict[str, Any]:
+    state = np.random.RandomState(seed)  # what rliable's bootstrap takes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # arch, below rliable, renames that argument
+        values, bounds = library.get_interval_estimates(scores, statistic, reps=resamples, random_state=state)
+    return {name: (values[name], bounds[name]) for name in scores}
+
+
+def _rliable() -> tuple[Any, Any]:
+    try:
+        from rliable import library, metrics
+    except ImportError as error:
+        raise ImportError(
+            f"performance profiles and the probability of improvement need rliable ({error}): "
+            "pip install 'herdbook[stats]'"
+        ) from error
+    return library, metrics
+
+
+def _matrix(scores: ArrayLike) -> FloatArray:
+    x = _finite(scores)
+    if x.ndim != 2:
+        raise ValueError(f"expected scores [runs, tasks], got shape {x.shape}")
+    return x
+
+
+def _two_sided(confidence: float) -> float:
+    """Quantile of the upper bound."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected confidence in (0, 1), got {confidence}")
+    return 0.5 + confidence / 2
+
+
+def _finite(scores: ArrayLike) -> FloatArray:
+    x = np.asarray(scores, dtype=np.float64)
+    if x.size == 0 or not np.isfinite(x).all():
+        raise ValueError(f"expected finite scores, at least one; got {x.tolist()}")
+    return x

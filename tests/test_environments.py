@@ -1,0 +1,189 @@
+"""Environments by name, recorded and rebuilt; what is said where that is impossible."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from herdbook.core.environments import (
+    EnvironmentSpec,
+    EnvironmentUnavailable,
+    check_reset,
+    describe_environment,
+    make_environment,
+)
+
+
+class Drifting(gymnasium.Env[Any, Any]):
+    """Forgets to put part of its state back at a reset."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, forgetful: bool = True) -> None:
+        self.forgetful, self.total = forgetful, 0.0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if not self.forgetful:
+            self.total = 0.0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.total += 1
+        return np.array([self.total], np.float32), 0.0, False, False, {}
+
+
+USER_MODULE = """
+import gymnasium
+def make(env_id="CartPole-v1", **kwargs):
+    return gymnasium.make(env_id, **kwargs)
+not_callable = 3
+def not_an_env():
+    return 7
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_envs.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_envs", raising=False)
+    return "my_envs"
+
+
+def test_a_gymnasium_id() -> None:
+    env = make_environment("CartPole-v1", max_episode_steps=7)
+    assert env.spec is not None
+    assert env.spec.max_episode_steps == 7
+
+
+def test_module_and_callable(user_module: str) -> None:
+    env = make_environment(f"{user_module}:make", env_id="Pendulum-v1", g=9.0)
+    assert env.unwrapped.g == 9.0  # type: ignore[attr-defined]
+
+
+def test_a_callable_with_a_time_limit() -> None:
+    env = make_environment(Drifting, forgetful=False, max_episode_steps=3)
+    env.reset(seed=0)
+    assert [env.step(0)[3] for _ in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Hoper-v5", "did you mean 'Hopper-v5'"),
+        ("Taxi-v3", "did you mean 'Taxi-v4'"),
+        ("my_envs:mak", "did you mean 'make'"),
+        ("my_envs:not_callable", "expected a callable"),
+        ("my_envs:not_an_env", "expected a gymnasium.Env, got int"),
+        ("no_such_module_here:make", "no module 'no_such_module_here'"),
+    ],
+)
+def test_unknown_names_say_what_is_near(user_module: str, name: str, words: str) -> None:
+    with pytest.raises(EnvironmentUnavailable, match=words):
+        make_environment(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("Hopper-v5", "mujoco", "mujoco"),
+        ("PointMaze_UMaze-v3", "gymnasium_robotics", "robotics"),
+        ("ALE/Pong-v5", "ale_py", "atari"),
+        ("Meta-World/MT1", "metaworld", "metaworld"),
+    ],
+)
+def test_a_missing_package_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    for loaded in [m for m in sys.modules if m.split(".")[0] == package or "envs.mujoco" in m]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EnvironmentUnavailable, match=rf"herdbook\[{extra}\]"):
+        make_environment(name)
+
+
+def test_arguments_that_the_environment_refuses() -> None:
+    with pytest.raises(EnvironmentUnavailable, match=r"Pendulum-v1 with \{'gravity': 3\}.*gravity"):
+        make_environment("Pendulum-v1", gravity=3)
+
+
+def test_a_recorded_spec_round_trips_and_is_gymnasiums_own_json() -> None:
+    env = gymnasium.make("Pendulum-v1", g=9.0, max_episode_steps=50)
+    assert env.spec is not None
+    spec = EnvironmentSpec.from_gymnasium(env.spec)
+    again = EnvironmentSpec.from_json(spec.to_json())
+    assert again == spec
+    assert gymnasium.envs.registration.EnvSpec.from_json(again.to_json()).kwargs["g"] == 9.0
+    rebuilt = make_environment(again)
+    assert rebuilt.unwrapped.g == 9.0  # type: ignore[attr-defined]
+    assert rebuilt.spec is not None
+    assert rebuilt.spec.max_episode_steps == 50
+
+
+def test_specs_of_other_gymnasium_versions_are_read() -> None:
+    known = json.loads(gymnasium.spec("CartPole-v1").to_json()) | {"autoreset": False, "apply_api_compatibility": False}
+    assert make_environment(EnvironmentSpec.from_json(json.dumps(known))).observation_space.shape == (4,)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null"])
+def test_a_spec_without_an_id_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="with an id"):
+        EnvironmentSpec.from_json(text)
+
+
+def test_what_is_recorded_of_a_name_makes_the_same_environment(user_module: str) -> None:
+    spec = describe_environment(f"{user_module}:make", env_id="Pendulum-v1")
+    assert spec is not None
+    assert make_environment(EnvironmentSpec.from_json(spec.to_json())).action_space.shape == (1,)
+    changed = describe_environment("Pendulum-v1", g=3.0)
+    assert changed is not None
+    rebuilt = make_environment(EnvironmentSpec.from_json(changed.to_json()))
+    assert rebuilt.unwrapped.g == 3.0  # type: ignore[attr-defined]
+    assert describe_environment(lambda: gymnasium.make("CartPole-v1")) is None
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Taxi-v4"])
+def test_reset_determines_the_state(name: str) -> None:
+    assert check_reset(make_environment(name))
+
+
+def test_reset_that_forgets_state_is_found_out() -> None:
+    assert check_reset(Drifting(forgetful=False))
+    assert not check_reset(Drifting(forgetful=True))
+
+
+MUJOCO_WARNING = """
+import os, sys
+import numpy as np
+from herdbook.core.environments import make_environment
+env = make_environment("Hopper-v5")
+env.reset(seed=0)
+env.unwrapped.data.qpos[:] = np.nan
+env.step(env.action_space.sample())
+"""
+
+
+def test_mujoco_writes_no_log_into_the_working_directory(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    done = subprocess.run(
+        [sys.executable, "-c", MUJOCO_WARNING], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" in done.stderr + done.stdout  # it did warn: only the file is kept away
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_point_mazes_are_registered_when_named() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    env = make_environment("PointMaze_UMaze-v3")
+    assert isinstance(env.observation_space, spaces.Dict)
+    assert check_reset(env)
