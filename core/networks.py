@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +58,7 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        lead = x.shape[:-1]
+        lead: tuple[int, ...] = x.shape[:-1]
         if self.copies is not None:
             x = x.reshape(-1, x.shape[-1])
             x = x.expand(self.copies, *x.shape)
@@ -95,7 +95,7 @@ class Ensemble(nn.Module):
         flat = actions.reshape(-1, actions.shape[-1])
         call: Any = torch.func.functional_call
         params = dict(zip(self.names, self.stacked, strict=True))
-        values = torch.vmap(lambda p: call(self.template[0], p, (observations, flat)))(params)
+        values: Tensor = torch.vmap(lambda p: call(self.template[0], p, (observations, flat)))(params)
         return values.reshape(len(self.stacked[0]), *lead)
 
 
@@ -112,10 +112,11 @@ class Encoder(nn.Module):
     def __init__(self, space: spaces.Space[Any]) -> None:
         super().__init__()
         self.kind: str
+        self.size: int
         if isinstance(space, spaces.Dict):
             self.kind = "dict"
             self.parts = nn.ModuleDict({key: Encoder(part) for key, part in space.spaces.items()})
-            self.size = sum(int(part.size) for part in self.parts.values())  # type: ignore[arg-type]
+            self.size = sum(cast(Encoder, part).size for part in self.parts.values())
         elif isinstance(space, spaces.Discrete):
             self.kind, self.size, self.start = "discrete", int(space.n), int(space.start)
         elif isinstance(space, spaces.Box) and len(space.shape) == 3:

@@ -162,7 +162,8 @@ class CQL:
             next_q = self.critic(params.target["critic"], batch.next_observations, next_actions[-1]).amin(0)
             if not c.deterministic_backup:
                 next_q = next_q - self.log_temperature(params["temperature"]).exp() * next_log_prob[-1]
-        return batch.rewards + batch.discounts * next_q
+        target: Tensor = batch.rewards + batch.discounts * next_q
+        return target
 
     def actor_objective(self, params: Params, batch: Transitions, noise: Tensor) -> tuple[Tensor, Metrics]:
         log_temperature = self.log_temperature(params["temperature"])

@@ -1,0 +1,114 @@
+"""Discrete BCQ (Fujimoto et al. 2019, arXiv:1910.01708): double DQN over the actions that the data makes likely.
+
+    A(s) = {a : G(a|s) / max_b G(b|s) > τ}                             G: softmax of a cloned policy's logits i     (1)
+    y    = r + γ Q̄(s′, argmax_{a′ ∈ A(s′)} Q(s′, a′))                  G and Q of the online network               (2)
+    L    = mean huber(Q(s, a) − y) − mean log G(a|s) + w mean i(s, ·)²                                             (3)
+
+The policy is argmax_{a ∈ A(s)} Q(s, a). Masks are never empty: the likeliest action has ratio 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from herdbook.core.config import COUNT, POSITIVE, require
+from herdbook.core.distributions import Categorical
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.networks import Head
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteBCQConfig:
+    """Settings of discrete BCQ; the defaults are the authors' for vector observations."""
+
+    algorithm: ClassVar[str] = "discrete_bcq"
+    threshold: float = 0.3  # τ, eq. 1: 0 is double DQN, towards 1 behavioural cloning
+    logit_penalty: float = 1e-2  # w, eq. 3
+    discount: float = 0.99  # γ
+    tau: float = 0.005  # speed of the target network
+    batch_size: int = 64
+    lr: float = 3e-4
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    n_step: int = 1  # rewards summed before bootstrapping
+    standardise_observations: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, discount=(0, 1), tau=(0, 1), threshold=(0, 1 - 1e-9), logit_penalty=(0, float("inf")))
+        require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
+
+
+def constrained_q(q: Tensor, logits: Tensor, threshold: float) -> Tensor:
+    """Q where the action is likely enough under eq. 1, −inf elsewhere. q, logits: [*B, n] → [*B, n]."""
+    ratio = (logits - logits.amax(-1, keepdim=True)).exp()  # G(a|s) / max_b G(b|s): the normaliser cancels
+    return q.masked_fill(ratio <= threshold, -torch.inf)
+
+
+class DiscreteBCQ:
+    """`networks` may replace `critic` ([B, …] → Q [B, n]) and `behaviour` ([B, …] → logits [B, n])."""
+
+    action_space: ClassVar[str] = "discrete"
+
+    def __init__(self, config: DiscreteBCQConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
+        space, actions = spec.observation_space, self.scaling.action_size
+        self.learner = Learner(
+            {
+                "critic": lambda: Head(space, actions, c.hidden_sizes),
+                "behaviour": lambda: Head(space, actions, c.hidden_sizes),
+            },
+            {"critic": Adam(lr=c.lr, networks=("critic", "behaviour"))},
+            targets=("critic",),
+            **setup,
+        )
+        self.critic, self.behaviour = self.learner.networks["critic"], self.learner.networks["behaviour"]
+
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
+        c = self.config
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+
+    def update(self, batch: Transitions) -> Metrics:
+        self.learner.updates += 1
+        metrics = self.learner.step("critic", self.objective, self.scaling(batch))
+        self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
+        c = self.config
+        with torch.no_grad():
+            next_logits = self.behaviour(params["behaviour"], batch.next_observations)  # [B, n]
+            next_q = constrained_q(self.critic(params["critic"], batch.next_observations), next_logits, c.threshold)
+            best = next_q.argmax(-1, keepdim=True)  # [B, 1]: among A(s′), eq. 1
+            slow_q = self.critic(params.target["critic"], batch.next_observations).gather(-1, best).squeeze(-1)
+            target = batch.rewards + batch.discounts * slow_q  # eq. 2
+        q = self.critic(params["critic"], batch.observations).gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
+        logits = self.behaviour(params["behaviour"], batch.observations)  # [B, n]
+        value_loss = F.smooth_l1_loss(q, target)
+        cloning_loss = -Categorical(logits).log_prob(batch.actions).mean()
+        loss = value_loss + cloning_loss + c.logit_penalty * logits.square().mean()  # eq. 3
+        return loss, {"loss/value": value_loss, "loss/cloning": cloning_loss, "q": q.mean()}
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
+        """The best likely action, or a sample of softmax Q over the likely ones."""
+        critic = self.learner.parameters_of("critic", seed_index)
+        behaviour = self.learner.parameters_of("behaviour", seed_index)
+
+        def distribution(observations: Any) -> Categorical:
+            logits = self.behaviour(behaviour, observations)
+            return Categorical(constrained_q(self.critic(critic, observations), logits, self.config.threshold))
+
+        return FeedForwardPolicy(self.scaling, distribution, deterministic=deterministic)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)
