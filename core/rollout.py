@@ -234,7 +234,7 @@ class Rollout:
             episodes=episodes,
             infos=infos,
         )
-        self._observations, self._first = next_observations, np.zeros_like(first)
+        self._observations, self._first = next_observations, ~active  # a resting lane's carry stays as at a reset
         self._previous_actions, self._previous_rewards = actions, rewards.astype(np.float32)
         if ended.any():
             self._observations = tree_map(np.copy, next_observations)

@@ -67,18 +67,18 @@ def test_bootstrap_is_a_function_of_its_seed() -> None:
 def test_bootstrap_against_rliable_itself() -> None:
     library = pytest.importorskip("rliable.library")
     metrics = pytest.importorskip("rliable.metrics")
-    values, bounds = library.get_interval_estimates({"x": np.array(SCORES)}, metrics.aggregate_iqm, reps=20_000)
+    values, bounds = library.get_interval_estimates({"x": np.array(SCORES)}, metrics.aggregate_iqm, reps=1_000)
     ours = bootstrap_interval(SCORES, resamples=20_000)
     assert ours.value == pytest.approx(values["x"])
-    assert (ours.low, ours.high) == pytest.approx(tuple(bounds["x"].ravel()), abs=0.3)
+    assert (ours.low, ours.high) == pytest.approx(tuple(bounds["x"].ravel()), abs=0.8)
 
 
 def test_profiles_and_improvement_through_rliable() -> None:
     pytest.importorskip("rliable")
-    profile, bounds = performance_profiles({"x": SCORES}, [30, 50, 70], resamples=500)["x"]
+    profile, bounds = performance_profiles({"x": SCORES}, [30, 50, 70], resamples=50)["x"]
     assert profile == pytest.approx([1, 0.4, 1 / 15])
     assert bounds.shape == (2, 3)
-    estimate = probability_of_improvement(SCORES, OTHERS, resamples=500)
+    estimate = probability_of_improvement(SCORES, OTHERS, resamples=50)
     assert estimate.value == pytest.approx(13 / 15)
     assert estimate.low < estimate.value < estimate.high
 
