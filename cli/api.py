@@ -12,6 +12,7 @@ import torch
 
 from herdbook.cli.assemble import (
     Task,
+    absolute,
     build_algorithm,
     build_config,
     check_reserved,
@@ -105,8 +106,7 @@ def train(
     for path in ("run_dir", "data_dir"):
         if run_options.get(path) is not None:
             run_options[path] = str(run_options[path])
-    source = dataset.source if isinstance(dataset, Episodes) else str(dataset)
-    run_options["dataset"] = source
+    run_options["dataset"] = dataset.source if isinstance(dataset, Episodes) else str(dataset)
     if isinstance(env, str):
         run_options["env"], env = env, None
     if env_kwargs:
@@ -138,6 +138,7 @@ def start(
 ) -> Run:
     """A new run, everything named resolved. Nothing is written before all of it has been found good."""
     check_reserved(type(config))
+    options = absolute(options)
     device = choose_device(options.device)
     cadence = Cadence.of(options.steps, options.log_every, options.evaluate_every, options.checkpoint_every)
     path = Path(options.run_dir) if options.run_dir else None

@@ -257,3 +257,13 @@ def config_from_values(config_class: type[Any], values: Mapping[str, Any]) -> An
 def merge(options: RunOptions, **changes: Any) -> RunOptions:
     """Options with those changes that are not None."""
     return replace(options, **{name: value for name, value in changes.items() if value is not None})
+
+
+def absolute(options: RunOptions) -> RunOptions:
+    """Options whose paths hold from any working directory, so that a run can be resumed from another one."""
+    dataset = Path(options.dataset).expanduser()
+    return replace(
+        options,
+        dataset=str(dataset.resolve()) if dataset.exists() else options.dataset,
+        data_dir=None if options.data_dir is None else str(Path(options.data_dir).expanduser().resolve()),
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"herdbook {version('herdbook')}")
         return 0
+    notices = logging.getLogger("herdbook")
+    if not notices.handlers:
+        notices.addHandler(logging.StreamHandler())  # to standard error, the message alone
+        notices.setLevel(logging.INFO)
     try:
         if words[0] not in COMMANDS:
             hint = nearest(words[0], COMMANDS)

@@ -1,0 +1,147 @@
+"""`herdbook data list|show|make|convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from herdbook.cli.catalogue import UserError, nearest
+from herdbook.cli.parse import parse, show, wants_help
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListArguments:
+    """The datasets on this machine, and the recipes, which need no network."""
+
+    data_dir: str | None = None
+    """Where Minari datasets are; by default Minari's own directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowArguments:
+    """What is in a dataset: spaces, environment, returns, how episodes end."""
+
+    dataset: tyro.conf.Positional[str]
+    """Minari id, recipe, D4RL .hdf5 file or Minari directory."""
+    data_dir: str | None = None
+    """Where Minari datasets are; by default Minari's own directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeArguments:
+    """Make a recipe's dataset and store it as an ordinary Minari dataset."""
+
+    recipe: tyro.conf.Positional[str]
+    """Name of the recipe, such as classic/pendulum."""
+    data_dir: str | None = None
+    """Where to store it; by default Minari's own directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArguments:
+    """Write any dataset that can be read (a D4RL file, say) as a Minari dataset."""
+
+    dataset: tyro.conf.Positional[str]
+    """What is read: D4RL .hdf5 file, Minari id or directory, recipe."""
+    out: tyro.conf.Positional[str]
+    """Minari id that is written, such as me/hopper/medium-v0."""
+    data_dir: str | None = None
+    """Where Minari datasets are; by default Minari's own directory."""
+
+
+_COMMANDS = ("list", "show", "make", "convert")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One of the four; returns the exit status."""
+    if wants_help(arguments):
+        show(
+            "usage: herdbook data COMMAND …\n\ncommands:\n"
+            "  list     the datasets on this machine, and the recipes\n"
+            "  show     what is in a dataset\n"
+            "  make     make a recipe's dataset; needs no network\n"
+            "  convert  write a dataset (a D4RL file, say) as a Minari dataset"
+        )
+        return 0 if arguments else 2
+    command, words = arguments[0], arguments[1:]
+    if command == "list":
+        _list(parse(ListArguments, words, "data list"))
+    elif command == "show":
+        _show(parse(ShowArguments, words, "data show"))
+    elif command == "make":
+        _make(parse(MakeArguments, words, "data make"))
+    elif command == "convert":
+        _convert(parse(ConvertArguments, words, "data convert"))
+    else:
+        raise UserError(
+            f"unknown command data {command!r}{nearest(command, _COMMANDS)}; there are {', '.join(_COMMANDS)}"
+        )
+    return 0
+
+
+def _list(parsed: ListArguments) -> None:
+    from herdbook.datasets.load import dataset_roots, list_datasets
+    from herdbook.datasets.recipes.registry import RECIPES
+
+    here = list_datasets(parsed.data_dir)
+    show(f"datasets in {', '.join(map(str, dataset_roots(parsed.data_dir)))}:")
+    show("\n".join(f"  {name}" for name in here) or "  none yet")
+    show("recipes (made on first use):")
+    for recipe in RECIPES.values():
+        state = "made" if recipe.id in here else "not made yet"
+        needs = "" if recipe.extra is None else f", needs herdbook[{recipe.extra}]"
+        show(f"  {recipe.name:<20} {recipe.description} ({state}{needs})")
+
+
+def _show(parsed: ShowArguments) -> None:
+    from herdbook.datasets.load import load_dataset
+
+    episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
+    environment, references = episodes.environment, episodes.reference_scores
+    numbers = {
+        name: f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}"
+        for name, value in episodes.statistics().items()
+    }
+    facts = {
+        "dataset": episodes.source,
+        "environment": "none recorded" if environment is None else environment.id,
+        "observations": str(episodes.raw_observation_space or episodes.observation_space),
+        "actions": str(episodes.action_space),
+        **numbers,
+        "references": "none"
+        if references is None
+        else f"0 is {references.minimum:g}, 100 is {references.maximum:g} ({references.source})",
+        "transforms": ", ".join(episodes.transforms) or "none",
+        "megabytes": f"{episodes.nbytes / 1e6:.1f}",
+        "fingerprint": episodes.fingerprint(),
+    }
+    width = max(map(len, facts))
+    show("\n".join(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in facts.items()))
+
+
+def _make(parsed: MakeArguments) -> None:
+    from herdbook.datasets.load import find_dataset, load_dataset
+    from herdbook.datasets.recipes.registry import RECIPES, resolve
+
+    recipe = resolve(parsed.recipe)
+    if recipe is None:
+        names = [r.name for r in RECIPES.values()]
+        hint = nearest(parsed.recipe, names)
+        raise UserError(f"unknown recipe {parsed.recipe!r}{hint}; there are {', '.join(names)}")
+    episodes = load_dataset(recipe.id, data_dir=parsed.data_dir)
+    returns = episodes.returns()
+    show(
+        f"{recipe.id}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, mean return {returns.mean():.1f}, "
+        f"in {find_dataset(recipe.id, data_dir=parsed.data_dir)}"
+    )
+
+
+def _convert(parsed: ConvertArguments) -> None:
+    from herdbook.datasets.load import load_dataset
+    from herdbook.datasets.minari import write_minari
+
+    episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
+    folder = write_minari(episodes, parsed.out, data_dir=parsed.data_dir)
+    show(f"{parsed.out}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, in {folder}")

@@ -1,0 +1,110 @@
+"""`herdbook eval RUN_DIR [--episodes 100] [--seed 0]`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from herdbook.cli.parse import parse, show
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Evaluate the policies of a run in its environment: every seed, at its last checkpoint."""
+
+    run_dir: tyro.conf.Positional[str]
+    """The run's directory."""
+    episodes: int = 100
+    """Episodes per seed."""
+    seed: int = 0
+    """Episode i is reset with seed + i."""
+    step: int | None = None
+    """Of the checkpoint; by default the last."""
+    env: str | None = None
+    """Another environment, or your own (module:callable)."""
+    env_kwargs: tuple[str, ...] = ()
+    """Keyword arguments of the environment, as `name value name value …`."""
+    algorithm: str | None = None
+    """module:Class, for a run of your own algorithm."""
+    device: str = "cpu"
+    """Where the policies run."""
+    out: str | None = None
+    """Write the results there as JSON."""
+
+    def __post_init__(self) -> None:
+        from herdbook.cli.options import check
+
+        check(self.episodes >= 1, "episodes", "1 or more", self.episodes)
+        check(self.seed >= 0, "seed", "0 or more", self.seed)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate; returns the exit status."""
+    parsed = parse(EvalArguments, arguments, "eval")
+
+    from herdbook.cli.api import evaluate_run
+    from herdbook.cli.options import literal_pairs
+
+    results = evaluate_run(
+        parsed.run_dir,
+        episodes=parsed.episodes,
+        seed=parsed.seed,
+        step=parsed.step,
+        algorithm=parsed.algorithm,
+        env=parsed.env,
+        env_kwargs=literal_pairs(parsed.env_kwargs),
+        device=parsed.device,
+    )
+    print_results(results)
+    if parsed.out is not None:
+        from herdbook.core.runs import to_json
+
+        Path(parsed.out).write_text(json.dumps(to_json(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        show(f"written: {parsed.out}")
+    return 0
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """A table of one row per seed, and one over the seeds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from herdbook.core.environments import ReferenceScores
+    from herdbook.evaluation.scores import normalised_score
+    from herdbook.evaluation.statistics import t_interval
+
+    references = None if results["references"] is None else ReferenceScores(**results["references"])
+    rows = [(f"seed {line['seed']}", line["step"], mean_interval(line["returns"])) for line in results["seeds"]]
+    table = Table(title=f"{results['algorithm']} · {results['run']} · {results['episodes']} episodes", title_style="")
+    table.add_column("")
+    for column in ("step", "return", "95 % interval", *(["normalised score"] if references else [])):
+        table.add_column(column, justify="right")
+    if len(rows) > 1:
+        means = t_interval([line["return_mean"] for line in results["seeds"]])
+        rows.append(("mean of the seeds", rows[0][1], means))
+    for name, step, estimate in rows:
+        cells = [name, f"{step:,}", f"{estimate.value:.1f}", f"[{estimate.low:.1f}, {estimate.high:.1f}]"]
+        if references is not None:
+            cells.append(f"{float(normalised_score(estimate.value, references)):.1f}")
+        table.add_row(*cells)
+    Console(highlight=False).print(table)
+    show("intervals: bootstrap over the episodes of a seed; Student's t over the means of the seeds")
+    if references is not None:
+        show(
+            f"normalised score: 0 is a return of {references.minimum:g}, 100 of {references.maximum:g} "
+            f"({references.source})"
+        )
+
+
+def mean_interval(returns: Sequence[float]) -> Any:
+    """Mean of the returns of several episodes, with a 95 % bootstrap interval."""
+    import numpy as np
+
+    from herdbook.evaluation.statistics import bootstrap_interval
+
+    return bootstrap_interval(returns, np.mean)

@@ -1,0 +1,45 @@
+"""`herdbook list algorithms|environments|settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from herdbook.cli.catalogue import ALGORITHMS, SUMMARIES, UserError, nearest
+from herdbook.cli.parse import show, wants_help
+
+_KINDS = ("algorithms", "environments", "settings")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print names; returns the exit status."""
+    if wants_help(arguments):
+        show(f"usage: herdbook list {'|'.join(_KINDS)}")
+        return 0 if arguments else 2
+    kind = arguments[0]
+    if kind == "algorithms":
+        width = max(map(len, ALGORITHMS))
+        for name, target in ALGORITHMS.items():
+            show(f"{name:<{width}}  {SUMMARIES[name]}  [{target.partition(':')[0]}]")
+    elif kind == "environments":
+        _environments()
+    elif kind == "settings":
+        from herdbook.cli.settings import SETTINGS
+
+        show("\n".join(map(str, SETTINGS)))
+    else:
+        raise UserError(f"unknown list {kind!r}{nearest(kind, _KINDS)}; there are {', '.join(_KINDS)}")
+    return 0
+
+
+def _environments() -> None:
+    import importlib.util
+
+    import gymnasium
+
+    if importlib.util.find_spec("gymnasium_robotics") is not None:
+        import gymnasium_robotics
+
+        gymnasium.register_envs(gymnasium_robotics)
+    for name in sorted(gymnasium.registry):
+        show(name)
+    show("or your own, as module:callable")
