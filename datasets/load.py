@@ -139,7 +139,8 @@ def _not_here(name: str, data_dir: str | Path | None) -> str:
 def _how_to_get(name: str, data_dir: str | Path | None) -> str:
     return (
         f"to place one, copy the dataset's folder to {dataset_roots(data_dir)[0] / name} "
-        f"(from a machine with a network: `minari download {name}`); to make one, use a recipe such as classic/pendulum or `herdbook collect`"
+        f"(`minari download {name}` fetches it where there is a network); "
+        "to make one, use a recipe such as classic/pendulum, or `herdbook collect`"
     )
 
 

@@ -12,12 +12,12 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 from gymnasium import Space, spaces
-from h5py import h5d, h5g, h5s
+from h5py import h5a, h5d, h5g, h5s
 
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores, make_environment
 from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch, is_image, select_keys, unflatten_batch
@@ -199,37 +199,50 @@ def _read_open(
     groups = [h5g.open(file.id, f"episode_{i}".encode()) for i in range(len(file))]
     if not groups:
         raise DataError(f"{source}: the dataset is empty (0 episodes)")
-    lengths = np.array([h5d.open(g, b"rewards").shape[0] for g in groups])
+    lengths = np.array([h5d.open(group, b"rewards").shape[0] for group in groups])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
 
-    def read(path: str, dtype: type[np.generic], extra: int = 0) -> Array:
-        """One field of all episodes, each of which has its length + `extra` rows."""
-        name = path.encode()
-        array: Array | None = None
-        for number, group in enumerate(groups):
-            stored = h5d.open(group, name)
-            start, end = offsets[number] + extra * number, offsets[number + 1] + extra * (number + 1)
-            if array is None:
-                array = np.empty((offsets[-1] + extra * len(groups), *stored.shape[1:]), dtype)
-            if stored.shape != (end - start, *array.shape[1:]):
-                t, came = f"T{'+1' if extra else ''}", stored.shape
-                raise DataError(
-                    f"{source}: expected {path} of shape {(int(end - start), *array.shape[1:])} in episode {number} "
-                    f"({t} for its T = {lengths[number]} rewards), got {came}"
-                )
-            _read_into(stored, array[start:end])
-        assert array is not None
-        return array
+    def allocate(path: str, dtype: type[np.generic], extra: int = 0) -> _Field:
+        shape = h5d.open(groups[0], path.encode()).shape[1:]
+        return _Field(path, np.empty((offsets[-1] + extra * len(groups), *shape), dtype), extra)
 
-    observations = _tree(space, iter([read(p, _dtype(leaf), extra=1) for p, leaf in _leaves(space, "observations")]))
+    observations = [allocate(path, _dtype(leaf), extra=1) for path, leaf in _leaves(space, "observations")]
+    actions = allocate("actions", _dtype(action_space))
+    rewards = allocate("rewards", np.float64)
+    terminated, truncated = allocate("terminations", np.bool_), allocate("truncations", np.bool_)
+    for number, group in enumerate(groups):  # once through the file, in its order
+        for field in (*observations, actions, rewards, terminated, truncated):
+            rows = field.array[
+                offsets[number] + field.extra * number : offsets[number + 1] + field.extra * (number + 1)
+            ]
+            stored = h5d.open(group, field.path.encode())
+            if stored.shape != rows.shape:
+                raise DataError(
+                    f"{source}: expected {field.path} of shape {rows.shape} in episode {number} "
+                    f"(T{'+1' if field.extra else ''} for its T = {lengths[number]} rewards), got {stored.shape}"
+                )
+            _read_into(stored, rows)
     fields = {
-        "rewards": read("rewards", np.float64),
-        "terminated": read("terminations", np.bool_),
-        "truncated": read("truncations", np.bool_),
+        "rewards": rewards.array,
+        "terminated": terminated.array,
+        "truncated": truncated.array,
         "offsets": offsets,
-        "episode_metadata": _episode_metadata(dict(h5py.Group(g).attrs) for g in groups),
+        "episode_metadata": _episode_metadata(_attributes(group) for group in groups),
     }
-    return observations, read("actions", _dtype(action_space)), fields
+    return _tree(space, iter([field.array for field in observations])), actions.array, fields
+
+
+class _Field(NamedTuple):
+    """One array of the file, over all episodes, each of which has its length + `extra` rows."""
+
+    path: str
+    array: Array
+    extra: int
+
+
+def _attributes(group: h5g.GroupID) -> dict[str, Any]:
+    """Reading attributes is slow, and most episodes have no more than `id` and `total_steps`."""
+    return {} if h5a.get_num_attrs(group) <= 2 else dict(h5py.Group(group).attrs)
 
 
 def _read_into(stored: h5d.DatasetID, target: Array) -> None:
