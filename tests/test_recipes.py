@@ -1,15 +1,20 @@
 """Recipes: the same bytes each time, something to learn, and ordinary Minari datasets."""
 
+import sys
+from functools import partial
+
 import minari
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
+from gymnasium import registry, spaces
 
+from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.types import Step
 from herdbook.datasets.minari import write_minari
 from herdbook.datasets.recipes.cartpole import CARTPOLE, CartPoleController
 from herdbook.datasets.recipes.pendulum import PENDULUM, PendulumController, torque
+from herdbook.datasets.recipes.pointmaze import LARGE, MEDIUM, UMAZE, PointMazeController, next_cells
 from herdbook.datasets.recipes.recipe import Behaviour, NoisyControl, collect
 from herdbook.datasets.recipes.registry import RECIPES, resolve
 
@@ -132,7 +137,9 @@ def test_the_controllers_solve_their_tasks_and_random_actions_do_not():
     assert mean_return(CARTPOLE, CartPoleController(random_fraction=1.0)) < 40
 
 
-@pytest.mark.parametrize("controller", [PendulumController, CartPoleController])
+@pytest.mark.parametrize(
+    "controller", [PendulumController, CartPoleController, partial(PointMazeController, maze_map=[[0]])]
+)
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
 def test_a_random_fraction_outside_0_to_1_is_refused(controller, fraction):
     with pytest.raises(ValueError, match=r"random_fraction in \[0, 1\]"):
@@ -177,3 +184,65 @@ def test_policies_draw_only_from_the_generator_they_are_given():
     draws = [policy(step(observations), None, torch.Generator().manual_seed(3))[0] for _ in range(2)]
     assert torch.equal(*draws)
     assert len(draws[0].unique()) == 5  # one draw for each environment
+
+
+U_MAZE = [[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]]
+
+
+def test_next_cells_by_hand():
+    table = next_cells(U_MAZE)
+    path, cell = [], (1, 1)
+    while cell != (3, 1):
+        cell = tuple(table[3, 1][cell].tolist())
+        path.append(cell)
+    assert path == [(1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)]
+    assert table[3, 1, 3, 1].tolist() == [3, 1]  # arrived
+    assert table[3, 1, 2, 1].tolist() == [2, 1]  # a wall leads nowhere
+
+
+def test_pointmaze_force_by_hand():
+    controller = PointMazeController(maze_map=U_MAZE)
+    # achieved goal, desired goal, position, velocity; the centre of the cell in row i, column j is (j − 2, 2 − i)
+    to_the_left_end = [-1.0, 1.0, -0.9, -1.2, -1.0, 1.0, 0.5, 0.0]
+    in_the_goal_cell = [-1.1, -1.1, -0.9, -1.2, -1.1, -1.1, 0.0, 0.25]
+    force = controller.force(torch.tensor([to_the_left_end, in_the_goal_cell]))
+    # 10 · ((0, 1) − (−1, 1)) − (0.5, 0), and 10 · ((−0.9, −1.2) − (−1.1, −1.1)) − (0, 0.25)
+    torch.testing.assert_close(force, torch.tensor([[9.5, 0.0], [2.0, -1.25]]))
+
+
+def test_pointmaze_collects_goals_and_keeps_the_environment(tmp_path, monkeypatch):
+    pytest.importorskip("gymnasium_robotics")
+    maze_map = UMAZE.behaviours()[0].policy.maze_map
+    assert maze_map == U_MAZE
+    data = collect(UMAZE.environment, Behaviour(PointMazeController(maze_map=maze_map), 3, {}), 7)
+    again = collect(UMAZE.environment, Behaviour(PointMazeController(maze_map=maze_map), 3, {}), 7)
+    assert data.fingerprint() == again.fingerprint()
+    assert data.lengths().tolist() == [300, 300, 300] and data.truncated.sum() == 3 and not data.terminated.any()
+    assert data.returns().min() >= 2  # reaches a goal, is given another, and reaches that
+    goals = np.unique(data.observations[:301, 2:4], axis=0)
+    assert len(goals) == data.returns()[0] + 1
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    write_minari(data, UMAZE.id)
+    plain = minari.load_dataset(UMAZE.id)
+    assert set(plain[0].observations) == {"observation", "achieved_goal", "desired_goal"}
+    np.testing.assert_allclose(plain[0].observations["desired_goal"], data.observations[:301, 2:4])
+    assert plain.recover_environment().spec.kwargs["reset_target"] is True
+
+
+@pytest.mark.slow  # a minute each
+@pytest.mark.parametrize("recipe", [UMAZE, MEDIUM, LARGE], ids=lambda r: r.name)
+def test_pointmaze_recipes_in_full(recipe):
+    pytest.importorskip("gymnasium_robotics")
+    data = recipe.make()
+    assert data.num_steps >= 70_000
+    low, high = recipe.reference_scores.minimum, recipe.reference_scores.maximum
+    assert low < data.returns().mean() < high
+    assert data.observation_space.shape == (8,) and isinstance(data.raw_observation_space, spaces.Dict)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    for module in [m for m in sys.modules if m.startswith("gymnasium_robotics")] + ["gymnasium_robotics"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("gymnasium.registry", {k: v for k, v in registry.items() if not k.startswith("PointMaze")})
+    with pytest.raises(EnvironmentUnavailable, match=r"herdbook/pointmaze/umaze-v0 .*herdbook\[robotics\]"):
+        UMAZE.make()

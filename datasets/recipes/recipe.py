@@ -66,8 +66,7 @@ class Recipe:
             behaviours = self.behaviours()
             parts = [collect(self.environment, b, derive(self.seed, i)) for i, b in enumerate(behaviours)]
         except EnvironmentUnavailable as error:
-            hint = "" if self.extra is None else f" (the recipe needs the extra: pip install 'herdbook[{self.extra}]')"
-            raise EnvironmentUnavailable(f"{self.id} cannot be made: {error}{hint}") from error
+            raise EnvironmentUnavailable(f"{self.id} cannot be made: {error}") from error
         return replace(parts[0].concat(*parts[1:]), reference_scores=self.reference_scores, source=self.id)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from herdbook.datasets.recipes.cartpole import CARTPOLE
 from herdbook.datasets.recipes.pendulum import PENDULUM
+from herdbook.datasets.recipes.pointmaze import LARGE, MEDIUM, UMAZE
 from herdbook.datasets.recipes.recipe import Recipe
 
-RECIPES: Mapping[str, Recipe] = {recipe.id: recipe for recipe in (PENDULUM, CARTPOLE)}
+RECIPES: Mapping[str, Recipe] = {recipe.id: recipe for recipe in (PENDULUM, CARTPOLE, UMAZE, MEDIUM, LARGE)}
 """Every recipe by its full id."""
 
 

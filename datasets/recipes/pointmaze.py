@@ -1,0 +1,134 @@
+"""`pointmaze/{umaze,medium,large}`: a waypoint controller in gymnasium-robotics' PointMaze.
+
+As D4RL's pointmaze data, but with the environment's own time limit and its own goals: a goal that is reached gives one
+reward and the next goal, so the return counts the goals of an episode. Gymnasium-robotics comes with an extra.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores, make_environment
+from herdbook.core.types import Carry, Step
+from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, NoisyControl, Recipe, check_fraction
+
+FORCE = spaces.Box(-1.0, 1.0, (2,), np.float32)
+WALL = 1
+Cell = tuple[int, int]
+"""Row and column of the maze's map; row 0 is at the top, where y is largest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointMazeController:
+    """Walks to the next cell on a shortest path to the goal, and within the goal's cell to the goal itself.
+
+    The force is 10 · (waypoint − position) − velocity, as D4RL's waypoint controller, with Gaussian noise.
+
+    Args:
+        maze_map: Rows of cells, `WALL` or free, as gymnasium-robotics has them; a cell is one unit wide.
+        random_fraction: Probability with which each action is uniform instead. ValueError outside [0, 1].
+        noise: σ of the Gaussian around the controller's force, truncated to the action space.
+    """
+
+    maze_map: Sequence[Sequence[int | str]]
+    random_fraction: float = 0.0
+    noise: float = 0.2
+    _next: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_fraction(self.random_fraction)
+        object.__setattr__(self, "_next", torch.as_tensor(next_cells(self.maze_map)))
+
+    def initial(self, num_envs: int) -> Carry:
+        return None
+
+    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
+        distribution, carry = self.distribution(step, carry)
+        return distribution.sample(generator), carry
+
+    def distribution(self, step: Step, carry: Carry) -> tuple[NoisyControl, Carry]:
+        return NoisyControl.within(FORCE, self.force(step.observations), self.noise, self.random_fraction), carry
+
+    def force(self, observations: Tensor) -> Tensor:
+        """The controller's force, not yet clipped [B, 2].
+
+        observations: achieved goal, desired goal, position, velocity [B, 8], the order of Gymnasium's flattening.
+        """
+        goal, position, velocity = observations[:, 2:4], observations[:, 4:6], observations[:, 6:8]
+        here, there = self._cell(position), self._cell(goal)
+        after = self._next.to(goal.device)[there[:, 0], there[:, 1], here[:, 0], here[:, 1]]  # [B, 2]
+        arrived = (here == there).all(-1, keepdim=True)
+        return 10 * (torch.where(arrived, goal, self._center(after)) - position) - velocity
+
+    def _cell(self, positions: Tensor) -> Tensor:
+        """x, y [B, 2] to row, column [B, 2]; the map's centre is the origin."""
+        rows, columns = len(self.maze_map), len(self.maze_map[0])
+        cell = torch.stack([rows / 2 - positions[:, 1], columns / 2 + positions[:, 0]], dim=-1).floor().long()
+        return torch.minimum(cell.clamp_min(0), cell.new_tensor([rows - 1, columns - 1]))
+
+    def _center(self, cells: Tensor) -> Tensor:
+        """Row, column [B, 2] to x, y of the cell's centre [B, 2]."""
+        rows, columns = len(self.maze_map), len(self.maze_map[0])
+        return torch.stack([cells[:, 1] + 0.5 - columns / 2, rows / 2 - cells[:, 0] - 0.5], dim=-1)
+
+
+def next_cells(maze_map: Sequence[Sequence[int | str]]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """The next cell on a shortest path, for each goal and each cell: int64 `[rows, columns, rows, columns, 2]`.
+
+    Breadth-first search from every goal. A cell without a path to the goal (a wall) leads to itself.
+    """
+    rows, columns = len(maze_map), len(maze_map[0])
+    free = {(i, j) for i in range(rows) for j in range(columns) if maze_map[i][j] != WALL}
+    table = np.empty((rows, columns, rows, columns, 2), dtype=np.int64)
+    table[...] = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    for goal in sorted(free):
+        seen, queue = {goal}, deque([goal])
+        while queue:
+            i, j = queue.popleft()
+            for neighbour in ((i, j + 1), (i, j - 1), (i + 1, j), (i - 1, j)):
+                if neighbour in free - seen:
+                    seen.add(neighbour)
+                    queue.append(neighbour)
+                    table[(*goal, *neighbour)] = i, j
+    return table
+
+
+def behaviours(environment: EnvironmentSpec, episodes: int) -> Callable[[], Sequence[Behaviour]]:
+    """Four controllers, none to three quarters of their actions random, in equal shares of `episodes`."""
+
+    def make() -> Sequence[Behaviour]:
+        env = make_environment(environment)
+        maze_map = env.unwrapped.maze.maze_map  # type: ignore[attr-defined]  # a PointMaze has one
+        env.close()
+        return [
+            Behaviour(PointMazeController(maze_map=maze_map, random_fraction=f), episodes // 4, {"random_fraction": f})
+            for f in (0.0, 0.25, 0.5, 0.75)
+        ]
+
+    return make
+
+
+def _recipe(size: str, environment_id: str, limit: int, episodes: int, minimum: float, maximum: float) -> Recipe:
+    environment = EnvironmentSpec(id=environment_id, kwargs={"continuing_task": True, "reset_target": True})
+    return Recipe(
+        id=f"herdbook/pointmaze/{size}-v0",
+        description=(
+            f"{environment_id}: waypoint controller, 0 to 75 % random actions, {episodes} episodes of {limit} steps"
+        ),
+        environment=environment,
+        behaviours=behaviours(environment, episodes),
+        reference_scores=ReferenceScores(minimum, maximum, OWN_SCORES),
+        extra="robotics",
+    )
+
+
+UMAZE = _recipe("umaze", "PointMaze_UMaze-v3", 300, 240, 0.2, 4.1)
+MEDIUM = _recipe("medium", "PointMaze_Medium-v3", 600, 120, 0.1, 4.6)
+LARGE = _recipe("large", "PointMaze_Large-v3", 800, 100, 0.1, 4.0)
