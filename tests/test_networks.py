@@ -1,0 +1,178 @@
+"""Networks: shapes, and each copy of an ensemble against a network of its own."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from herdbook.core.networks import (
+    MLP,
+    Critic,
+    DeterministicActor,
+    Encoder,
+    Ensemble,
+    GaussianActor,
+    Head,
+    JointHead,
+    Linear,
+    Scalar,
+    SquashedGaussianActor,
+    StateValue,
+)
+
+VECTOR = spaces.Box(-np.inf, np.inf, (3,))
+IMAGE = spaces.Box(0, 255, (8, 9, 2), np.uint8)
+MIXED = spaces.Dict({"camera": IMAGE, "arm": VECTOR, "gear": spaces.Discrete(4, start=2)})
+
+
+def _images(count: int = 5) -> Tensor:
+    return torch.randint(0, 256, (count, 8, 9, 2), dtype=torch.uint8)
+
+
+def _copy(module: nn.Module, number: int) -> dict[str, Tensor]:
+    return {name: value[number] for name, value in module.named_parameters()}
+
+
+def test_linear_starts_as_torchs_own() -> None:
+    torch.manual_seed(0)
+    ours = Linear(5, 4)
+    torch.manual_seed(0)
+    theirs = nn.Linear(5, 4)
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
+
+
+def test_every_copy_starts_differently_and_within_torchs_bound() -> None:
+    weight = Linear(16, 8, 3).weight
+    assert float(weight.abs().max()) <= 0.25
+    assert float(weight.abs().max()) > 0.2
+    assert not torch.equal(weight[0], weight[1])
+
+
+@pytest.mark.parametrize("lead", [(6,), (4, 6)])
+def test_copies_of_a_perceptron_equal_perceptrons_of_their_own(lead: tuple[int, ...]) -> None:
+    mlp, x = MLP(3, 2, (8, 7), copies=3), torch.randn(*lead, 3)
+    y = mlp(x)
+    assert y.shape == (3, *lead, 2)
+    for number in range(3):
+        own = _copy(mlp, number)
+        h = F.relu(F.linear(x, own["layers.0.weight"], own["layers.0.bias"]))
+        h = F.relu(F.linear(h, own["layers.1.weight"], own["layers.1.bias"]))
+        torch.testing.assert_close(y[number], F.linear(h, own["layers.2.weight"], own["layers.2.bias"]))
+
+
+def test_a_critic_values_each_candidate_as_if_it_were_alone() -> None:
+    critic, observations, actions = Critic(VECTOR, 2, (8,)), torch.randn(5, 3), torch.randn(4, 5, 2)
+    values = critic(observations, actions)
+    assert values.shape == (2, 4, 5)
+    for number in range(4):
+        torch.testing.assert_close(values[:, number], critic(observations, actions[number]))
+    assert critic(observations, torch.randn(2, 4, 5, 2)).shape == (2, 2, 4, 5)
+
+
+def test_heads_have_the_shapes_they_promise() -> None:
+    observations = torch.randn(5, 3)
+    assert Head(VECTOR, 4, (8,))(observations).shape == (5, 4)
+    assert Head(VECTOR, 4, (8,), copies=3)(observations).shape == (3, 5, 4)
+    assert StateValue(VECTOR, (8,))(observations).shape == (5,)
+    assert JointHead(VECTOR, 2, 4, (8,))(observations, torch.randn(7, 5, 2)).shape == (7, 5, 4)
+    assert Head(VECTOR, 4, ())(observations).shape == (5, 4)
+    assert float(Scalar(0.25)()) == 0.25
+
+
+def test_encoder_of_a_discrete_space_counts_from_its_start() -> None:
+    encoder = Encoder(spaces.Discrete(3, start=5))
+    assert encoder.size == 3
+    assert encoder(torch.tensor([5, 7])).tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+def test_encoder_of_images_permutes_and_scales_them() -> None:
+    encoder, images = Encoder(IMAGE), _images()
+    expected = encoder.convolutions(images.permute(0, 3, 1, 2).float() / 255)
+    torch.testing.assert_close(encoder(images), expected)
+    assert encoder(images).shape == (5, encoder.size)
+
+
+def test_large_images_go_through_the_convolutions_of_mnih_2015() -> None:
+    encoder = Encoder(spaces.Box(0, 255, (84, 84, 4), np.uint8))
+    layers = [layer for layer in encoder.convolutions if isinstance(layer, nn.Conv2d)]
+    shapes = [(layer.out_channels, layer.kernel_size[0], layer.stride[0]) for layer in layers]
+    assert shapes == [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
+    assert encoder.size == 64 * 7 * 7
+
+
+def test_encoder_of_a_dict_concatenates_the_parts_in_its_key_order() -> None:
+    encoder = Encoder(MIXED)
+    observations = {"gear": torch.tensor([2, 5]), "arm": torch.randn(2, 3), "camera": _images(2)}
+    parts = [encoder.parts[key](observations[key]) for key in MIXED.spaces]
+    torch.testing.assert_close(encoder(observations), torch.cat(parts, -1))
+    assert encoder(observations).shape == (2, encoder.size)
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2, 2)), spaces.MultiBinary(3), spaces.Tuple((VECTOR,))])
+def test_encoder_refuses_a_space_it_does_not_know(space: spaces.Space[Any]) -> None:
+    with pytest.raises(ValueError, match="expected a vector, image, Discrete or Dict observation space, got"):
+        Encoder(space)
+
+
+def test_images_are_encoded_once_for_all_candidates() -> None:
+    critic, calls = Critic(IMAGE, 2, (8,)), []
+    critic.encoder.register_forward_hook(lambda module, inputs, output: calls.append(output.shape))
+    critic(_images(), torch.randn(10, 5, 2))
+    assert calls == [(5, critic.encoder.size)]
+
+
+def test_actors_bound_what_they_give() -> None:
+    observations = torch.randn(5, 3) * 1e4
+    assert float(DeterministicActor(VECTOR, 2, (8,))(observations).detach().abs().max()) <= 1
+    squashed = SquashedGaussianActor(VECTOR, 2, (8,))(observations * 1e4)
+    assert squashed.mean.shape == squashed.log_std.shape == (5, 2)
+    assert float(squashed.log_std.detach().min()) == -20
+    assert float(squashed.log_std.detach().max()) == 2
+
+
+def test_the_gaussian_actor_of_iql_has_a_log_std_of_its_own_clamped_to_minus_5_and_2() -> None:
+    actor, observations = GaussianActor(VECTOR, 2, (8,)), torch.randn(5, 3)
+    assert actor(observations).log_std.tolist() == [[0.0, 0.0]] * 5
+    actor.log_std.data = torch.tensor([-9.0, 9.0])
+    distribution = actor(observations)
+    assert distribution.log_std.tolist() == [[-5.0, 2.0]] * 5
+    assert distribution.clip
+    torch.testing.assert_close(distribution.mean, Head.forward(actor, observations).tanh())
+
+
+class Mine(nn.Module):
+    """A critic as a user writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        value: Tensor = self.net(torch.cat([observations, actions], -1))
+        return value
+
+
+@pytest.mark.parametrize("lead", [(5,), (4, 5), (2, 4, 5)])
+def test_an_ensemble_of_a_users_module_equals_its_copies(lead: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ensemble = Ensemble(Mine, 3)
+    torch.manual_seed(0)
+    singles = [Mine() for _ in range(3)]
+    observations, actions = torch.randn(5, 3), torch.randn(*lead, 2)
+    values = ensemble(observations, actions)
+    assert values.shape == (3, *lead)
+    for number, single in enumerate(singles):
+        expected = single(observations.expand(*lead, 3), actions).squeeze(-1)
+        torch.testing.assert_close(values[number], expected)
+
+
+def test_an_ensemble_trains_its_copies_and_nothing_else() -> None:
+    ensemble = Ensemble(Mine, 2)
+    assert [tuple(p.shape) for p in ensemble.parameters()] == [(2, 8, 5), (2, 8), (2, 1, 8), (2, 1)]
+    with pytest.raises(ValueError, match="without buffers"):
+        Ensemble(lambda: nn.BatchNorm1d(3), 2)
