@@ -86,14 +86,16 @@ def flat_action_space(space: Space[Any]) -> Space[Any]:
     raise ValueError(f"expected a Box or Discrete action space, got {space}; convert the actions to one of the two")
 
 
-def check_action_space(space: Space[Any], kind: Literal["box", "discrete", "any"], algorithm: str) -> None:
+def check_action_space(space: Space[Any], kind: ActionKind, algorithm: str) -> None:
     """Raise ValueError unless `algorithm`, which handles actions of `kind`, can learn in `space`.
 
-    A Box must be bounded, because actions are rescaled to [-1, 1].
+    A Box must be bounded and no dimension of it empty, because actions are rescaled to [-1, 1].
     """
     if kind != "discrete" and isinstance(space, spaces.Box):
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ValueError(f"{algorithm}: expected bounded actions, got {space}; give the action space finite bounds")
+        if not (space.low < space.high).all():
+            raise ValueError(f"{algorithm}: expected low < high for every action, got {space}; leave out what is fixed")
         return
     if kind != "box" and isinstance(space, spaces.Discrete):
         return

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from herdbook.core.types import Array, Segments, Spec, TimeLimit, Transitions, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
-from herdbook.datasets.rings import Rings, check_memory
+from herdbook.datasets.rings import Rings, check_memory, ring_sizes
 
 Reward = Callable[[Tree, Tensor, Tree, Tensor], Tensor]
 """(observations, actions, next_observations, terminated), each `[N, …]` -> rewards `[N]`."""
@@ -81,11 +81,10 @@ class ReplayBuffer:
 
         Raises MemoryError with the number of bytes where it would not fit.
         """
-        rings = Rings(capacity, lanes, frame_stack)
         actions = spec.action_space
-        n_steps, n_rows = rings.steps * lanes, rings.rows * lanes
-        row_bytes, action_bytes = _bytes(spec.observation_space), _bytes(actions)
-        check_memory(n_rows * row_bytes + n_steps * (action_bytes + 8 + 4 + 4 + 3 + 4), device, f"{capacity} steps")
+        n_steps, n_rows = (size * lanes for size in ring_sizes(capacity, lanes, frame_stack))
+        step_bytes = _bytes(actions) + 8 + 4 + 3 + 4 + 4  # row, reward, three flags, position, continuation
+        check_memory(n_rows * _bytes(spec.observation_space) + n_steps * step_bytes, device, f"{capacity} steps")
         self = cls.__new__(cls)
 
         def zeros(dtype: torch.dtype) -> Tensor:
@@ -103,7 +102,7 @@ class ReplayBuffer:
             positions=zeros(torch.int32),
         )
         self._drawable = self._returns_to_go = None
-        self._rings, self._lanes, self.frame_stack = rings, lanes, frame_stack
+        self._rings, self._lanes, self.frame_stack = Rings(capacity, lanes, frame_stack), lanes, frame_stack
         return self
 
     def _fill(self, time_limit: TimeLimit, **tables: Any) -> None:

@@ -34,18 +34,23 @@ class Written(NamedTuple):
     """`[lanes]`: steps since the episode's first."""
 
 
+def ring_sizes(capacity: int, lanes: int, frame_stack: int) -> tuple[int, int]:
+    """(steps, observation rows) of each lane. Raises ValueError unless every lane holds a step."""
+    if lanes < 1 or capacity < lanes or frame_stack < 1:
+        raise ValueError(
+            f"expected lanes >= 1, a capacity of at least one step a lane and frame_stack >= 1, "
+            f"got {lanes} lanes, capacity {capacity}, frame_stack {frame_stack}"
+        )
+    steps = capacity // lanes
+    return steps, steps + max(steps // 8, min(steps, 1024)) + frame_stack
+
+
 class Rings:
     """The counters of `lanes` environments with `capacity // lanes` steps each."""
 
     def __init__(self, capacity: int, lanes: int, frame_stack: int) -> None:
-        if lanes < 1 or capacity < lanes or frame_stack < 1:
-            raise ValueError(
-                f"expected lanes >= 1, a capacity of at least one step a lane and frame_stack >= 1, "
-                f"got {lanes} lanes, capacity {capacity}, frame_stack {frame_stack}"
-            )
         self.lanes, self.frame_stack = lanes, frame_stack
-        self.steps = capacity // lanes
-        self.rows = self.steps + max(self.steps // 8, min(self.steps, 1024)) + frame_stack
+        self.steps, self.rows = ring_sizes(capacity, lanes, frame_stack)
         self.added = 0  # steps per lane
         self.first = 0  # number of the oldest step that can be drawn
         self.rows_added = np.zeros(lanes, dtype=np.int64)

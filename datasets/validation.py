@@ -57,17 +57,17 @@ def cast(values: Any, dtype: Any) -> Array:
 
 def check_layout(source: str, offsets: Array, fields: dict[str, Array], observations: Tree) -> None:
     """Lengths agree, no episode is empty, and there are T+1 observations for T actions."""
-    steps, episodes = len(fields["rewards"]), len(offsets) - 1
+    steps, episodes = int(offsets[-1]) if len(offsets) else 0, len(offsets) - 1
     if episodes < 1 or steps < 1:
         raise DataError(f"{source}: the dataset is empty ({max(episodes, 0)} episodes, {steps} steps)")
     lengths = np.diff(offsets)
-    if offsets[0] != 0 or offsets[-1] != steps:
-        raise DataError(f"{source}: offsets must run from 0 to {steps} steps, got {offsets[0]} to {offsets[-1]}")
+    if offsets[0] != 0:
+        raise DataError(f"{source}: expected offsets that begin at 0, got {offsets[0]}")
     if (lengths < 1).any():
         raise DataError(f"{source}: episode {int(np.argmin(lengths))} has {lengths.min()} steps; remove empty episodes")
     for name, values in fields.items():
         if len(values) != steps:
-            raise DataError(f"{source}: expected {name} for {steps} steps (as many as rewards), got {len(values)}")
+            raise DataError(f"{source}: expected {name} for {steps} steps (the last offset), got {len(values)}")
     for name, leaf in leaves(observations):
         if len(leaf) == steps:
             raise DataError(
