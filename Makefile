@@ -37,7 +37,9 @@ demo: $(READY)
 	$(BIN)/python -m herdbook.cli.demo
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py
+	@mkdir -p build
+	$(BIN)/python benchmarks/d3rlpy_speed.py
+	$(BIN)/python benchmarks/fqe_ranking.py --out build/fqe_ranking.json
 
 venv: $(READY)
 
