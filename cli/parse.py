@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import tyro
@@ -50,7 +51,7 @@ def parse(target: Callable[..., T], arguments: Sequence[str], command: str, **op
 def flag(arguments: Sequence[str], name: str) -> str | None:
     """The value of `--name value` or `--name=value` before any parsing; None where it is not given."""
     spellings = {f"--{name}", f"--{name.replace('_', '-')}"}
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, following in zip_longest(arguments, arguments[1:]):
         if word in spellings:
             return following
         key, equals, value = word.partition("=")

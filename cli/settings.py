@@ -14,21 +14,34 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Overrides of config fields (`config`) and run fields (`run`) for tasks whose name matches `pattern`."""
+    """Overrides of config fields (`config`) and run fields (`run`) for tasks whose name matches one of `patterns`."""
 
     algorithm: str
-    pattern: str
+    patterns: tuple[str, ...]
     source: str
     config: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         values = ", ".join(f"{name} = {value}" for name, value in {**self.config, **self.run}.items())
-        return f"{self.algorithm} on {self.pattern}: {values} ({self.source})"
+        return f"{self.algorithm} on {' '.join(self.patterns)}: {values} ({self.source})"
 
 
-# Later rows win. A pattern is matched against the dataset's id or path and the environment's id, in lower case.
+# Matched against the dataset's id or path and the environment's id, in lower case. Later rows win.
 SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        algorithm="iql",
+        patterns=("*antmaze*",),
+        config={"expectile": 0.9, "beta": 10.0},
+        run={"reward_transform": "minus_one"},
+        source="Kostrikov et al. 2021, arXiv:2110.06169, appendix B",
+    ),
+    Setting(
+        algorithm="iql",
+        patterns=tuple(f"*{name}{mark}*" for name in ("halfcheetah", "hopper", "walker2d") for mark in "-_"),
+        run={"reward_transform": "return_range"},
+        source="D4RL locomotion in the authors' code, ikostrikov/implicit_q_learning",
+    ),
 )
 
 
@@ -38,5 +51,5 @@ def settings_for(algorithm: str, *names: str | None) -> list[Setting]:
     return [
         row
         for row in SETTINGS
-        if row.algorithm == algorithm and any(fnmatch.fnmatchcase(name, row.pattern) for name in known)
+        if row.algorithm == algorithm and any(fnmatch.fnmatchcase(n, p) for n in known for p in row.patterns)
     ]

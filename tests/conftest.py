@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers with a pool of threads each slow each other
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,102 @@ def minari_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     root.mkdir()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
     return root
+
+
+USER_ALGORITHM = '''
+"""A user's own algorithm: behaviour cloning by a linear policy, every seed a row of one matrix."""
+from dataclasses import dataclass
+
+import torch
+
+from herdbook.core.distributions import Deterministic
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineConfig:
+    lr: float = 0.1
+    batch_size: int = 16
+    fail_seed: int = -1  # its loss becomes NaN ...
+    fail_step: int = 0  # ... at this update
+    pause: float = 0.0  # seconds per update
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"expected batch_size >= 1, got {self.batch_size}")
+
+
+class Mine:
+    action_space = "box"
+
+    def __init__(self, config: MineConfig, spec, *, seeds=(0,), device="cpu"):
+        self.config, self.seeds, self.updates = config, tuple(seeds), 0
+        self.scaling = Scaling(spec, device=device)
+        shape = (len(self.seeds), self.scaling.action_size, spec.observation_space.shape[0])
+        self.weights = torch.zeros(shape)
+        self.noise = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+
+    def sample(self, replay, generators):
+        return replay.sample(self.config.batch_size, generators, discount=0.99)
+
+    def update(self, batch):
+        import time
+
+        time.sleep(self.config.pause)
+        self.updates += 1
+        observations, actions = batch.observations, batch.actions
+        if len(self.seeds) == 1:
+            observations, actions = observations[None], actions[None]
+        error = observations @ self.weights.mT - self.scaling.actions(actions)  # [S, B, A]
+        jitter = torch.stack([torch.rand((), generator=g) for g in self.noise])
+        self.weights -= self.config.lr * jitter[:, None, None] * error.mT @ observations / self.config.batch_size
+        loss = error.square().mean((1, 2))
+        if self.updates >= self.config.fail_step and self.config.fail_seed in self.seeds:
+            loss[self.seeds.index(self.config.fail_seed)] = torch.nan
+        delayed = {} if self.updates % 2 else {"weight": self.weights.abs().mean((1, 2))}  # every second update
+        return {"loss/clone": loss} | delayed
+
+    def policy(self, seed_index=0, *, deterministic=True):
+        weights = self.weights[seed_index]
+        return FeedForwardPolicy(self.scaling, lambda o: Deterministic((o @ weights.mT).clamp(-1, 1)))
+
+    def state_dict(self):
+        return {"weights": self.weights, "updates": self.updates, "noise": list(self.noise)}
+
+    def load_state_dict(self, state):
+        if state["weights"].shape != self.weights.shape:
+            raise ValueError(f"expected weights {tuple(self.weights.shape)}, got {tuple(state['weights'].shape)}")
+        self.weights.copy_(state["weights"])
+        self.updates = state["updates"]
+        for own, saved in zip(self.noise, state["noise"], strict=True):
+            own.set_state(saved)
+'''
+
+
+@pytest.fixture
+def user_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A module `user_code` in the working directory with a class `Mine`, its `MineConfig`, and `make_pendulum`."""
+    own_environment = "\n\ndef make_pendulum(limit=20):\n    import gymnasium\n\n"
+    own_environment += "    return gymnasium.make('Pendulum-v1', max_episode_steps=limit)\n"
+    (tmp_path / "user_code.py").write_text(USER_ALGORITHM + own_environment)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("user_code", None)
+    yield "user_code"
+    sys.modules.pop("user_code", None)
+
+
+@pytest.fixture(scope="session")
+def small_dataset(session_minari_root: Path) -> str:
+    """The id of a small Pendulum dataset of random actions: 6 episodes of 20 steps."""
+    import gymnasium
+
+    from herdbook.core.environments import EnvironmentSpec
+    from herdbook.core.rollout import RandomPolicy
+    from herdbook.datasets.minari import write_minari
+    from herdbook.evaluation.evaluate import evaluate
+
+    environment = EnvironmentSpec(id="Pendulum-v1", max_episode_steps=20)
+    space = gymnasium.make("Pendulum-v1").action_space
+    episodes = evaluate(RandomPolicy(space), environment, 6, 0)
+    write_minari(episodes, "tests/pendulum/random-v0", data_dir=session_minari_root)
+    return "tests/pendulum/random-v0"

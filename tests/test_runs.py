@@ -1,0 +1,350 @@
+"""Runs as a library: exact resume, cadences, seeds that stop, run directories, and what config.json may do."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import herdbook
+from herdbook.cli.api import evaluate_run, resume
+from herdbook.cli.assemble import config_from_values, config_values
+from herdbook.cli.catalogue import UserError
+from herdbook.core import loop
+from herdbook.core.checkpoint import CheckpointError, Checkpoints
+from herdbook.core.loop import Cadence
+from herdbook.core.runs import JSONLines, Run, RunError, RunFailed, create_run, locked, to_json
+from herdbook.datasets.load import load_dataset
+
+MINE = "user_code:Mine"
+FILES = ("metrics.jsonl", "evaluations.jsonl")
+
+
+def go(dataset: str, path: Path | str = "run", **options: object) -> Run:
+    defaults: dict = {"steps": 40, "seeds": (0, 1), "eval_episodes": 2, "quiet": True}
+    return herdbook.train(MINE, dataset=dataset, run_dir=path, **(defaults | options))
+
+
+def same(a: Run, b: Run) -> bool:
+    """Lines and parameters equal to the bit."""
+    lines = all((a.path / name).read_bytes() == (b.path / name).read_bytes() for name in FILES)
+    one, other = a.checkpoints.load(), b.checkpoints.load()
+    return lines and torch.equal(one["state"]["weights"], other["state"]["weights"]) and one["step"] == other["step"]
+
+
+@pytest.fixture(autouse=True)
+def _code(user_module: str) -> None:
+    pass
+
+
+def test_two_equal_runs_write_equal_bytes(small_dataset: str) -> None:
+    a, b = go(small_dataset, "a"), go(small_dataset, "b")
+    assert same(a, b)
+    assert b"seconds" not in (a.path / "metrics.jsonl").read_bytes()
+    assert not same(a, go(small_dataset, "c", seeds=(0, 2)))
+
+
+def test_a_run_holds_what_is_promised(small_dataset: str) -> None:
+    run = go(small_dataset)
+    names = {p.name for p in run.path.iterdir()}
+    assert {"config.json", "metrics.jsonl", "evaluations.jsonl", "timing.jsonl", "checkpoints"} < names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert (run.path / "checkpoints" / "last").is_symlink()
+    assert run.checkpoints.steps() == [38, 40]
+    config = run.config
+    assert config["dataset"]["fingerprint"] == load_dataset(small_dataset).fingerprint()
+    assert config["algorithm"] == MINE and config["seeds"] == [0, 1] and config["config"]["lr"] == 0.1
+    assert config["time_limit"] == "bootstrap" and config["versions"]["torch"] == torch.__version__
+    first = run.evaluations()[0]
+    assert first.keys() == {"step", "seed", "return_mean", "return_std", "normalized_score", "returns", "lengths"}
+    assert [(line["step"], line["seed"]) for line in run.evaluations()[-2:]] == [(40, 0), (40, 1)]
+    assert len(first["returns"]) == 2 and first["lengths"] == [20, 20]
+
+
+def test_the_first_checkpoint_is_of_step_0(small_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    original = Checkpoints.save
+
+    def save(self: Checkpoints, step: int, *rest: object) -> None:
+        saved.append(step)
+        original(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    go(small_dataset, steps=100, checkpoint_every=None)
+    assert saved == list(range(0, 101, 5))
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(0, (1, 1, 1)), (300, (3, 30, 15)), (1_000_000, (1000, 100_000, 50_000))]
+)
+def test_default_cadences(steps: int, expected: tuple[int, int, int]) -> None:
+    cadence = Cadence.of(steps, None, None, None)
+    assert (cadence.log, cadence.evaluate, cadence.checkpoint) == expected
+
+
+def test_zero_steps_evaluate_the_untrained_policy(small_dataset: str) -> None:
+    run = go(small_dataset, steps=0)
+    assert run.checkpoints.steps() == [0]
+    assert [line["step"] for line in run.evaluations()] == [0, 0]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours runs after it."""
+
+
+@pytest.mark.parametrize("when", [("update", 1), ("update", 23), ("checkpoint", 2), ("link", 3), ("line", 17)])
+def test_a_run_that_dies_anywhere_resumes_to_the_bit(
+    small_dataset: str, monkeypatch: pytest.MonkeyPatch, when: tuple[str, int]
+) -> None:
+    whole = go(small_dataset, "whole", log_every=3, evaluate_every=7, checkpoint_every=5)
+    import os
+
+    import user_code
+
+    kind, number = when
+    owner, name = {
+        "update": (user_code.Mine, "update"),
+        "checkpoint": (loop._Book, "checkpoint"),
+        "link": (os, "replace"),
+        "line": (JSONLines, "write"),
+    }[kind]
+    original, calls = getattr(owner, name), 0
+
+    def die(*arguments: object, **keywords: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise Killed
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, die)
+    with pytest.raises(Killed):
+        go(small_dataset, "cut", log_every=3, evaluate_every=7, checkpoint_every=5)
+    monkeypatch.setattr(owner, name, original)
+    with (Path("cut") / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 999, "half')  # what a killed write may leave
+    cut, continued = resume("cut", algorithm=MINE, quiet=True)
+    assert continued and same(cut, whole)
+
+
+def test_resume_of_a_finished_run_changes_nothing(small_dataset: str) -> None:
+    run = go(small_dataset)
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.path.rglob("*") if p.is_file()}
+    _, continued = resume(run.path, quiet=True)  # its algorithm need not be given to find that out
+    assert not continued
+    assert before == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.path.rglob("*") if p.is_file()}
+
+
+def test_resume_extends(small_dataset: str) -> None:
+    cadence = {"log_every": 5, "evaluate_every": 20, "checkpoint_every": 10}
+    whole = go(small_dataset, "whole", steps=80, **cadence)
+    go(small_dataset, "part", **cadence)
+    part, continued = resume("part", steps=80, algorithm=MINE, quiet=True)
+    assert continued and same(part, whole) and part.options["steps"] == 80
+    assert not resume("part", quiet=True)[1]
+    with pytest.raises(UserError, match="at least 80"):
+        resume("part", steps=60)
+
+
+def test_a_dataset_that_changed_is_refused(small_dataset: str) -> None:
+    run = go(small_dataset)
+    with pytest.raises(RunError, match="dataset has changed"):
+        resume(run.path, steps=60, algorithm=MINE, dataset=load_dataset(small_dataset).select([0, 1, 2]))
+    assert Run(run.path).options["steps"] == 40
+
+
+def test_a_checkpoint_of_another_algorithm_is_refused(small_dataset: str) -> None:
+    run = herdbook.train("td3_bc", dataset=small_dataset, steps=2, run_dir="run", eval_episodes=0, quiet=True)
+    for call in (lambda: resume(run.path, steps=4, algorithm="iql"), lambda: herdbook.load(run.path, "iql")):
+        with pytest.raises(RunError, match=r"expected a run of iql, got a run of td3_bc"):
+            call()
+    record = json.loads((run.path / "config.json").read_text()) | {"algorithm": "bc"}
+    (run.path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="no field"):
+        resume(run.path, steps=4)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(small_dataset: str) -> None:
+    run = herdbook.train("td3_bc", dataset=small_dataset, steps=2, run_dir="run", eval_episodes=0, quiet=True)
+    record = json.loads((run.path / "config.json").read_text())
+    record["config"]["hidden_sizes"] = [8]
+    (run.path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="does not fit"):
+        resume(run.path, steps=4, quiet=True)
+
+
+def test_a_seed_that_is_not_finite_stops_and_the_others_go_on(
+    small_dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cadence = {"log_every": 4, "evaluate_every": 10, "checkpoint_every": 5}
+    run = go(small_dataset, fail_seed=1, fail_step=18, quiet=False, **cadence)
+    assert "seed 1 stops at step 20: loss/clone is nan" in capsys.readouterr().out
+    assert run.checkpoints.steps() == [15, 35, 40]  # 15 is the last good one of seed 1
+    last = [line for line in run.metrics() if line["seed"] == 1][-1]
+    assert last["step"] == 20 and last["loss/clone"] is None and last["stopped"] == "loss/clone is nan"
+    assert [line["step"] for line in run.metrics() if line["seed"] == 0][-1] == 40
+    assert [line["step"] for line in run.evaluations() if line["seed"] == 1] == [10]
+    clean = go(small_dataset, "clean", **cadence)
+    kept = [line for line in run.metrics() if line["seed"] == 0]
+    assert kept == [line for line in clean.metrics() if line["seed"] == 0]
+    expected = run.checkpoints.load(15)["state"]["weights"][1]
+    observation = np.array([1.0, 0.5, -2.0], dtype=np.float32)
+    action = herdbook.load(run.path, MINE, seed=1).act(observation)
+    assert action == pytest.approx(2 * float((expected @ torch.from_numpy(observation)).clamp(-1, 1)), abs=1e-6)
+
+
+def test_a_run_whose_seeds_all_stop_fails_and_keeps_a_good_checkpoint(small_dataset: str) -> None:
+    with pytest.raises(RunFailed, match=r"no seed is left: seed 0: loss/clone is nan at step 20"):
+        go(small_dataset, seeds=(0,), fail_seed=0, fail_step=18, log_every=20, checkpoint_every=5)
+    assert Run("run").checkpoints.last() == 15  # the checkpoint at 20 was not written: losses are checked before
+
+
+def test_full_disk_while_a_checkpoint_is_written(small_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    fsync, calls = os.fsync, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    whole = go(small_dataset, "whole")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed, match="No space left on device"):
+        go(small_dataset, "cut")
+    monkeypatch.setattr(os, "fsync", fsync)
+    run = Run("cut")
+    assert run.checkpoints.load()["step"] == run.checkpoints.last() > 0
+    assert not list((run.path / "checkpoints").glob(".step*"))
+    assert same(resume("cut", algorithm=MINE, quiet=True)[0], whole)
+
+
+def test_a_directory_that_holds_a_run_is_refused(small_dataset: str) -> None:
+    run = go(small_dataset)
+    before = (run.path / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match=r"already holds a run.*herdbook resume"):
+        go(small_dataset)
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_nothing_is_written_for_a_run_that_cannot_begin(small_dataset: str) -> None:
+    with pytest.raises(UserError, match="expected discrete actions.*cql"):
+        herdbook.train("discrete_cql", dataset=small_dataset, steps=1, run_dir="run")
+    with pytest.raises(UserError, match="unknown environment"):
+        go(small_dataset, env="Pendulum-v99")
+    assert not Path("run").exists()
+
+
+def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(RunError, match="another process"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_metrics_shortened_by_hand_are_noticed(small_dataset: str) -> None:
+    run = go(small_dataset)
+    (run.path / "metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match=r"metrics.jsonl: expected at least \d+ bytes"):
+        resume(run.path, steps=60, algorithm=MINE, quiet=True)
+
+
+def test_a_module_named_by_a_run_directory_is_never_imported(small_dataset: str) -> None:
+    run = go(small_dataset, steps=2)
+    record = json.loads((run.path / "config.json").read_text())
+    record["algorithm"] = "stranger:Code"
+    record["environment"] = {"id": "stranger:make", "kwargs": {}, "max_episode_steps": None}
+    (run.path / "config.json").write_text(json.dumps(record))
+    Path("stranger.py").write_text("raise SystemExit('imported')")
+    calls = (lambda: herdbook.load("run"), lambda: evaluate_run("run"), lambda: resume("run", steps=4))
+    for call in calls:
+        with pytest.raises(UserError, match=r"is code.*not imported"):
+            call()
+
+
+def test_load_gives_the_policy_that_was_evaluated(small_dataset: str) -> None:
+    import gymnasium
+
+    run = go(small_dataset)
+    actor = herdbook.load(run.path, MINE, seed=1)
+    env = gymnasium.make("Pendulum-v1", max_episode_steps=20)
+    observation, _ = env.reset(seed=10_000)
+    total, ended = 0.0, False
+    actor.reset()
+    while not ended:
+        action = actor.act(observation)
+        assert isinstance(action, np.ndarray) and action.shape == (1,)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total, ended = total + float(reward), terminated or truncated
+    line = next(x for x in run.evaluations() if (x["step"], x["seed"]) == (40, 1))
+    assert total == pytest.approx(line["returns"][0], rel=1e-5)
+    results = evaluate_run(run.path, episodes=2, seed=10_000, algorithm=MINE)
+    assert results["seeds"][1]["returns"] == line["returns"] and results["seeds"][1]["step"] == 40
+    with pytest.raises(RunError, match="there is no seed 7; it has seeds 0, 1"):
+        herdbook.load(run.path, MINE, seed=7)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7"):
+        herdbook.load(run.path, MINE, step=7)
+    with pytest.raises(RunError, match="no run here"):
+        herdbook.load("elsewhere")
+
+
+def test_a_users_class_config_and_environment_serve_in_python(small_dataset: str) -> None:
+    import user_code
+
+    episodes = load_dataset(small_dataset)
+    options: dict = {"dataset": episodes, "steps": 4, "eval_episodes": 1, "quiet": True, "run_dir": "run"}
+    config = user_code.MineConfig(lr=0.2)
+    run = herdbook.train(user_code.Mine, config=config, env=lambda: user_code.make_pendulum(7), **options)
+    assert run.config["config"]["lr"] == 0.2
+    assert run.evaluations()[-1]["lengths"] == [7]
+    with pytest.raises(UserError, match="is code"):
+        resume(run.path, steps=6, algorithm=user_code.Mine, dataset=episodes, quiet=True)
+    env = lambda: user_code.make_pendulum(7)  # noqa: E731
+    again, _ = resume(run.path, steps=6, algorithm=user_code.Mine, dataset=episodes, env=env, quiet=True)
+    assert again.evaluations()[-1]["lengths"] == [7]
+    assert evaluate_run(run.path, episodes=1, algorithm=user_code.Mine, env=env)["seeds"][0]["lengths"] == [7]
+
+
+def test_a_dataset_whose_environment_cannot_be_made_still_trains(
+    small_dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    from herdbook.core.environments import EnvironmentSpec
+
+    episodes = replace(load_dataset(small_dataset), environment=EnvironmentSpec(id="Gone-v0"))
+    run = go(episodes, quiet=False)  # type: ignore[arg-type]
+    assert "training goes on without evaluation" in capsys.readouterr().out
+    assert run.evaluations() == [] and run.checkpoints.last() == 40
+    with pytest.raises(ValueError, match="Gone-v0"):
+        evaluate_run(run.path, algorithm=MINE)
+
+
+def test_json_lines_hold_no_nan(tmp_path: Path) -> None:
+    file = JSONLines(tmp_path / "x.jsonl")
+    file.write({"a": math.nan, "b": [math.inf, 1], "c": np.float32(0.5), "d": np.arange(2)})
+    file.close()
+    assert json.loads((tmp_path / "x.jsonl").read_text()) == {"a": None, "b": [None, 1], "c": 0.5, "d": [0, 1]}
+    assert to_json(Path("x")) == "x"
+
+
+def test_a_corrupt_config_is_named(tmp_path: Path) -> None:
+    create_run(tmp_path / "run", {"algorithm": "cql", "seeds": [0], "run": {}})
+    (tmp_path / "run" / "config.json").write_text('{"algorithm": ')
+    with pytest.raises(RunError, match=r"config\.json: truncated or corrupt"):
+        Run(tmp_path / "run")
+
+
+def test_infinite_config_values_survive(small_dataset: str) -> None:
+    import user_code
+
+    run = go(small_dataset, steps=2, pause=0.0, fail_step=3)
+    config = user_code.MineConfig(lr=math.inf)
+    assert config_from_values(user_code.MineConfig, json.loads(json.dumps(config_values(config)))) == config
+    assert config_from_values(user_code.MineConfig, run.config["config"]) == user_code.MineConfig(fail_step=3)
