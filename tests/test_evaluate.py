@@ -217,13 +217,13 @@ def test_an_environment_that_fails_is_named_with_episode_seed_and_step(how: str,
 
 def test_spaces_other_than_the_datas_are_refused() -> None:
     spec = Spec(spaces.Box(-np.inf, np.inf, (3,)), spaces.Discrete(2))
-    with pytest.raises(ValueError, match="expected observations in .*as in the data"):
+    with pytest.raises(ValueError, match=r"expected observations in .*as in the data"):
         evaluate(Constant(LEFT), Probe, 1, 0, spec=spec)
     spec = Spec(Probe.observation_space, spaces.Discrete(3))
-    with pytest.raises(ValueError, match="expected actions in .*as in the data"):
+    with pytest.raises(ValueError, match=r"expected actions in .*as in the data"):
         evaluate(Constant(LEFT), Probe, 1, 0, spec=spec)
     spec = Spec(Probe.observation_space, spaces.Box(-1, 1, (2,)))
-    with pytest.raises(ValueError, match="expected actions in .*as in the data"):
+    with pytest.raises(ValueError, match=r"expected actions in .*as in the data"):
         evaluate(Constant([0.0, 0.0]), Continuous, 1, 0, spec=spec)
 
 
@@ -291,7 +291,7 @@ def test_one_environment_in_every_lane_is_refused() -> None:
         ({"max_steps": 0}, "max_steps >= 1"),
     ],
 )
-def test_numbers_out_of_range(wrong: dict[str, int], words: str) -> None:
+def test_numbers_out_of_range(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         evaluate(First(), Probe, **{"episodes": 1, "seed": 0, **wrong})
 
