@@ -89,7 +89,7 @@ def read_d4rl(path: str | Path, *, name: str | None = None, action_space: Space[
     try:
         with h5py.File(path, "r") as file:
             data = {field: file[field][()] for field in wanted if field in file}
-    except (OSError, RuntimeError, TypeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:  # as HDF5 sees fit
         raise DataError(
             f"{path}: expected a D4RL HDF5 file, but it is missing, truncated or corrupt ({error}); download it again"
         ) from error

@@ -186,7 +186,9 @@ def _read_hdf5(
     try:
         with h5py.File(path, "r") as file:
             return _read_open(source, file, space, action_space)
-    except (OSError, KeyError, RuntimeError) as error:
+    except DataError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:  # as HDF5 sees fit
         raise DataError(
             f"{path}: expected a Minari HDF5 file, but it is truncated, corrupt or lacks a field ({error}); "
             "download or make the dataset again"

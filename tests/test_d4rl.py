@@ -1,0 +1,192 @@
+"""D4RL files in each of their layouts, by path; no package is needed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from herdbook.datasets.d4rl import d4rl_references, read_d4rl
+from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.load import load_dataset
+
+# Episodes of 4, 3 and 2 steps: timed out, terminated, cut by the end of the file.
+LENGTHS, ENDS = (4, 3, 2), ("timeout", "terminal", "open")
+
+
+def write(path: Path, *, next_observations: bool, ends: tuple[str, ...] = ENDS, **changes: Any) -> Path:
+    """Episode e, step t: observation [10 e + t, 0]; the successor of an episode's last step is 10 e + T."""
+    starts = [10.0 * e + np.arange(n) for e, n in enumerate(LENGTHS)]
+    first = np.concatenate(starts)
+    fields: dict[str, Any] = {
+        "observations": np.stack([first, np.zeros(9)], axis=1).astype(np.float32),
+        "actions": (first[:, None] / 100).astype(np.float32),
+        "rewards": first.astype(np.float32),
+        "terminals": np.zeros(9, dtype=bool),
+        "timeouts": np.zeros(9, dtype=bool),
+        "infos/qpos": np.zeros((9, 3)),
+        "metadata/algorithm": b"SAC",
+    }
+    if next_observations:
+        fields["next_observations"] = fields["observations"] + np.float32([1, 0])
+    for last, end in zip(np.cumsum(LENGTHS) - 1, ends, strict=True):
+        if end != "open":
+            fields[f"{end}s"][last] = True
+    with h5py.File(path, "w") as file:
+        for name, values in (fields | changes).items():
+            if values is not None:
+                file[name] = values
+    return path
+
+
+def rows(data: Episodes) -> list[float]:
+    return [float(x) for x in data.observations[:, 0]]
+
+
+def test_gym_mujoco_keeps_every_step_with_its_own_successor(tmp_path: Path) -> None:
+    """No last transition of a timed-out episode is dropped, and timeouts are no terminals."""
+    data = read_d4rl(write(tmp_path / "hopper_medium-v2.hdf5", next_observations=True))
+    assert data.lengths().tolist() == [4, 3, 2]
+    assert rows(data) == [0, 1, 2, 3, 4, 10, 11, 12, 13, 20, 21, 22]
+    assert np.flatnonzero(data.terminated).tolist() == [6]
+    assert np.flatnonzero(data.truncated).tolist() == [3, 8]
+    assert data.transforms == ()
+    assert data.environment is not None and data.environment.id == "Hopper-v5"
+    assert data.reference_scores is not None and data.reference_scores.maximum == 3234.3
+
+
+def test_only_the_last_step_of_a_timed_out_episode_has_no_successor(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """antmaze, adroit: that one is dropped, the terminated episode keeps its last, and the count is reported."""
+    with caplog.at_level(logging.WARNING, "herdbook"):
+        data = read_d4rl(write(tmp_path / "door-human-v1.hdf5", next_observations=False))
+    assert data.lengths().tolist() == [3, 3, 1]
+    assert rows(data) == [0, 1, 2, 3, 10, 11, 12, 12, 20, 21]
+    assert data.rewards.tolist() == [0, 1, 2, 10, 11, 12, 20]
+    assert np.flatnonzero(data.terminated).tolist() == [5]
+    assert np.flatnonzero(data.truncated).tolist() == [2, 6]
+    assert "dropped the last step of 2 episodes" in caplog.text
+    assert "dropped the last step of 2 episodes" in data.transforms[0]
+
+
+def test_maze2d_boundaries_come_from_timeouts(tmp_path: Path) -> None:
+    """Its terminals are all False."""
+    path = write(tmp_path / "maze2d-umaze-sparse-v1.hdf5", next_observations=False, ends=("timeout",) * 3)
+    data = read_d4rl(path)
+    assert data.lengths().tolist() == [3, 2, 1] and not data.terminated.any() and data.truncated.sum() == 3
+    assert data.reference_scores is not None and data.reference_scores.minimum == 23.85
+
+
+def test_an_episode_of_one_timed_out_step_leaves_nothing(tmp_path: Path) -> None:
+    timeouts = np.array([0, 0, 0, 1, 1, 0, 0, 0, 0], dtype=bool)
+    terminals = np.array([0, 0, 0, 0, 0, 0, 1, 0, 0], dtype=bool)
+    data = read_d4rl(
+        write(tmp_path / "x.hdf5", next_observations=False, ends=("open",) * 3, timeouts=timeouts, terminals=terminals)
+    )
+    assert data.lengths().tolist() == [3, 2, 1]
+    assert rows(data) == [0, 1, 2, 3, 11, 12, 12, 20, 21]
+
+
+def test_columns_of_one_and_both_flags_at_once(tmp_path: Path) -> None:
+    flags = np.zeros((9, 1))
+    flags[[3, 6, 8]] = 1
+    data = read_d4rl(
+        write(tmp_path / "x.hdf5", next_observations=True, terminals=flags, timeouts=flags, rewards=np.ones((9, 1)))
+    )
+    assert data.rewards.shape == (9,) and data.terminated.sum() == 3 and data.truncated.sum() == 3
+
+
+def test_a_jump_that_no_flag_marks_ends_an_episode(tmp_path: Path) -> None:
+    """With next_observations, a step keeps its own successor whatever the flags say."""
+    data = read_d4rl(write(tmp_path / "x.hdf5", next_observations=True, ends=("open", "terminal", "open")))
+    assert data.lengths().tolist() == [4, 3, 2] and rows(data)[4] == 4
+    assert "1 steps whose successor is not recorded next" in data.transforms[0]
+
+
+def test_t_plus_one_alignment_survives_both_layouts(tmp_path: Path) -> None:
+    exact = read_d4rl(write(tmp_path / "a.hdf5", next_observations=True))
+    dropped = read_d4rl(write(tmp_path / "b.hdf5", next_observations=False))
+    for data in (exact, dropped):
+        at = data.step_rows
+        before, after = data.observations[at, 0], data.observations[at + 1, 0]
+        expected = np.where(data.terminated & (data is dropped), before, before + 1)
+        np.testing.assert_array_equal(after, expected)
+        np.testing.assert_array_equal(before, data.rewards)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timeouts": None}, "timeouts is missing"),
+        ({"rewards": np.zeros(8)}, "expected rewards for 9 steps"),
+        ({"actions": np.zeros((8, 1))}, "as many actions as observations"),
+        ({"rewards": np.full(9, np.nan)}, "expected finite rewards, got nan at episode 0, step 0"),
+        ({"actions": np.full((9, 1), 3.0)}, r"expected actions in \[-1, 1\], got \[3, 3\]"),
+        ({"observations": np.zeros((9, 3))}, "expected observations and next_observations of 9 steps"),
+    ],
+)
+def test_bad_files(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "bad.hdf5", next_observations=True, **changes)
+    with pytest.raises(DataError, match=message):
+        load_dataset(path)
+
+
+def test_corrupt_files_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "cut.hdf5", next_observations=True)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError, match="cut.hdf5: expected a D4RL HDF5 file, but it is missing, truncated or corrupt"):
+        load_dataset(path)
+    with pytest.raises(DataError, match="there is no such file"):
+        load_dataset(tmp_path / "absent.hdf5")
+    with pytest.raises(DataError, match="observation_keys chooses parts of a Dict"):
+        load_dataset(write(tmp_path / "good.hdf5", next_observations=True), observation_keys=["goal"])
+
+
+def test_the_d4rl_package_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with h5py.File(write(tmp_path / "x.hdf5", next_observations=False)) as file:
+        arrays = {name: file[name][()] for name in ("observations", "actions", "rewards", "terminals", "timeouts")}
+    env = types.SimpleNamespace(get_dataset=lambda: arrays)
+    monkeypatch.setitem(sys.modules, "gym", types.SimpleNamespace(make=lambda name: env))
+    monkeypatch.setitem(sys.modules, "d4rl", types.ModuleType("d4rl"))
+    data = load_dataset("d4rl:antmaze-umaze-v2")
+    assert data.lengths().tolist() == [3, 3, 1] and data.source == "d4rl:antmaze-umaze-v2"
+    assert data.reference_scores is not None and data.reference_scores.maximum == 1.0
+
+
+def test_the_d4rl_package_fails_at_import_without_mujoco_2_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(name: str) -> Any:
+        raise Exception("You appear to be missing MuJoCo. We expected to find the file here: mujoco210")
+
+    monkeypatch.setitem(sys.modules, "gym", types.SimpleNamespace(make=explode))
+    monkeypatch.setitem(sys.modules, "d4rl", types.ModuleType("d4rl"))
+    with pytest.raises(DataError, match=r"cannot be used here \(Exception: You appear .* path of the dataset's .hdf5"):
+        load_dataset("d4rl:hopper-medium-v2")
+    monkeypatch.setitem(sys.modules, "gym", None)
+    with pytest.raises(DataError, match="cannot be used here"):
+        load_dataset("d4rl:hopper-medium-v2")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hopper-medium-v2", (-20.272305, 3234.3)),
+        ("ant-expert-v2", (-325.6, 3879.7)),
+        ("antmaze-large-play-v2", (0, 1)),
+        ("maze2d-medium-v1", (13.13, 277.39)),
+        ("Walker2d-v5", (1.629008, 4592.3)),
+        ("maze2d-umaze-dense-v1", None),
+        ("CartPole-v1", None),
+        ("Pendulum-v1", None),
+    ],
+)
+def test_reference_scores_by_name(name: str, expected: tuple[float, float] | None) -> None:
+    scores = d4rl_references(name)
+    assert (None if scores is None else (scores.minimum, scores.maximum)) == expected
+    assert scores is None or ("convention" in scores.source) == (name == "Walker2d-v5")
