@@ -83,7 +83,7 @@ class SquashedNormal:
     log_std: Tensor
 
     def rsample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions in (−1, 1) and their log-density. noise ~ N(0, 1), [*N, *B, A] → actions [*N, *B, A], log π [*N, *B]."""
+        """Actions in (−1, 1) and their log-density. noise ~ N(0, 1): [*N, *B, A] → [*N, *B, A], log π [*N, *B]."""
         u = self.mean + self.log_std.exp() * noise
         log_prob = (-0.5 * (noise.square() + LOG_2PI) - self.log_std - log_tanh_slope(u)).sum(-1)
         return u.tanh(), log_prob

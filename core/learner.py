@@ -108,7 +108,8 @@ class Learner:
         seeds, device, networks, compile: see `Setup`.
 
     Raises:
-        ValueError: seeds are empty, negative or repeated; `networks` names one that the algorithm does not have.
+        ValueError: seeds are empty, negative or repeated; `networks` names one that the algorithm does not have,
+            or makes a module with buffers.
     """
 
     def __init__(
@@ -140,6 +141,11 @@ class Learner:
             for seed in self.seeds:
                 with scoped_seed(derive(seed, _INIT, index)):
                     modules.append(make().to(self.device))
+            if buffers := [key for key, _ in modules[0].named_buffers()]:
+                raise ValueError(
+                    f"network {name!r}: expected a module without buffers (such as batch normalisation has), got "
+                    f"{buffers}; seeds would share them and no checkpoint would hold them"
+                )
             self.networks[name] = Network(modules[0])
             stacked = [dict(m.named_parameters()) for m in modules]
             online[name] = {
@@ -157,7 +163,7 @@ class Learner:
             for name, settings in optimisers.items()
         }
         self._views: dict[tuple[str, ...], Params] = {}
-        self._objectives: dict[tuple[str, ...], Objective] = {}
+        self._compiled: dict[tuple[tuple[str, ...], Objective], Objective] = {}
         self._slow = [p for name in targets for p in slow[name].values()]
         self._followed = [p for name in targets for p in frozen[name].values()]
 
@@ -189,14 +195,14 @@ class Learner:
         return self._views[names]
 
     def _lifted(self, names: tuple[str, ...], objective: Objective) -> Objective:
-        """The objective over all seeds, compiled where asked for; made once."""
-        key = (*names, getattr(objective, "__name__", str(id(objective))))
-        if key not in self._objectives:
+        """The objective over all seeds, compiled where asked for (once for each function)."""
+        if not self.compile:
+            return torch.vmap(objective) if self.batched else objective
+        if (names, objective) not in self._compiled:
             lifted: Any = torch.vmap(objective) if self.batched else objective
-            if self.compile:
-                lifted = torch.compile(lifted, backend=self.compile if isinstance(self.compile, str) else "inductor")
-            self._objectives[key] = lifted
-        return self._objectives[key]
+            backend = self.compile if isinstance(self.compile, str) else "inductor"
+            self._compiled[names, objective] = torch.compile(lifted, backend=backend)
+        return self._compiled[names, objective]
 
     @torch.no_grad()
     def move_targets(self, tau: float) -> None:
@@ -266,9 +272,14 @@ class Learner:
                         "exp_avg": lead(moments["exp_avg"]).to(self.device, copy=True),
                         "exp_avg_sq": lead(moments["exp_avg_sq"]).to(self.device, copy=True),
                     }
-        for own, saved_state in zip(self.generators, state["generators"], strict=True):
-            own.set_state(saved_state.cpu())
+                else:  # the state is from before this optimiser's first step
+                    optimiser.adam.state.pop(leaf, None)
         self.updates = int(state["updates"])
+        for seed, own, saved_state in zip(self.seeds, self.generators, state["generators"], strict=True):
+            if saved_state.shape == own.get_state().shape:
+                own.set_state(saved_state.cpu())
+            else:  # of another kind of device, whose noise cannot be continued here: fresh noise, the same every time
+                own.manual_seed(derive(seed, _NOISE, self.updates))
 
 
 def clip_per_seed(gradients: Sequence[Tensor], max_norm: float, batched: bool) -> tuple[Tensor, ...]:
@@ -277,13 +288,13 @@ def clip_per_seed(gradients: Sequence[Tensor], max_norm: float, batched: bool) -
     gradients: each [S, …] if `batched`, else without the axis. As torch.nn.utils.clip_grad_norm_, but per seed.
     """
     axes = 1 if batched else 0
-    squares = torch.stack([g.flatten(axes).square().sum(-1) for g in gradients])  # [tensors] or [tensors, S]
+    squares = torch.stack([g.reshape(*g.shape[:axes], -1).square().sum(-1) for g in gradients])  # [tensors] or [tensors, S]
     scale = (max_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)  # [] or [S]
     return tuple(g * scale.reshape(scale.shape + (1,) * (g.dim() - scale.dim())) for g in gradients)
 
 
 def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Names and shapes of parameters, targets and optimisers agree, and so do the seeds."""
+    """Raise ValueError unless names and shapes of parameters, targets and moments agree, and so do the seeds."""
     try:
         if list(theirs["seeds"]) != list(ours["seeds"]):
             raise ValueError(f"expected seeds {list(ours['seeds'])}, the state has {list(theirs['seeds'])}")
@@ -299,6 +310,19 @@ def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"expected optimisers {sorted(ours['optimisers'])}, the state has {sorted(theirs['optimisers'])}"
             )
+        parameters = _shapes(ours["online"])
+        for name, optimiser in theirs["optimisers"].items():
+            for key, moments in optimiser["moments"].items():
+                shapes = {tuple(moments[moment].shape) for moment in ("exp_avg", "exp_avg_sq")}
+                if shapes != {parameters.get(key)} or moments["step"].numel() != 1:
+                    raise ValueError(
+                        f"the state does not fit: the moments of {key} in optimiser {name} are {sorted(shapes)}, "
+                        f"the parameter is {parameters.get(key, 'absent')}"
+                    )
+            int(optimiser["steps"])
+        if len(theirs["generators"]) != len(ours["generators"]):
+            raise ValueError(f"expected one generator for each seed, the state has {len(theirs['generators'])}")
+        int(theirs["updates"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the state of a learner: {error!r} is missing or malformed") from error
 

@@ -180,7 +180,7 @@ class StateValue(Head):
 
 
 class JointHead(nn.Module):
-    """Perceptron on observations [B, …] and a second input [*N, B, X] (an action, a latent): → [copies?, *N, B, out]."""
+    """Perceptron on observations [B, …] and a second input [*N, B, X] (action, latent): → [copies?, *N, B, out]."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class Scaling:
         self.center: Tensor | None = None
         if standardise and isinstance(spec.observation_space, spaces.Box) and len(spec.observation_space.shape) == 1:
             if spec.observation_mean is None or spec.observation_std is None:
-                raise ValueError("expected observation_mean and observation_std in the Spec, to standardise by; got None")
+                raise ValueError("expected observation_mean and _std in the Spec, to standardise by; got None")
             self.mean = torch.as_tensor(spec.observation_mean, dtype=torch.float32, device=device)
             self.inverse_std = 1 / (
                 torch.as_tensor(spec.observation_std, dtype=torch.float32, device=device) + STD_OFFSET
@@ -47,7 +47,7 @@ class Scaling:
             low = torch.as_tensor(space.low.reshape(-1), dtype=torch.float32, device=device)
             high = torch.as_tensor(space.high.reshape(-1), dtype=torch.float32, device=device)
             if not bool((low == -1).all() and (high == 1).all()):
-                self.center, self.half = (high + low) / 2, (high - low) / 2
+                self.low, self.high, self.center, self.half = low, high, (high + low) / 2, (high - low) / 2
         else:
             raise ValueError(f"expected Discrete actions or a bounded Box, got {space}")
 
@@ -62,10 +62,10 @@ class Scaling:
         return raw if self.center is None else (raw - self.center) / self.half
 
     def raw_actions(self, actions: Tensor) -> Tensor:
-        """The inverse of `actions`."""
+        """The inverse of `actions`; rounding cannot put the result outside the space."""
         if self.discrete:
             return actions + self.start if self.start else actions
-        return actions if self.center is None else actions * self.half + self.center
+        return actions if self.center is None else (actions * self.half + self.center).clamp(self.low, self.high)
 
     def __call__(self, batch: Transitions) -> Transitions:
         """A batch in the networks' units."""

@@ -28,5 +28,5 @@ def scoped_seed(seed: int) -> Iterator[None]:
     a function of the seed. Nothing else in herdbook touches global random state.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield

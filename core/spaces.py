@@ -17,6 +17,8 @@ from herdbook.core.types import Array, Tree
 
 Keys = Sequence[str] | None
 """Which parts of a Dict observation are used; None for all of them."""
+ActionKind = Literal["box", "discrete", "any"]
+"""Which actions an algorithm handles."""
 
 
 def is_image(space: Space[Any]) -> TypeGuard[spaces.Box]:

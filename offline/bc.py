@@ -18,6 +18,7 @@ from herdbook.core.distributions import Categorical, Deterministic
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import DeterministicActor, Head
 from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree
 
 
@@ -48,10 +49,11 @@ def classification_loss(logits: Tensor, data_actions: Tensor) -> Tensor:
 class BC:
     """`networks` may replace `actor`: [B, …] → actions [B, A] in [−1, 1], or logits [B, n]."""
 
-    action_space: ClassVar[str] = "any"
+    action_space: ClassVar[ActionKind] = "any"
 
     def __init__(self, config: BCConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         head = Head if self.scaling.discrete else DeterministicActor
         self.learner = Learner(

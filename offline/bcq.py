@@ -18,11 +18,13 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from herdbook.core.config import COUNT, POSITIVE, UNIT, require
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
 from herdbook.core.networks import Critic, JointHead
 from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree
 
 LATENT_CLIP = 0.5
@@ -72,20 +74,27 @@ class BestCandidate:
         self.algorithm, self.parameters, self.observations = algorithm, parameters, observations
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        config, learner = self.algorithm.config, self.algorithm.learner
-        count = torch.utils._pytree.tree_leaves(self.observations)[0].shape[0]
-        latent = torch.empty(
-            config.num_policy_actions, count, self.algorithm.latent_size, device=learner.device
-        ).normal_(generator=generator)
+        return self._best(self._draw(self._count, generator))
+
+    def mode(self) -> Tensor:
+        """The best of one fixed draw of latents for every state: a function of the observation alone."""
+        draw = self._draw(1, torch.Generator(self.algorithm.learner.device).manual_seed(0))
+        return self._best(draw.expand(-1, self._count, -1))
+
+    @property
+    def _count(self) -> int:
+        return int(pytree.tree_leaves(self.observations)[0].shape[0])
+
+    def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
+        shape = (self.algorithm.config.num_policy_actions, count, self.algorithm.latent_size)
+        return torch.empty(shape, device=self.algorithm.learner.device).normal_(generator=generator)
+
+    def _best(self, latent: Tensor) -> Tensor:
         actions = self.algorithm.candidates(
             self.parameters["decoder"], self.parameters["perturbation"], self.observations, latent
         )  # [N, B, A]
         q = self.algorithm.critic(self.parameters["critic"], self.observations, actions)[0]  # [N, B]
-        return actions[q.argmax(0), torch.arange(count, device=learner.device)]
-
-    def mode(self) -> Tensor:
-        """The best of candidates drawn from a fixed seed: the same action for the same observations."""
-        return self.sample(torch.Generator(self.algorithm.learner.device).manual_seed(0))
+        return actions.gather(0, q.argmax(0)[None, :, None].expand(1, *actions.shape[1:])).squeeze(0)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         raise TypeError("BCQ's policy has no density: log_prob is undefined")
@@ -94,10 +103,11 @@ class BestCandidate:
 class BCQ:
     """`networks` may replace `encoder` (s, a → [B, 2 Z]), `decoder` (s, z → [B, A]), `perturbation`, `critic`."""
 
-    action_space: ClassVar[str] = "box"
+    action_space: ClassVar[ActionKind] = "box"
 
     def __init__(self, config: BCQConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size = spec.observation_space, self.scaling.action_size
         self.latent_size = 2 * size

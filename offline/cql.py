@@ -9,8 +9,9 @@
     L_T  = −log α_T · mean [log π(a|s) + H̄],  H̄ = −dim A                                                       (6)
 
 The sum in (2) is estimated by importance sampling (appendix F): n actions each from U[−1, 1]^A, from π(·|s) and from
-π(·|s′), all scored at s, each less its own log-density. Numbers follow the authors' code, whose defaults differ from
-the paper's text: see docs/algorithms.md.
+π(·|s′), all scored at s, each less its own log-density. Without importance sampling the densities are left out and the
+data's action joins the sum, as in the authors' second version. Numbers follow the authors' code, whose defaults differ
+from the paper's text: see docs/algorithms.md.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from herdbook.core.config import COUNT, POSITIVE, UNIT, require
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
 from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 
@@ -41,7 +43,7 @@ class CQLConfig:
     lagrange_lr: float = 3e-4
     num_actions: int = 10  # n, candidates from each of the three proposals of eq. 2
     temperature: float = 1.0  # T, eq. 2
-    importance_sampling: bool = True  # CQL(H) with densities; without: plain logsumexp over the candidates
+    importance_sampling: bool = True  # CQL(H) with densities; without: plain logsumexp, over the data's action too
     max_target_backup: bool = False  # eq. 1: maximum over n candidates of each critic, then the minimum
     deterministic_backup: bool = True  # eq. 1: no entropy in the target
     discount: float = 0.99  # γ
@@ -77,10 +79,11 @@ def lagrange_multiplier(log_multiplier: Tensor) -> Tensor:
 class CQL:
     """`networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (actions [*N, B, A] → [critics, *N, B])."""
 
-    action_space: ClassVar[str] = "box"
+    action_space: ClassVar[ActionKind] = "box"
 
     def __init__(self, config: CQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size = spec.observation_space, self.scaling.action_size
         self.target_entropy = -float(size)
@@ -134,15 +137,14 @@ class CQL:
             next_actions, next_log_prob = next_policy.rsample_with_log_prob(next_noise)  # [n + 1, …]
             target = self.backup(params, batch, next_actions, next_log_prob)  # [B]
             proposals = torch.cat([random_actions, next_actions[:-1], actions, batch.actions.unsqueeze(0)])
-            density: Tensor | float = 0.0
-            if c.importance_sampling:
-                uniform = torch.full_like(log_prob, self.random_log_density)
-                density = torch.cat([uniform, next_log_prob[:-1], log_prob])  # [3n, B]
+            uniform = torch.full_like(log_prob, self.random_log_density)
+            density = torch.cat([uniform, next_log_prob[:-1], log_prob])  # [3n, B]
         q = self.critic(params["critic"], batch.observations, proposals)  # [2, 3n + 1, B]
-        candidate_q, data_q = q[:, :-1], q[:, -1]
+        data_q = q[:, -1]
 
         bellman = (data_q - target).square().mean(-1).sum()
-        gap = conservative_gap(candidate_q, data_q, density, c.temperature).mean(-1)  # C_i, eq. 2: [2]
+        scored, log_density = (q[:, :-1], density) if c.importance_sampling else (q, 0.0)
+        gap = conservative_gap(scored, data_q, log_density, c.temperature).mean(-1)  # C_i, eq. 2: [2]
         metrics = {"loss/bellman": bellman, "conservative_gap": gap.mean(), "q": data_q.mean(), "target": target.mean()}
         if not c.lagrange:
             return bellman + c.alpha * gap.sum(), metrics  # eq. 3

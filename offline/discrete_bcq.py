@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdbook.core.config import COUNT, POSITIVE, require
+from herdbook.core.config import COUNT, POSITIVE, UNIT, require
 from herdbook.core.distributions import Categorical
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Head
 from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 
@@ -41,7 +42,7 @@ class DiscreteBCQConfig:
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, discount=(0, 1), tau=(0, 1), threshold=(0, 1 - 1e-9), logit_penalty=(0, float("inf")))
+        require(self, discount=UNIT, tau=UNIT, threshold=(0, 0.9999), logit_penalty=(0, float("inf")))
         require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
 
 
@@ -54,10 +55,11 @@ def constrained_q(q: Tensor, logits: Tensor, threshold: float) -> Tensor:
 class DiscreteBCQ:
     """`networks` may replace `critic` ([B, …] → Q [B, n]) and `behaviour` ([B, …] → logits [B, n])."""
 
-    action_space: ClassVar[str] = "discrete"
+    action_space: ClassVar[ActionKind] = "discrete"
 
     def __init__(self, config: DiscreteBCQConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, actions = spec.observation_space, self.scaling.action_size
         self.learner = Learner(

@@ -20,6 +20,7 @@ from herdbook.core.distributions import Categorical
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Head
 from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 
@@ -56,10 +57,11 @@ def double_q_target(rewards: Tensor, discounts: Tensor, online_next_q: Tensor, t
 class DiscreteCQL:
     """`networks` may replace `critic`: [B, …] → Q [B, n]."""
 
-    action_space: ClassVar[str] = "discrete"
+    action_space: ClassVar[ActionKind] = "discrete"
 
     def __init__(self, config: DiscreteCQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         self.learner = Learner(
             {"critic": lambda: Head(spec.observation_space, self.scaling.action_size, c.hidden_sizes)},

@@ -22,6 +22,7 @@ from herdbook.core.config import COUNT, POSITIVE, UNIT, require
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, GaussianActor, StateValue
 from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 
@@ -63,10 +64,11 @@ def advantage_weight(advantage: Tensor, beta: float, max_weight: float) -> Tenso
 class IQL:
     """`networks` may replace `actor` ([B, …] → a distribution), `critic` (→ [critics, B]) and `value` (→ [B])."""
 
-    action_space: ClassVar[str] = "box"
+    action_space: ClassVar[ActionKind] = "box"
 
     def __init__(self, config: IQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size = spec.observation_space, self.scaling.action_size
         self.learner = Learner(

@@ -21,11 +21,14 @@ from herdbook.core.distributions import Deterministic
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, DeterministicActor
 from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
 class TD3BCConfig:
+    """Settings of TD3+BC; the defaults are the paper's."""
+
     algorithm: ClassVar[str] = "td3_bc"
     alpha: float = 2.5  # α, weight of the value against cloning, eq. 3
     discount: float = 0.99  # γ
@@ -60,10 +63,11 @@ def actor_loss(q: Tensor, actions: Tensor, data_actions: Tensor, alpha: float) -
 class TD3BC:
     """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [critics, B])."""
 
-    action_space: ClassVar[str] = "box"
+    action_space: ClassVar[ActionKind] = "box"
 
     def __init__(self, config: TD3BCConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size = spec.observation_space, self.scaling.action_size
         self.learner = Learner(

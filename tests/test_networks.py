@@ -47,7 +47,7 @@ def test_linear_starts_as_torchs_own() -> None:
 
 
 def test_every_copy_starts_differently_and_within_torchs_bound() -> None:
-    weight = Linear(16, 8, 3).weight
+    weight = Linear(16, 8, 3).weight.detach()
     assert float(weight.abs().max()) <= 0.25
     assert float(weight.abs().max()) > 0.2
     assert not torch.equal(weight[0], weight[1])
@@ -81,7 +81,7 @@ def test_heads_have_the_shapes_they_promise() -> None:
     assert StateValue(VECTOR, (8,))(observations).shape == (5,)
     assert JointHead(VECTOR, 2, 4, (8,))(observations, torch.randn(7, 5, 2)).shape == (7, 5, 4)
     assert Head(VECTOR, 4, ())(observations).shape == (5, 4)
-    assert float(Scalar(0.25)()) == 0.25
+    assert Scalar(0.25)().item() == 0.25
 
 
 def test_encoder_of_a_discrete_space_counts_from_its_start() -> None:
