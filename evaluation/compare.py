@@ -1,0 +1,311 @@
+"""Run directories side by side: a table with intervals, and learning curves.
+
+Runs of one algorithm with equal settings are one row, their seeds together. A row never mixes datasets (by
+fingerprint), environments, time limits, references or numbers of updates: each combination of the former is a task
+with a section and a picture of its own. The score of a row is that of the final evaluation, never of the best.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from herdbook.core.environments import ReferenceScores
+from herdbook.core.runs import Run, to_json
+from herdbook.evaluation.scores import normalised_score
+from herdbook.evaluation.statistics import Estimate, bootstrap_interval, t_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What rows of one section have in common; only these may be compared."""
+
+    dataset: str
+    fingerprint: str
+    environment: str
+    time_limit: str
+    references: ReferenceScores | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset} [{self.fingerprint[:12]}], {self.environment}, time limit: {self.time_limit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One algorithm with one setting on one task, over its seeds."""
+
+    task: Task
+    algorithm: str
+    steps: int
+    """Updates at the final evaluation."""
+    seeds: tuple[int, ...]
+    """Those with a final evaluation."""
+    episodes: int
+    """Evaluation episodes per seed."""
+    interval_over: str
+    """What the intervals are over: `seeds`, or the `episodes` of the only seed."""
+    returns: Estimate | None
+    """Mean of the undiscounted return, with Student's t-interval; None without a final evaluation."""
+    score: Estimate | None
+    """The same of the normalised score; None without references."""
+    iqm: Estimate | None
+    """Interquartile mean of the normalised score, with a bootstrap interval."""
+    curve: tuple[tuple[int, Estimate], ...]
+    """(step, mean over seeds) of the normalised score, or of the return without references."""
+    runs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of all tasks, in the order in which the runs were given."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return tuple(dict.fromkeys(row.task for row in self.rows))
+
+    def markdown(self) -> str:
+        """A table per task; what was left out or could not be read is said below it."""
+        sections = []
+        for task in self.tasks:
+            rows = [row for row in self.rows if row.task == task]
+            header = list(_cells(rows[0]))
+            lines = [f"### {task.title}", "", _line(header), _line(["---"] * len(header))]
+            lines += [_line(list(_cells(row).values())) for row in rows]
+            lines += ["", "Final evaluation, mean [95 % interval]. " + _reference_text(task)]
+            lines += [f"- {row.algorithm}: {note}" for row in rows for note in row.notes]
+            sections.append("\n".join(lines))
+        return "\n\n".join(sections) + "\n"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as JSON values; numbers that are not finite are None."""
+        return [to_json(asdict(row)) for row in self.rows]
+
+    def write(self, out: str | os.PathLike[str]) -> dict[str, Path]:
+        """Write report.md, report.csv, report.json and learning_curves.png into a folder; returns where they are."""
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = {kind: folder / f"report.{kind}" for kind in ("md", "csv", "json")}
+        paths["png"] = folder / "learning_curves.png"
+        paths["md"].write_text(self.markdown(), encoding="utf-8")
+        paths["json"].write_text(json.dumps(self.records(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with paths["csv"].open("w", newline="", encoding="utf-8") as file:
+            table = [_flat(row) for row in self.rows]
+            writer = csv.DictWriter(file, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+        self.plot(paths["png"])
+        return paths
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Learning curves as PNG, one panel per task: the mean, and a band of its 95 % interval over seeds."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        tasks = self.tasks
+        figure = Figure(figsize=(7, 4.2 * len(tasks)), layout="constrained")
+        FigureCanvasAgg(figure)
+        for panel, task in enumerate(tasks):
+            axes = figure.add_subplot(len(tasks), 1, panel + 1)
+            for row in self.rows:
+                if row.task != task or not row.curve:
+                    continue
+                steps = [step for step, _ in row.curve]
+                (line,) = axes.plot(
+                    steps,
+                    [e.value for _, e in row.curve],
+                    label=f"{row.algorithm}, {_count(row.seeds, 'seed')}",
+                    marker="." if len(steps) < 30 else None,
+                )
+                low, high = ([getattr(e, side) for _, e in row.curve] for side in ("low", "high"))
+                axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            axes.set(title=task.title, xlabel="updates", ylabel=_quantity(task))
+            axes.title.set_fontsize("small")
+            if axes.get_legend_handles_labels()[1]:
+                axes.legend(fontsize="small")
+            axes.grid(alpha=0.3)
+        figure.savefig(path, dpi=120)
+
+
+def compare(run_dirs: Iterable[str | os.PathLike[str]]) -> Comparison:
+    """Read run directories into comparable rows.
+
+    Raises:
+        RunError: A directory holds no run, or its files cannot be read.
+        ValueError: No directory is given, one is given twice, or two runs with equal settings hold the same seed.
+    """
+    runs = [Run(path) for path in run_dirs]
+    if not runs:
+        raise ValueError("expected at least one run directory to compare")
+    places = [run.path.resolve() for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"{run.path} is given twice")
+    groups: dict[tuple[Task, str, str, int], list[Run]] = defaultdict(list)
+    for run in runs:
+        settings = json.dumps(run.config.get("config") or {}, sort_keys=True)
+        groups[_task(run), run.algorithm, settings, int(run.options.get("steps", 0))].append(run)
+    labels = _labels(list(groups))
+    return Comparison(tuple(_row(key[0], labels[key], members) for key, members in groups.items()))
+
+
+def _task(run: Run) -> Task:
+    dataset, environment = run.config.get("dataset") or {}, run.config.get("environment") or {}
+    references = run.config.get("references")
+    name = environment.get("id", "no environment")
+    kwargs = environment.get("kwargs") or {}
+    if kwargs:
+        name += " " + ", ".join(f"{key}={value!r}" for key, value in sorted(kwargs.items()))
+    if environment.get("max_episode_steps"):
+        name += f", {environment['max_episode_steps']} steps"
+    transforms = dataset.get("transforms") or []
+    return Task(
+        dataset=" | ".join([dataset.get("source", "no dataset"), *transforms]),
+        fingerprint=dataset.get("fingerprint") or "",
+        environment=name,
+        time_limit=run.config.get("time_limit") or "bootstrap",
+        references=ReferenceScores(**references) if references else None,
+    )
+
+
+def _labels(keys: Sequence[tuple[Task, str, str, int]]) -> dict[tuple[Task, str, str, int], str]:
+    """The algorithm's name, with the settings in which its rows differ."""
+    labels = {}
+    for key in keys:
+        _, algorithm, settings, _ = key
+        others = [json.loads(other[2]) for other in keys if other[1] == algorithm]
+        mine: dict[str, Any] = json.loads(settings)
+        differing = [name for name in mine if any(other.get(name) != mine[name] for other in others)]
+        label = algorithm + (f" ({', '.join(f'{name}={mine[name]}' for name in differing)})" if differing else "")
+        labels[key] = label
+    return labels
+
+
+def _row(task: Task, label: str, runs: Sequence[Run]) -> Row:
+    """One row from the evaluations of all seeds of its runs."""
+    lines: dict[int, dict[int, dict[str, Any]]] = {}  # seed to step to line
+    holders: dict[int, str] = {}
+    notes: list[str] = []
+    for run in runs:
+        for seed in run.seeds:
+            if seed in holders:
+                raise ValueError(
+                    f"{run.path} and {holders[seed]} both hold seed {seed} of {label} with equal settings; "
+                    "give one of them, since a seed counted twice narrows the interval"
+                )
+            holders[seed], lines[seed] = str(run.path), {}
+        for line in run.evaluations():
+            if line.get("return_mean") is None:
+                notes.append(f"seed {line['seed']}, step {line['step']}: the return is not finite; left out")
+            else:
+                lines[int(line["seed"])][int(line["step"])] = line
+    final = max((step for steps in lines.values() for step in steps), default=0)
+    finished = {seed: steps[final] for seed, steps in lines.items() if final in steps}
+    for seed in sorted(set(lines) - set(finished)):
+        reached = f"ends at step {max(lines[seed])}" if lines[seed] else "has no evaluation"
+        notes.append(f"seed {seed} {reached} and is not in the final numbers")
+    means = np.array([line["return_mean"] for line in finished.values()], dtype=np.float64)
+    values, over = means, "seeds"
+    if len(finished) == 1:
+        (line,) = finished.values()
+        values, over = _floats(line.get("returns")) if line.get("returns") else means, "episodes"
+    references = task.references
+    scores = None if references is None or not len(values) else normalised_score(values, references)
+    return Row(
+        task=task,
+        algorithm=label,
+        steps=final,
+        seeds=tuple(sorted(finished)),
+        episodes=max((len(line.get("returns") or ()) for line in finished.values()), default=0),
+        interval_over=over if finished else "none",
+        returns=t_interval(values) if len(values) else None,
+        score=None if scores is None else t_interval(scores),
+        iqm=None if scores is None else bootstrap_interval(scores),
+        curve=_curve(lines, references),
+        runs=tuple(str(run.path) for run in runs),
+        notes=tuple(notes),
+    )
+
+
+def _curve(
+    lines: Mapping[int, Mapping[int, Mapping[str, Any]]], references: ReferenceScores | None
+) -> tuple[tuple[int, Estimate], ...]:
+    points = defaultdict(list)
+    for steps in lines.values():
+        for step, line in steps.items():
+            points[step].append(line["return_mean"])
+    scale = (lambda x: x) if references is None else (lambda x: normalised_score(x, references))
+    return tuple((step, t_interval(scale(np.array(points[step], dtype=np.float64)))) for step in sorted(points))
+
+
+def _floats(values: Any) -> NDArray[np.float64]:
+    return np.array([value for value in values if value is not None], dtype=np.float64)
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """The row as the Markdown table shows it."""
+    return {
+        "algorithm": row.algorithm,
+        "updates": str(row.steps),
+        "seeds": str(len(row.seeds)),
+        "episodes": str(row.episodes),
+        "return": _text(row.returns),
+        "normalised score": _text(row.score),
+        "IQM": _text(row.iqm),
+        "interval over": row.interval_over,
+    }
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    """The row as CSV holds it; empty where there is no number."""
+    task = asdict(row.task)
+    references = task.pop("references") or dict.fromkeys(("minimum", "maximum", "source"))
+    flat: dict[str, Any] = {**task, "algorithm": row.algorithm, "steps": row.steps}
+    flat |= {"seeds": " ".join(map(str, row.seeds)), "episodes": row.episodes, "interval_over": row.interval_over}
+    for name in ("returns", "score", "iqm"):
+        estimate = getattr(row, name)
+        for part in ("value", "low", "high"):
+            number = math.nan if estimate is None else getattr(estimate, part)
+            flat[f"{name}_{part}"] = number if math.isfinite(number) else ""
+    flat |= {f"reference_{name}": value for name, value in references.items()}
+    return flat | {"runs": " ".join(row.runs), "notes": "; ".join(row.notes)}
+
+
+def _text(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "—"
+    if not math.isfinite(estimate.low):
+        return f"{estimate.value:.1f}"
+    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _quantity(task: Task) -> str:
+    return "return" if task.references is None else "normalised score"
+
+
+def _reference_text(task: Task) -> str:
+    if task.references is None:
+        return "No reference scores: returns only."
+    r = task.references
+    return f"Normalised: {r.minimum:g} is 0, {r.maximum:g} is 100 ({r.source})."
+
+
+def _count(items: Sequence[Any], noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
