@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from herdbook.cli.catalogue import UserError
@@ -12,13 +12,14 @@ from herdbook.cli.catalogue import UserError
 DATASET = "classic/pendulum"
 FOLDER = Path("demo")
 MARKER = ".made-by-herdbook-demo"
-STEPS = {"bc": 3_000, "cql": 6_000}
+STEPS = {"bc": 2_000, "cql": 5_000}
+# Networks of this size learn Pendulum as well and in a fraction of the time of the papers' (256, 256, 256).
+HIDDEN_SIZES = (64, 64)
 EPISODES = 20
 
 
-def run(folder: Path = FOLDER, steps: dict[str, int] | None = None) -> int:
+def run(folder: Path = FOLDER, steps: Mapping[str, int] = STEPS) -> int:
     """Train, evaluate, print the table, draw the curves; returns the exit status."""
-    steps = STEPS if steps is None else steps
     prepare(folder, steps)
 
     from herdbook.cli.api import evaluate_run, train
@@ -33,7 +34,14 @@ def run(folder: Path = FOLDER, steps: dict[str, int] | None = None) -> int:
     for number, (name, updates) in enumerate(steps.items(), start=2):
         print(f"{number}. {name}: {updates:,} updates", flush=True)
         path = folder / name
-        train(name, dataset=DATASET, data_dir=folder / "data", steps=updates, run_dir=path)
+        train(
+            name,
+            dataset=DATASET,
+            data_dir=folder / "data",
+            steps=updates,
+            run_dir=path,
+            hidden_sizes=HIDDEN_SIZES,
+        )
         returns[name] = evaluate_run(path, episodes=EPISODES, seed=10_000)["seeds"][0]["returns"]
     references = episodes.reference_scores
     assert references is not None
@@ -45,7 +53,7 @@ def run(folder: Path = FOLDER, steps: dict[str, int] | None = None) -> int:
     return 0
 
 
-def prepare(folder: Path, names: Sequence[str] | dict[str, int]) -> None:
+def prepare(folder: Path, names: Iterable[str]) -> None:
     """Remove what an earlier demo left. Raises UserError for a folder that no demo made."""
     if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
         raise UserError(f"{folder.resolve()}: not made by the demo, so it is left alone; move it away and try again")

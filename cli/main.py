@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def status_of(error: Exception) -> int:
     """2 for a user's mistake, 1 for a run that failed, 0 for a defect of ours (which keeps its traceback)."""
-    if isinstance(error, UserError):
+    if isinstance(error, (UserError, MemoryError)):  # a dataset that does not fit is refused with its bytes
         return 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 1
