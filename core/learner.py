@@ -288,7 +288,7 @@ def clip_per_seed(gradients: Sequence[Tensor], max_norm: float, batched: bool) -
     gradients: each [S, …] if `batched`, else without the axis. As torch.nn.utils.clip_grad_norm_, but per seed.
     """
     axes = 1 if batched else 0
-    squares = torch.stack([g.reshape(*g.shape[:axes], -1).square().sum(-1) for g in gradients])  # [tensors] or [tensors, S]
+    squares = torch.stack([g.reshape(*g.shape[:axes], -1).square().sum(-1) for g in gradients])  # [tensors, S or none]
     scale = (max_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)  # [] or [S]
     return tuple(g * scale.reshape(scale.shape + (1,) * (g.dim() - scale.dim())) for g in gradients)
 
