@@ -1,0 +1,88 @@
+"""What the documentation shows runs: the examples, and every block of code not marked as needing a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from herdbook.cli.catalogue import ALGORITHMS
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(?P<mark><!-- network -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)```", re.DOTALL)
+STEPS = "60"
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [(m["language"], m["code"]) for m in BLOCK.finditer(text) if not m["mark"]]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Datasets and caches of their own, so that a block writes nothing outside."""
+    root = tmp_path_factory.mktemp("documentation")
+    return {
+        **os.environ,
+        "MINARI_DATASETS_PATH": str(root / "minari"),
+        "XDG_CACHE_HOME": str(root / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+def cut(line: str) -> str:
+    """The same command with fewer steps and episodes; an extension stays an extension."""
+    line = re.sub(r"--steps \S+", f"--steps {int(STEPS) + 10 if ' resume ' in line else STEPS}", line)
+    line = re.sub(r"--episodes \S+", "--episodes 2", line)
+    return f"{line} --eval-episodes 1" if " train " in line else line
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_every_block_runs_in_the_order_of_its_page(page: str, environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    found = blocks(page)
+    assert found, f"{page} has no blocks"
+    for language, code in found:
+        if language == "bash":
+            commands = [shlex.split(cut(line)) for line in code.splitlines() if line.strip()]
+        else:
+            commands = [[sys.executable, "-W", "error", "-c", re.sub(r"steps=[\d_]+", f"steps={STEPS}", code)]]
+        for command in commands:
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{page}: {' '.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_extension_of_a_run_is_longer_than_the_run() -> None:
+    assert cut("herdbook train cql --steps 20000").startswith(f"herdbook train cql --steps {STEPS} ")
+    assert cut("herdbook resume runs/x --steps 30000") == f"herdbook resume runs/x --steps {int(STEPS) + 10}"
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_the_example_runs(example: str, environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / example), STEPS]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{example}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_custom_algorithm_is_under_80_lines() -> None:
+    assert len((ROOT / "examples" / "your_own_algorithm.py").read_text(encoding="utf-8").splitlines()) < 80
+
+
+def test_every_algorithm_has_its_row_and_its_file() -> None:
+    table = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    for name, target in ALGORITHMS.items():
+        module = target.split(":")[0].removeprefix("herdbook.").replace(".", "/")
+        assert f"| `{name}` |" in table and f"(../{module}.py)" in table, name
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
+        assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
