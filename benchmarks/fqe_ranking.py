@@ -15,20 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 import torch
 
-from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.load import load_dataset
 from herdbook.datasets.recipes.pendulum import PendulumController
 from herdbook.evaluation.evaluate import evaluate
-from herdbook.evaluation.fqe import FQEConfig, fitted_q_evaluation
-
-
-def discounted_returns(episodes: Episodes, discount: float) -> np.ndarray:
-    """Σ γᵗ rₜ of each episode. [episodes]"""
-    position = np.arange(episodes.num_steps) - np.repeat(episodes.offsets[:-1], episodes.lengths())
-    return np.add.reduceat(episodes.rewards * discount**position, episodes.offsets[:-1])
+from herdbook.evaluation.fqe import FQEConfig, discounted_returns, fitted_q_evaluation
+from herdbook.evaluation.statistics import rank_correlation
 
 
 def main() -> None:
@@ -55,7 +48,8 @@ def main() -> None:
     rows = []
     for fraction in np.linspace(0, 1, 9).tolist():
         policy = PendulumController(random_fraction=fraction)
-        true = discounted_returns(evaluate(policy, "Pendulum-v1", args.episodes, 10_000), config.discount)
+        played = evaluate(policy, "Pendulum-v1", args.episodes, 10_000, num_envs=20)
+        true = discounted_returns(played, config.discount)[played.offsets[:-1]]
         began = time.perf_counter()
         estimate = fitted_q_evaluation(policy, data, config, seed=args.seed)
         rows.append(
@@ -68,8 +62,11 @@ def main() -> None:
             }
         )
         print("  ".join(f"{name} {value:9.3f}" for name, value in rows[-1].items()), flush=True)
-    spearman = float(scipy.stats.spearmanr([r["monte_carlo"] for r in rows], [r["estimate"] for r in rows])[0])
-    print(f"Spearman {spearman:.3f} over {len(rows)} policies, γ = {config.discount}")
+    spearman = rank_correlation([r["monte_carlo"] for r in rows], [r["estimate"] for r in rows])
+    print(
+        f"Spearman {spearman.value:.3f} [{spearman.low:.3f}, {spearman.high:.3f}] over {len(rows)} policies, "
+        f"γ = {config.discount}"
+    )
     result = {
         "dataset": data.source,
         "fingerprint": data.fingerprint(),
@@ -77,7 +74,7 @@ def main() -> None:
         "seed": args.seed,
         "episodes": args.episodes,
         "policies": rows,
-        "spearman": spearman,
+        "spearman": asdict(spearman),
     }
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=2) + "\n")

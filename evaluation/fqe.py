@@ -139,7 +139,7 @@ class _Data:
             self.observations = (raw - raw.mean(0)) / (raw.std(0) + 1e-3)
         else:
             raise ValueError(f"fitted Q evaluation: expected vector or Discrete observations, got {space}")
-        returns = _discounted_returns(episodes, c.discount)
+        returns = discounted_returns(episodes, c.discount)
         self.offset, self.scale = float(returns.mean()), float(returns.std()) or 1.0
         discounts = c.discount * (1 - episodes.terminated.astype(np.float64))
         shifted = (episodes.rewards - self.offset + discounts * self.offset) / self.scale
@@ -240,8 +240,8 @@ def _probs(policy: Policy, step: Step, carry: Any) -> Tensor | None:
     return probs if isinstance(probs, Tensor) else None
 
 
-def _discounted_returns(episodes: Episodes, discount: float) -> Array:
-    """Discounted sum of the rewards from each step to its episode's end. [steps]"""
+def discounted_returns(episodes: Episodes, discount: float) -> Array:
+    """Σ γᵏ r of the rewards from each step to its episode's end, `[steps]`; at `offsets[:-1]` the episodes' own."""
     returns = episodes.rewards.copy()
     lengths = episodes.lengths()
     last = episodes.offsets[1:] - 1

@@ -72,6 +72,27 @@ def bootstrap_interval(
     return Estimate(value, float(low), float(high))
 
 
+def rank_correlation(x: ArrayLike, y: ArrayLike, *, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """Spearman's rank correlation of pairs, with a 95 % percentile bootstrap interval over the pairs.
+
+    Resamples in which either side is constant have no correlation and are left out. Raises ValueError for fewer than
+    three pairs.
+    """
+    a, b = _finite(x), _finite(y)
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 3:
+        raise ValueError(f"expected two lists of equal length, at least 3, got shapes {a.shape} and {b.shape}")
+    drawn = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
+    varied = [i for i in drawn if np.ptp(a[i]) > 0 and np.ptp(b[i]) > 0]
+    found = [_spearman(a[i], b[i]) for i in varied]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Estimate(_spearman(a, b), float(low), float(high))
+
+
+def _spearman(a: FloatArray, b: FloatArray) -> float:
+    ranks = scipy.stats.rankdata(np.stack([a, b]), axis=1)
+    return float(np.corrcoef(ranks)[0, 1])
+
+
 def performance_profiles(
     scores: Mapping[str, ArrayLike], thresholds: Sequence[float], *, seed: int = 0, resamples: int = 2000
 ) -> dict[str, tuple[FloatArray, FloatArray]]:

@@ -12,6 +12,7 @@ from herdbook.evaluation.statistics import (
     interquartile_mean,
     performance_profiles,
     probability_of_improvement,
+    rank_correlation,
     t_interval,
 )
 
@@ -81,6 +82,19 @@ def test_profiles_and_improvement_through_rliable() -> None:
     estimate = probability_of_improvement(SCORES, OTHERS, resamples=50)
     assert estimate.value == pytest.approx(13 / 15)
     assert estimate.low < estimate.value < estimate.high
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [([1, 2, 3, 4, 5], 1.0), ([5, 4, 3, 2, 1], -1.0), ([2, 1, 3, 5, 4], 0.8), ([1, 1, 2, 3, 4], 0.9746794)],
+)
+def test_rank_correlation_by_hand(y: list[float], expected: float) -> None:
+    """1 − 6 Σd² / n(n² − 1): two neighbours swapped twice make Σd² = 4, so 1 − 24/120. A tie shares its ranks."""
+    estimate = rank_correlation([10, 20, 30, 40, 50], y)
+    assert estimate.value == pytest.approx(expected)
+    assert -1 <= estimate.low <= estimate.value + 1e-9 <= estimate.high + 2e-9
+    with pytest.raises(ValueError, match="at least 3"):
+        rank_correlation([1, 2], [1, 2])
 
 
 def test_missing_rliable_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
