@@ -158,7 +158,7 @@ def start(
             "references": None if task.references is None else asdict(task.references),
             "seeds": list(options.seeds),
             "time_limit": options.time_limit,
-            "run": {**asdict(options), "device": device}
+            "run": {**asdict(options), "device": device, "threads": torch.get_num_threads()}
             | {f"{which}_every": getattr(cadence, which) for which in ("log", "evaluate", "checkpoint")},
             **provenance(),
         },

@@ -52,12 +52,16 @@ class Reporter:
         self._tensorboard = tensorboard
         self._writer: Any = None
 
-    def start(self) -> None:
-        """Begin to show; the clock of the rate starts here."""
+    def start(self, step: int = 0) -> None:
+        """Begin to show, from `step` on; the clock of the rate starts here."""
+        self._first = self._step = step
+        if step:
+            self.notice(f"{self.path}: goes on from step {step:,}")
         if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.path))
+            # What a killed run had sent beyond its checkpoint is hidden; it comes again.
+            self._writer = SummaryWriter(str(self.path), purge_step=step + 1 if step else None)
         self._started = self._shown = time.perf_counter()
         if self.console.is_terminal and not self.console.quiet:
             columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
@@ -68,13 +72,8 @@ class Reporter:
                 console=self.console,
                 auto_refresh=False,
             )
-            self._bar.add_task(self.path.name, total=max(self.steps, 1), rate="", scores="")
+            self._bar.add_task(self.path.name, total=max(self.steps, 1), completed=step, rate="", scores="")
             self._bar.start()
-
-    def resumed(self, step: int) -> None:
-        """The run goes on from this step."""
-        self._first = self._step = step
-        self.notice(f"{self.path}: goes on from step {step:,}")
 
     def advance(self, step: int) -> None:
         """One more update has been made. Cheap: draws only now and then."""

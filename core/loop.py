@@ -13,9 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -82,6 +81,7 @@ def train_offline(
     book = _Book(algorithm, run, reporter or Reporter(run.path, steps, run.seeds, quiet=True), extra or {}, device)
     with book, _Signals() as signals:
         step = book.restore()
+        book.reporter.start(step)
         if step == 0 and run.checkpoints.last() is None:
             if steps == 0 and evaluate is not None:
                 book.evaluate(step, evaluate)
@@ -100,7 +100,8 @@ def train_offline(
             if save:
                 book.checkpoint(step)
             if interrupted:
-                signals.leave(run.checkpoints.path(step))
+                book.reporter.notice(f"interrupted at step {step:,}; `herdbook resume {run.path}` goes on from there")
+                signals.leave()
     return book.stopped
 
 
@@ -124,7 +125,6 @@ class _Book:
         self.seconds, self.started, self.timed = 0.0, time.perf_counter(), (0, 0.0)
 
     def __enter__(self) -> _Book:
-        self.reporter.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -157,7 +157,6 @@ class _Book:
         self.timed = (step, self.seconds)
         for name, file in self.files.items():
             file.truncate(state["files"][name])
-        self.reporter.resumed(step)
         return step
 
     def check(self, step: int, log: bool) -> None:
@@ -257,8 +256,7 @@ class _Signals:
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
-    def leave(self, checkpoint: Path) -> None:
-        message = f"interrupted; checkpoint written: {checkpoint}"
+    def leave(self) -> NoReturn:
         if self.received == signal.SIGTERM:
             raise SystemExit(143)
-        raise KeyboardInterrupt(message)
+        raise KeyboardInterrupt

@@ -46,6 +46,25 @@ def test_two_equal_runs_write_equal_bytes(small_dataset: str) -> None:
     assert not same(a, go(small_dataset, "c", seeds=(0, 2)))
 
 
+def test_a_config_object_is_taken_as_it_is(small_dataset: str) -> None:
+    from herdbook.offline.td3_bc import TD3BCConfig
+
+    config = TD3BCConfig(hidden_sizes=(8,), alpha=1)
+    options: dict = {"dataset": small_dataset, "steps": 2, "eval_episodes": 0, "quiet": True, "seeds": [5]}
+    run = herdbook.train(config, run_dir="run", **options)
+    assert run.algorithm == "td3_bc" and run.config["config"]["hidden_sizes"] == [8] and run.seeds == (5,)
+    assert run.options["run_dir"] == "run" and run.config["settings"] == []
+    with pytest.raises(UserError, match=r"unknown option 'alfa'.*config object"):
+        herdbook.train(config, alfa=3, **options)
+    with pytest.raises(UserError, match=r"TD3BCConfig has no field 'alfa'; did you mean 'alpha'\?"):
+        herdbook.train("td3_bc", alfa=3, **options)
+    with pytest.raises(UserError, match="train\\(Mine, config="):
+        herdbook.train(3, **options)
+    assert herdbook.train("td3_bc", **options).path == Path("runs/td3_bc-tests-pendulum-random-v0")
+    assert herdbook.train("td3_bc", **options).path == Path("runs/td3_bc-tests-pendulum-random-v0-2")
+    assert herdbook.train("td3_bc", name="mine", **options).path == Path("runs/mine")
+
+
 def test_a_run_holds_what_is_promised(small_dataset: str) -> None:
     run = go(small_dataset)
     names = {p.name for p in run.path.iterdir()}
