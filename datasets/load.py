@@ -140,7 +140,7 @@ def _how_to_get(name: str, data_dir: str | Path | None) -> str:
     return (
         f"to place one, copy the dataset's folder to {dataset_roots(data_dir)[0] / name} "
         f"(`minari download {name}` fetches it where there is a network); "
-        "to make one, use a recipe such as classic/pendulum, or `herdbook collect`"
+        "to make one, use a recipe such as classic/pendulum"
     )
 
 

@@ -1,0 +1,116 @@
+"""Learning on real datasets: train every row of the table in docs/results/offline.md, and print it.
+
+    python benchmarks/learning.py train --runs runs/learning [--only hopper-mixed-iql …]
+    python benchmarks/learning.py table --runs runs/learning
+
+The datasets (`rlzoo/…`) are looked for where Minari looks (MINARI_DATASETS_PATH). A row that was cut off is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from herdbook.evaluation.statistics import t_interval
+
+SEEDS, EPISODES, EVALUATION_SEED = (0, 1, 2), 20, 10_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the table: what is trained, and the numbers that its score is held against."""
+
+    name: str
+    algorithm: str
+    dataset: str
+    steps: int
+    floor: str
+    reference: str
+    normalised: bool = False
+
+    def command(self, runs: Path) -> list[str]:
+        """The command that trains it."""
+        words = f"herdbook train {self.algorithm} --dataset {self.dataset} --steps {self.steps} --seeds"
+        words += f" {' '.join(map(str, SEEDS))} --eval-episodes {EPISODES} --eval-seed {EVALUATION_SEED}"
+        words += f" --evaluate-every {self.steps // 4} --keep 40 --threads 1 --run-dir {runs / self.name}"
+        return shlex.split(words)
+
+
+ROWS = (
+    Row("pendulum-iql", "iql", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −230", "−178"),
+    Row("pendulum-td3bc", "td3_bc", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −500", "−449"),
+    Row("pendulum-cql", "cql", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −260", "−190"),
+    Row("pendulum-bcq", "bcq", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −300", "−246"),
+    Row("cartpole-dcql", "discrete_cql", "rlzoo/cartpole/mixed-v0", 15_000, "≥ 450", "500"),
+    Row("cartpole-dbcq5k", "discrete_bcq", "rlzoo/cartpole/mixed-v0", 5_000, "≥ 450", "500"),
+    Row("cartpole-dbcq20k", "discrete_bcq", "rlzoo/cartpole/mixed-v0", 20_000, "shown beside it", "about 115"),
+    Row("hopper-expert-bc", "bc", "rlzoo/hopper/expert-v0", 20_000, "≥ 100", "105.8", True),
+    Row("hopper-expert-td3bc", "td3_bc", "rlzoo/hopper/expert-v0", 60_000, "≥ 70", "91 (55 to 111)", True),
+    Row("hopper-mixed-td3bc", "td3_bc", "rlzoo/hopper/mixed-v0", 60_000, "≥ 55", "66, 90, 110", True),
+    Row("hopper-mixed-iql", "iql", "rlzoo/hopper/mixed-v0", 60_000, "≥ 30", "51 at 40k", True),
+    Row("hopper-medium-bc", "bc", "rlzoo/hopper/medium-v0", 60_000, "18 to 32", "22.8", True),
+    Row("hopper-medium-td3bc", "td3_bc", "rlzoo/hopper/medium-v0", 60_000, "≥ 18", "25.3", True),
+    Row("hopper-medium-iql", "iql", "rlzoo/hopper/medium-v0", 60_000, "≥ 18", "25.3", True),
+)
+
+
+def train(rows: list[Row], runs: Path) -> int:
+    """Train what is missing, one after the other; returns the number of rows that failed."""
+    failed = 0
+    for row in rows:
+        resumed = (runs / row.name / "config.json").exists()
+        words = ["herdbook", "resume", str(runs / row.name)] if resumed else row.command(runs)
+        print(shlex.join(words), flush=True)
+        status = subprocess.run([sys.executable, "-m", "herdbook.cli.main", *words[1:]]).returncode
+        failed += status != 0
+    return failed
+
+
+def table(rows: list[Row], runs: Path) -> str:
+    """The rows that are finished, in Markdown: mean over seeds of each seed's mean at the final checkpoint."""
+    lines = [
+        "| data | algorithm | updates | score | 95 % interval | seeds | floor | measured elsewhere |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        path = runs / row.name / "evaluations.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        final = [record for record in records if record["step"] == row.steps]
+        if len(final) < len(SEEDS):
+            lines.append(f"| {row.dataset} | {row.algorithm} | {row.steps:,} | not run | | | {row.floor} | |")
+            continue
+        key = "normalized_score" if row.normalised else "return_mean"
+        scores = np.array([record[key] for record in final])
+        estimate = t_interval(scores)
+        unit = "normalised" if row.normalised else "return"
+        each = ", ".join(f"{score:.1f}" for score in scores)
+        lines.append(
+            f"| {row.dataset} | {row.algorithm} | {row.steps:,} | {unit} **{estimate.value:.1f}** | "
+            f"[{estimate.low:.1f}, {estimate.high:.1f}] | {each} | {row.floor} | {row.reference} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "table"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--only", nargs="+", default=[row.name for row in ROWS], metavar="NAME")
+    parsed = parser.parse_args()
+    rows = [row for row in ROWS if row.name in parsed.only]
+    if parsed.what == "train":
+        return int(train(rows, parsed.runs) > 0)
+    print(table(rows, parsed.runs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
