@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,23 @@ def test_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: p
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["last", "step_10"]
     assert checkpoints.last() == 10
     assert checkpoints.load() == {"step": 10}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files")
+def test_a_write_that_the_system_refuses_halfway_is_reported(tmp_path: Path) -> None:
+    import resource
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"x": torch.ones(10)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step_2.*File too large.*the last good one is .*step_1"):
+            checkpoints.save(2, {"x": torch.ones(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step_1"]
+    assert torch.equal(checkpoints.load()["x"], torch.ones(10))
 
 
 def test_full_disk_while_a_checkpoint_is_replaced_leaves_the_old_one(
