@@ -15,15 +15,18 @@ from herdbook.cli.assemble import (
     absolute,
     build_algorithm,
     build_config,
+    check_dataset,
     check_reserved,
     choose_device,
     config_from_values,
     config_values,
+    dataset_record,
     environment_from_record,
     environment_record,
     load_task,
     make_evaluation,
     merge,
+    options_of,
     score_line,
     with_arguments,
 )
@@ -153,7 +156,7 @@ def start(
             "algorithm": name,
             "config": config_values(config),
             "settings": [asdict(row) for row in applied],
-            "dataset": _dataset_record(task.episodes),
+            "dataset": dataset_record(task.episodes),
             "environment": environment_record(task.environment),
             "references": None if task.references is None else asdict(task.references),
             "seeds": list(options.seeds),
@@ -189,7 +192,7 @@ def resume(
     Raises RunError if the dataset, the algorithm or the shapes are not those of the run.
     """
     run = Run(path)
-    options = _options(run)
+    options = options_of(run)
     last, total = run.checkpoints.last(), options.steps if steps is None else steps
     if last is not None and total < last:
         raise UserError(f"steps: expected at least {last}, where {run.path} is, got {total}")
@@ -202,7 +205,7 @@ def resume(
     resolved = choose_device(options.device)
     with locked(run.path):
         task = load_task(options, source, None if isinstance(env, str) else env)
-        _check_dataset(run, task.episodes)
+        check_dataset(run, task.episodes)
         if env is None and run.config["environment"] != environment_record(task.episodes.environment):
             environment_from_record(run.config["environment"])  # raises where it is code, to be given again
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
@@ -422,36 +425,6 @@ def _algorithm_of(run: Run, algorithm: str | type[Any] | None) -> tuple[str, typ
     if not isinstance(algorithm, str) and run.algorithm in ALGORITHMS and name != run.algorithm:
         raise RunError(f"{run.path}: expected a run of {name}, got a run of {run.algorithm}")
     return run.algorithm, chosen
-
-
-def _options(run: Run) -> RunOptions:
-    known: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in run.options.items()
-        if name in _RUN_FIELDS
-    }
-    try:
-        return RunOptions(**known)
-    except (UserError, TypeError) as error:
-        raise RunError(f"{run.path / 'config.json'}: {error}") from error
-
-
-def _check_dataset(run: Run, episodes: Episodes) -> None:
-    expected, found = run.config["dataset"].get("fingerprint"), episodes.fingerprint()
-    if found != expected:
-        raise RunError(
-            f"{episodes.source}: the dataset has changed since the run began (fingerprint {found[:12]}, the run has "
-            f"{str(expected)[:12]}); restore the data, or begin a new run"
-        )
-
-
-def _dataset_record(episodes: Episodes) -> dict[str, Any]:
-    return {
-        "source": episodes.source,
-        "fingerprint": episodes.fingerprint(),
-        "transforms": list(episodes.transforms),
-        "statistics": episodes.statistics(),
-    }
 
 
 def _slug(text: str) -> str:

@@ -22,6 +22,7 @@ from herdbook.core.environments import (
 )
 from herdbook.core.loop import Evaluate
 from herdbook.core.rollout import Rollout, fixed_episodes
+from herdbook.core.runs import Run, RunError
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Algorithm, OffPolicy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
@@ -267,3 +268,36 @@ def absolute(options: RunOptions) -> RunOptions:
         dataset=str(dataset.resolve()) if dataset.exists() else options.dataset,
         data_dir=None if options.data_dir is None else str(Path(options.data_dir).expanduser().resolve()),
     )
+
+
+def options_of(run: Run) -> RunOptions:
+    """The options that a run was begun with. Raises RunError where config.json holds others."""
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in run.options.items()
+        if name in {f.name for f in fields(RunOptions)}
+    }
+    try:
+        return RunOptions(**known)
+    except (UserError, TypeError) as error:
+        raise RunError(f"{run.path / 'config.json'}: {error}") from error
+
+
+def check_dataset(run: Run, episodes: Episodes) -> None:
+    """Raise RunError unless these are the data that the run was begun with."""
+    expected, found = run.config["dataset"].get("fingerprint"), episodes.fingerprint()
+    if found != expected:
+        raise RunError(
+            f"{episodes.source}: the dataset has changed since the run began (fingerprint {found[:12]}, the run has "
+            f"{str(expected)[:12]}); restore the data, or begin a new run"
+        )
+
+
+def dataset_record(episodes: Episodes) -> dict[str, Any]:
+    """What config.json says of a dataset."""
+    return {
+        "source": episodes.source,
+        "fingerprint": episodes.fingerprint(),
+        "transforms": list(episodes.transforms),
+        "statistics": episodes.statistics(),
+    }

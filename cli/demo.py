@@ -13,8 +13,6 @@ DATASET = "classic/pendulum"
 FOLDER = Path("demo")
 MARKER = ".made-by-herdbook-demo"
 STEPS = {"bc": 2_000, "cql": 5_000}
-# Networks of this size learn Pendulum as well and in a fraction of the time of the papers' (256, 256, 256).
-HIDDEN_SIZES = (64, 64)
 EPISODES = 20
 
 
@@ -40,8 +38,7 @@ def run(folder: Path = FOLDER, steps: Mapping[str, int] = STEPS) -> int:
             data_dir=folder / "data",
             steps=updates,
             run_dir=path,
-            hidden_sizes=HIDDEN_SIZES,
-            threads=1,  # matrices of this size gain nothing from a second one
+            threads=1,  # networks of this size gain nothing from a second one
         )
         returns[name] = evaluate_run(path, episodes=EPISODES, seed=10_000)["seeds"][0]["returns"]
     references = episodes.reference_scores
