@@ -1,0 +1,444 @@
+"""What every offline algorithm of the catalogue must do, whatever it is."""
+
+import copy
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from herdbook.cli.catalogue import ALGORITHMS, algorithm_class, config_class
+from herdbook.core import checkpoint
+from herdbook.core.networks import Ensemble
+from herdbook.core.types import Spec, Step, to_numpy, tree_map
+from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.replay import ReplayBuffer
+
+NAMES = sorted(name for name, where in ALGORITHMS.items() if where.startswith("herdbook.offline."))
+SMALL = {
+    "batch_size": 16,
+    "hidden_sizes": (12, 12),
+    "vae_hidden_sizes": (12, 12),
+    "num_actions": 3,
+    "num_target_actions": 3,
+    "num_policy_actions": 8,
+}
+"""Fields that make any algorithm fast, where it has them."""
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "cql": [{"lagrange": True, "deterministic_backup": False}, {"max_target_backup": True}],
+    "td3_bc": [{"policy_delay": 1}],
+}
+"""Further settings under which the learner does something else."""
+UNTRAINED = {("cql", False): {"multiplier"}}
+"""Networks that stand still: CQL's multiplier, without the Lagrange form."""
+SETTINGS = [(name, variant) for name in NAMES for variant in [{}, *VARIANTS.get(name, [])]]
+
+BOXES = {
+    "box": spaces.Box(np.array([-1, -1], np.float32), np.array([1, 1], np.float32)),
+    "wide": spaces.Box(np.array([-2, 0], np.float32), np.array([2, 5], np.float32)),
+}
+DISCRETES = {"discrete": spaces.Discrete(3), "from_one": spaces.Discrete(3, start=1)}
+ACTIONS: dict[str, spaces.Space[Any]] = {**BOXES, **DISCRETES}
+IMAGE = spaces.Box(0, 255, (8, 8, 2), np.uint8)
+OBSERVATIONS: dict[str, spaces.Space[Any]] = {
+    "vector": spaces.Box(-np.inf, np.inf, (3,), np.float32),
+    "image": IMAGE,
+    "index": spaces.Discrete(5),
+    "mixed": spaces.Dict({"camera": IMAGE, "joints": spaces.Box(-np.inf, np.inf, (2,), np.float32)}),
+}
+
+
+def fits(name: str, actions: str) -> bool:
+    kind = algorithm_class(name).action_space
+    return kind == "any" or (kind == "box") == (actions in BOXES)
+
+
+def own_actions(name: str) -> str:
+    return "wide" if fits(name, "wide") else "from_one"
+
+
+def draw(space: spaces.Space[Any], count: int, generator: np.random.Generator) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: draw(part, count, generator) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Discrete):
+        return generator.integers(space.start, space.start + space.n, count)
+    if space.dtype == np.uint8:
+        return generator.integers(0, 256, (count, *space.shape)).astype(np.uint8)
+    if not space.is_bounded():
+        return generator.normal(size=(count, *space.shape)).astype(np.float32)
+    unit = generator.uniform(size=(count, *space.shape))
+    unit[:3] = unit[:3].round()  # at the bounds
+    return (space.low + (space.high - space.low) * unit).astype(np.float32)
+
+
+def make_episodes(observations: str, actions: str) -> Episodes:
+    generator = np.random.default_rng(5)
+    lengths = [7, 12, 3, 9, 11]
+    return Episodes.from_episodes(
+        [
+            {
+                "observations": draw(OBSERVATIONS[observations], length + 1, generator),
+                "actions": draw(ACTIONS[actions], length, generator),
+                "rewards": generator.normal(size=length),
+                "terminated": number % 2 == 0,
+                "truncated": number % 2 == 1,
+            }
+            for number, length in enumerate(lengths)
+        ],
+        observation_space=OBSERVATIONS[observations],
+        action_space=ACTIONS[actions],
+    )
+
+
+class Trial:
+    """An algorithm with a replay and a generator for each seed."""
+
+    def __init__(
+        self, name: str, changes: dict[str, Any], observations: str = "vector", actions: str | None = None, **setup: Any
+    ) -> None:
+        episodes = make_episodes(observations, actions or own_actions(name))
+        cls = algorithm_class(name)
+        config = config_class(cls)
+        known = {field.name for field in dataclasses.fields(config)}
+        small = {key: value for key, value in SMALL.items() if key in known}
+        self.spec = episodes.spec()
+        self.algorithm = cls(config(**{**small, **changes}), self.spec, **setup)
+        self.replay = ReplayBuffer(episodes)
+        self.generators = [torch.Generator().manual_seed(100 + seed) for seed in self.algorithm.learner.seeds]
+
+    def train(self, updates: int) -> list[dict[str, Tensor]]:
+        return [self.algorithm.update(self.batch()) for _ in range(updates)]
+
+    def batch(self) -> Any:
+        return self.algorithm.sample(self.replay, self.generators)
+
+    def weights(self, seed_index: int = 0) -> dict[str, Tensor]:
+        """Parameters and targets of one seed."""
+        state = self.algorithm.state_dict()
+        return {
+            f"{part}/{name}/{key}": value[seed_index].clone()
+            for part in ("online", "target")
+            for name, parameters in state[part].items()
+            for key, value in parameters.items()
+        }
+
+    def step(self, count: int = 6) -> Step:
+        generator = np.random.default_rng(11)
+        observations = tree_map(torch.as_tensor, draw(self.spec.observation_space, count, generator))
+        actions = torch.as_tensor(draw(self.spec.action_space, count, generator))
+        first = torch.zeros(count, dtype=torch.bool)
+        return Step(observations, torch.zeros_like(actions), torch.zeros(count), first, first)
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    """The norm of each difference within 1e-5 of the tensor's norm, 1e-6 for a zero tensor."""
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        difference, size = float((value - theirs[name]).norm()), float(theirs[name].norm())
+        assert difference <= (1e-5 * size or 1e-6), f"{name}: differs by {difference} of {size}"
+
+
+def assert_same_bits(ours: Any, theirs: Any) -> None:
+    mine, other = (torch.utils._pytree.tree_flatten(tree) for tree in (ours, theirs))
+    assert mine[1] == other[1]
+    for one, two in zip(mine[0], other[0], strict=True):
+        assert torch.equal(one, two) if isinstance(one, Tensor) else one == two
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "changes"), SETTINGS)
+def test_metrics_are_finite_and_every_parameter_moves(name: str, changes: dict[str, Any]) -> None:
+    trial = Trial(name, changes)
+    before = trial.weights()
+    for metrics in trial.train(8):
+        assert metrics
+        for key, value in metrics.items():
+            assert value.shape == () and bool(value.isfinite()) and not value.requires_grad, key
+    still = {key.split("/")[1] for key, value in trial.weights().items() if torch.equal(value, before[key])}
+    assert still == UNTRAINED.get((name, changes.get("lagrange", False)), set())
+    assert trial.algorithm.learner.updates == 8
+
+
+@pytest.mark.parametrize(("name", "changes"), SETTINGS)
+def test_batched_seeds_equal_solo_seeds(name: str, changes: dict[str, Any]) -> None:
+    together = Trial(name, changes, seeds=(2, 0, 9))
+    for metrics in together.train(25):
+        assert all(value.shape == (3,) for value in metrics.values())
+    for index, seed in enumerate((2, 0, 9)):
+        solo = Trial(name, changes, seeds=(seed,))
+        solo.train(25)
+        assert_close(together.weights(index), solo.weights())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_bits_and_other_seeds_differ(name: str) -> None:
+    one, same, other = (Trial(name, {}, seeds=(seed,)) for seed in (4, 4, 5))
+    assert all(not torch.equal(v, other.weights()[k]) for k, v in one.weights().items() if v.norm() > 0)
+    one.train(3)
+    torch.randn(5)  # what others draw does not matter
+    same.train(3)
+    assert_same_bits(one.algorithm.state_dict(), same.algorithm.state_dict())
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 6)])
+@pytest.mark.parametrize(("name", "changes"), SETTINGS)
+def test_state_round_trips_to_the_bit(
+    name: str, changes: dict[str, Any], seeds: tuple[int, ...], tmp_path: Path
+) -> None:
+    source, other = Trial(name, changes, seeds=seeds), Trial(name, changes, seeds=seeds)
+    source.train(3)
+    other.train(5)  # what was there is gone afterwards
+    checkpoint.save(tmp_path / "state", source.algorithm.state_dict())
+    other.algorithm.load_state_dict(checkpoint.load(tmp_path / "state"))
+    assert_same_bits(other.algorithm.state_dict(), source.algorithm.state_dict())
+    for _ in range(2):
+        batch = source.batch()
+        assert_same_bits(other.algorithm.update(batch), source.algorithm.update(batch))
+    assert_same_bits(other.algorithm.state_dict(), source.algorithm.state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_equals_eager(name: str) -> None:
+    compiled, eager = (Trial(name, {}, compile=how) for how in ("aot_eager", False))
+    compiled.train(25)
+    eager.train(25)
+    assert_close(compiled.weights(), eager.weights())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize(("name", "changes"), SETTINGS)
+def test_inductor_equals_eager(name: str, changes: dict[str, Any], seeds: tuple[int, ...]) -> None:
+    compiled, eager = (Trial(name, changes, compile=how, seeds=seeds) for how in (True, False))
+    compiled.train(25)
+    eager.train(25)
+    for index in range(len(seeds)):
+        assert_close(compiled.weights(index), eager.weights(index))
+
+
+@pytest.mark.parametrize("observations", ["image", "index", "mixed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_kind_of_observation_trains_and_acts(name: str, observations: str) -> None:
+    trial = Trial(name, {}, observations, seeds=(0, 1))
+    before = trial.weights(1)
+    for metrics in trial.train(2):
+        assert all(bool(value.isfinite().all()) for value in metrics.values())
+    after = trial.weights(1)
+    assert any(not torch.equal(after[key], before[key]) for key in after if "encoder" in key or observations == "index")
+    actions, _ = trial.algorithm.policy(1)(trial.step(), None)
+    assert all(trial.spec.action_space.contains(action) for action in to_numpy(actions))
+
+
+# --- policies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize(
+    ("name", "actions"), [(name, actions) for name in NAMES for actions in ACTIONS if fits(name, actions)]
+)
+def test_the_policy_contract(name: str, actions: str, deterministic: bool) -> None:
+    trial = Trial(name, {}, actions=actions)
+    trial.train(2)
+    policy = trial.algorithm.policy(deterministic=deterministic)
+    step, space = trial.step(), trial.spec.action_space
+    carry = policy.initial(6)
+    chosen, carry = policy(step, carry, torch.Generator().manual_seed(0))
+    assert len(chosen) == 6 and not chosen.requires_grad
+    assert chosen.dtype == (torch.int64 if isinstance(space, spaces.Discrete) else torch.float32)
+    for action in to_numpy(chosen):
+        assert space.contains(action), f"{action} is not in {space}"
+    same, _ = policy(step, policy.initial(6), torch.Generator().manual_seed(0))
+    assert torch.equal(chosen, same)
+    if deterministic:
+        without, _ = policy(step, policy.initial(6))
+        assert torch.equal(chosen, without)
+
+    distribution, _ = policy.distribution(step, policy.initial(6))
+    for action in to_numpy(distribution.sample(torch.Generator().manual_seed(1))):
+        assert space.contains(action)
+    if deterministic:
+        assert torch.equal(distribution.mode(), chosen)
+    try:
+        log_prob = distribution.log_prob(chosen)
+    except TypeError as error:  # no density
+        assert "density" in str(error)
+    else:
+        assert log_prob.shape == (6,) and bool(log_prob.isfinite().all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_deterministic_policy_acts_on_each_observation_as_if_it_were_alone(name: str) -> None:
+    trial = Trial(name, {})
+    policy, step = trial.algorithm.policy(), trial.step()
+    together, _ = policy(step, policy.initial(6))
+    for number in range(6):
+        alone, _ = policy(tree_map(lambda x, i=number: x[i : i + 1], step), policy.initial(1))
+        torch.testing.assert_close(alone[0], together[number])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_follows_the_training_and_its_seed(name: str) -> None:
+    changes = {"lr": 1e-2} if fits(name, "discrete") else {}  # enough to change a choice
+    trial = Trial(name, changes, seeds=(3, 4))
+    step = trial.step(64)
+    zero, one = (trial.algorithm.policy(index, deterministic=False) for index in (0, 1))
+
+    def act(policy: Any) -> Tensor:
+        actions: Tensor = policy(step, policy.initial(64), torch.Generator().manual_seed(0))[0]
+        return actions
+
+    before = act(zero)
+    assert not torch.equal(before, act(one))
+    solo = Trial(name, changes, seeds=(4,))
+    torch.testing.assert_close(act(one), act(solo.algorithm.policy(deterministic=False)))
+    trial.train(40)
+    assert not torch.equal(before, act(zero))
+    with pytest.raises(IndexError, match="expected a seed index"):
+        trial.algorithm.policy(2)
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_of_another_algorithm_or_shape_changes_nothing(name: str) -> None:
+    trial = Trial(name, {})
+    trial.train(1)
+    before = copy.deepcopy(trial.algorithm.state_dict())
+    other = next(n for n in NAMES if algorithm_class(n) is not type(trial.algorithm) and n not in ("bc", name))
+    strangers = [
+        Trial(other, {}),
+        Trial(name, {"hidden_sizes": (12, 13)}),
+        Trial(name, {}, observations="index"),
+        Trial(name, {}, seeds=(0, 1)),
+        Trial(name, {}, seeds=(8,)),
+    ]
+    for stranger in strangers:
+        with pytest.raises(ValueError, match=r"does not fit|expected"):
+            trial.algorithm.load_state_dict(stranger.algorithm.state_dict())
+    for broken in ({}, {"online": None}):
+        with pytest.raises(ValueError, match="not the state of a learner"):
+            trial.algorithm.load_state_dict(broken)
+    assert_same_bits(trial.algorithm.state_dict(), before)
+
+
+BAD = {
+    "batch_size": [0, -1],
+    "discount": [-0.1, 1.5, float("nan")],
+    "tau": [-0.1, 1.1],
+    "lr": [0.0, -1e-3],
+    "actor_lr": [0.0],
+    "critic_lr": [0.0],
+    "value_lr": [0.0],
+    "lagrange_lr": [0.0],
+    "hidden_sizes": [(0,), (8, -1)],
+    "vae_hidden_sizes": [(0,)],
+    "n_step": [0],
+    "alpha": [-1.0],
+    "num_actions": [0],
+    "num_target_actions": [0],
+    "num_policy_actions": [0],
+    "temperature": [0.0],
+    "initial_temperature": [0.0],
+    "expectile": [-0.1, 1.1],
+    "beta": [-1.0],
+    "max_weight": [0.0],
+    "actor_decay_updates": [0],
+    "policy_noise": [-0.1],
+    "noise_clip": [-0.1],
+    "policy_delay": [0],
+    "perturbation": [-0.1, 1.1],
+    "soft_minimum": [-0.1, 1.1],
+    "kl_weight": [-1.0],
+    "threshold": [-0.1, 1.0],
+    "logit_penalty": [-1.0],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_out_of_range_are_named(name: str) -> None:
+    config = config_class(algorithm_class(name))
+    for field in dataclasses.fields(config):
+        for value in BAD.get(field.name, []):
+            with pytest.raises(ValueError, match=f"{config.__name__}: expected {field.name} .*got"):
+                config(**{field.name: value})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_are_frozen_keyword_only_and_name_their_algorithm(name: str) -> None:
+    config = config_class(algorithm_class(name))
+    assert config.algorithm == name
+    assert config() == config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().batch_size = 3
+    with pytest.raises(TypeError):
+        config(3)
+    assert all(field.kw_only for field in dataclasses.fields(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "actions"), [(name, actions) for name in NAMES for actions in ACTIONS if not fits(name, actions)]
+)
+def test_actions_that_do_not_fit_are_refused_with_what_does(name: str, actions: str) -> None:
+    wanted = "discrete" if actions in BOXES else "continuous"
+    with pytest.raises(ValueError, match=rf"{name}: expected {wanted}.* actions, got .*; try bc, "):
+        Trial(name, {}, actions=actions)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unbounded_actions_are_refused(name: str) -> None:
+    cls = algorithm_class(name)
+    with pytest.raises(ValueError, match=r"expected (bounded|discrete)"):
+        cls(config_class(cls)(), Spec(OBSERVATIONS["vector"], spaces.Box(-np.inf, np.inf, (2,))))
+
+
+# --- a user's own modules -------------------------------------------------------------------------------------------
+
+
+class MyCritic(nn.Module):
+    """Q(s, a) for vectors, as one writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        value: Tensor = self.net(torch.cat([observations, actions], -1))
+        return value
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "bc": {"actor": lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2), nn.Tanh())},
+    "bcq": {"critic": lambda: Ensemble(MyCritic, 2)},
+    "cql": {"critic": lambda: Ensemble(MyCritic, 2)},
+    "iql": {"critic": lambda: Ensemble(MyCritic, 3)},
+    "td3_bc": {"critic": lambda: Ensemble(MyCritic, 2), "actor": lambda: nn.Sequential(nn.Linear(3, 2), nn.Tanh())},
+    "discrete_bcq": {"critic": lambda: nn.Linear(3, 3), "behaviour": lambda: nn.Linear(3, 3)},
+    "discrete_cql": {"critic": lambda: nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in OWN])
+def test_a_users_modules_train_alone_and_with_seeds(name: str) -> None:
+    together = Trial(name, {}, networks=OWN[name], seeds=(0, 1))
+    before = together.weights(1)
+    together.train(25)
+    solo = Trial(name, {}, networks=OWN[name], seeds=(1,))
+    solo.train(25)
+    assert_close(together.weights(1), solo.weights())
+    for key, value in together.weights(1).items():
+        assert key.split("/")[1] not in OWN[name] or not torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_network_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=r"expected networks among .* got \['qf1'\]"):
+        Trial(name, {}, networks={"qf1": MyCritic})
