@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers with a pool of threads each slow each other
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; what asks for it fails at once
 
 import sys
 from collections.abc import Iterator

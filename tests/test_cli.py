@@ -44,14 +44,10 @@ def one_line(err: str) -> str:
 
 def test_help_needs_no_torch_and_no_half_second() -> None:
     code = "import sys; from herdbook.cli.main import main; main(['--help']); main(['train', '--help']);"
-    code += "main(['list', 'algorithms']); sys.exit('torch' in sys.modules)"
-    seconds = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - begin)
+    code += "main(['list', 'algorithms']); import time; print(time.process_time()); sys.exit('torch' in sys.modules)"
+    done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
     assert "usage: herdbook COMMAND" in done.stdout and "discrete_cql" in done.stdout
-    assert min(seconds) < 0.5
+    assert float(done.stdout.splitlines()[-1]) < 0.5  # of this process alone, whatever else the machine does
 
 
 def test_only_the_named_algorithm_is_imported(small_dataset: str) -> None:
