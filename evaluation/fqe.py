@@ -111,7 +111,8 @@ def fitted_q_evaluation(
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships no types for it
         optimiser.step()
         optimiser.zero_grad()
-        torch._foreach_lerp_(averages, parameters, c.tau)
+        with torch.no_grad():  # otherwise Q̄ would carry the history of every update
+            torch._foreach_lerp_(averages, parameters, c.tau)
     values = data.initial_values(target)
     if not np.isfinite(values).all():
         raise ArithmeticError(

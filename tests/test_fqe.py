@@ -264,3 +264,17 @@ def test_images_and_unbounded_actions_are_refused() -> None:
 def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FQEConfig(**wrong)
+
+
+def test_the_average_network_carries_no_history(monkeypatch: pytest.MonkeyPatch, mdp: dict[str, np.ndarray]) -> None:
+    """Averaged with gradients on, it would hold every update's parameters in memory."""
+    seen: list[bool] = []
+
+    def initial_values(self: Any, network: torch.nn.Module) -> np.ndarray:
+        seen.extend(parameter.requires_grad for parameter in network.parameters())
+        return np.zeros(1)
+
+    monkeypatch.setattr("herdbook.evaluation.fqe._Data.initial_values", initial_values)
+    fitted_q_evaluation(Tabular(np.full((STATES, ACTIONS), 0.5)), data_of(mdp), replace(QUICK, updates=2))
+    assert seen
+    assert not any(seen)
