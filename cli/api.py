@@ -16,6 +16,7 @@ from herdbook.cli.assemble import (
     build_algorithm,
     build_config,
     check_dataset,
+    check_networks,
     check_reserved,
     choose_device,
     config_from_values,
@@ -159,6 +160,7 @@ def start(
             "dataset": dataset_record(task.episodes),
             "environment": environment_record(task.environment),
             "references": None if task.references is None else asdict(task.references),
+            "networks": sorted(networks or ()),
             "seeds": list(options.seeds),
             "time_limit": options.time_limit,
             "run": {**asdict(options), "device": device, "threads": torch.get_num_threads()}
@@ -199,6 +201,7 @@ def resume(
     if last is not None and total == last:
         return run, False
     _, chosen = _algorithm_of(run, algorithm)
+    check_networks(run, networks)
     config = config_from_values(config_class(chosen), run.config["config"])
     source = dataset if dataset is not None else options.dataset
     options = merge(options, steps=total, device=device, data_dir=data_dir, env=env if isinstance(env, str) else None)
@@ -378,6 +381,7 @@ def _restore(
 ) -> tuple[OffPolicy, Spec, int]:
     """The algorithm as it was at a checkpoint: the given one, or the last that is good for `seed`."""
     name, chosen = _algorithm_of(run, algorithm)
+    check_networks(run, networks)
     state = run.checkpoints.load(step)
     if step is None and str(seed) in state["stopped"]:
         state = run.checkpoints.load(state["stopped"][str(seed)]["checkpoint"])

@@ -293,6 +293,16 @@ def check_dataset(run: Run, episodes: Episodes) -> None:
         )
 
 
+def check_networks(run: Run, networks: Mapping[str, Any] | None) -> None:
+    """Raise UserError unless the user's own modules are given again for a run that was trained with them."""
+    expected, given = run.config.get("networks") or [], sorted(networks or ())
+    if given != expected:
+        raise UserError(
+            f"{run.path}: expected networks= for {', '.join(expected) or 'nothing'}, as the run was begun with, "
+            f"got {', '.join(given) or 'none'}"
+        )
+
+
 def dataset_record(episodes: Episodes) -> dict[str, Any]:
     """What config.json says of a dataset."""
     return {

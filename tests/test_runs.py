@@ -330,6 +330,24 @@ def test_a_users_class_config_and_environment_serve_in_python(small_dataset: str
     assert evaluate_run(run.path, episodes=1, algorithm=user_code.Mine, env=env)["seeds"][0]["lengths"] == [7]
 
 
+def test_a_users_own_network_must_be_given_again(small_dataset: str) -> None:
+    class Actor(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 1)
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.layer(observations))
+
+    options: dict = {"dataset": small_dataset, "steps": 2, "eval_episodes": 0, "quiet": True}
+    run = herdbook.train("td3_bc", networks={"actor": Actor}, run_dir="run", **options)
+    for call in (lambda: resume(run.path, steps=3), lambda: herdbook.load(run.path)):
+        with pytest.raises(UserError, match=r"expected networks= for actor, as the run was begun with, got none"):
+            call()
+    resume(run.path, steps=3, networks={"actor": Actor}, quiet=True)
+    assert herdbook.load(run.path, networks={"actor": Actor}).act(np.zeros(3)).shape == (1,)
+
+
 def test_a_dataset_whose_environment_cannot_be_made_still_trains(
     small_dataset: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
