@@ -25,7 +25,7 @@ from herdbook.evaluation.statistics import rank_correlation
 
 
 def main() -> None:
-    defaults = FQEConfig()
+    defaults = FQEConfig(updates=10_000, learning_rate=3e-4, tau=0.01, hidden_sizes=(64, 64))  # a small problem
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="classic/pendulum")
     parser.add_argument("--updates", type=int, default=defaults.updates)
