@@ -91,7 +91,7 @@ def compare(ours: Worker, theirs: Worker, name: str, threads: int, options: argp
         seconds = worker.ask(do="run", updates=10, sampling=True)["wall"]
         updates[side] = max(10, round(options.seconds * 10 / seconds))
     row: dict[str, Any] = {"algorithm": name, "threads": threads, "built": built}
-    for sampling in (False, True):
+    for sampling in [mode == "sampling" for mode in options.modes]:
         rates: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
         roofs = []
         for _ in range(options.pairs):
@@ -118,12 +118,15 @@ def line(row: dict[str, Any]) -> str:
     """One row of the table."""
     cells: list[str] = [row["algorithm"], str(row["threads"])]
     for key in ("update", "with_sampling"):
+        if key not in row:
+            cells += ["–"] * 4
+            continue
         m = row[key]
         ratio = m["ratio_wall"]
         middle = f"{statistics.median(ratio):.2f} ({ratio[0]:.2f}–{ratio[-1]:.2f})"
         cells += [f"{m['ours']:.1f}", f"{m['theirs']:.1f}", middle, f"{statistics.median(m['ratio_cpu']):.2f}"]
     flops = {side: row["built"][side]["flops"] for side in ("ours", "theirs")}
-    m = row["update"]
+    m = row["update" if "update" in row else "with_sampling"]
     cells += [f"{flops['ours'] / 1e9:.2f}", f"{flops['theirs'] / 1e9:.2f}", f"{m['roof'] / 1e9:.0f}"]
     cells += [f"{100 * flops[side] * m[side] / m['roof']:.0f} %" for side in ("ours", "theirs")]
     return "| " + " | ".join(cells) + " |"
@@ -142,6 +145,13 @@ def main() -> None:
     parser.add_argument("--d3rlpy-python", help="Python of an environment with d3rlpy; by default one is made")
     parser.add_argument("--algorithms", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=["update", "sampling"],
+        choices=["update", "sampling"],
+        help="draw batches, or not",
+    )
     parser.add_argument("--pairs", type=int, default=9, help="measurements of each side")
     parser.add_argument("--seconds", type=float, default=1.5, help="length of one measurement")
     parser.add_argument("--profile", action="store_true", help="add operators by their own time")
