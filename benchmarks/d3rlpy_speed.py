@@ -88,8 +88,8 @@ def compare(ours: Worker, theirs: Worker, name: str, threads: int, options: argp
     built = {side: worker.ask(**command) for side, worker in sides.items()}
     updates = {}
     for side, worker in sides.items():
-        seconds = worker.ask(do="run", updates=10, sampling=True)["wall"]
-        updates[side] = max(10, round(options.seconds * 10 / seconds))
+        seconds = worker.ask(do="run", updates=4, sampling=True)["wall"]
+        updates[side] = max(2, 2 * round(options.seconds * 2 / seconds))
     row: dict[str, Any] = {"algorithm": name, "threads": threads, "built": built}
     for sampling in [mode == "sampling" for mode in options.modes]:
         rates: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}

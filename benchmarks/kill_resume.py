@@ -40,22 +40,25 @@ def main() -> int:
         print(
             f"{options.algorithm} on {options.dataset}, {options.steps:,} steps, 2 seeds: {seconds:.1f} s uninterrupted"
         )
-        late = equal = 0
-        for trial in range(options.kills):
+        late = equal = trial = 0
+        while trial < options.kills:
             cut = root / "cut"
             shutil.rmtree(cut, ignore_errors=True)
             process = start(*train, cut)
             while not (cut / "config.json").exists():
                 time.sleep(0.005)
             time.sleep(choose.uniform(0, seconds))
+            if process.poll() is not None:
+                continue  # it was faster this time; nothing was killed
             process.kill()
             process.wait()
+            trial += 1
             step = Run(cut).checkpoints.last() or 0
             status = start(*COMMAND, "resume", cut).wait()
             same = status == 0 and alike(cut, whole, options.steps)
             late, equal = late + (step > 0), equal + same
             print(
-                f"kill {trial + 1:2}: resumed from step {step:6,}: {'equal to the bit' if same else 'DIFFERS'}",
+                f"kill {trial:2}: resumed from step {step:6,}: {'equal to the bit' if same else 'DIFFERS'}",
                 flush=True,
             )
     print(f"{late} of {options.kills} resumed from a step after 0; {equal} of {options.kills} equal to the bit")

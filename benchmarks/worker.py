@@ -90,7 +90,7 @@ def flops(trial: Trial) -> float:
     return counter.total / 2
 
 
-def roof(size: int = 1024, repeats: int = 15) -> float:
+def roof(size: int = 1024, repeats: int = 5) -> float:
     """FLOP/s of a square fp32 product on the current number of threads: the median of several."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     out = torch.empty(size, size)
