@@ -24,19 +24,23 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class Linear(nn.Module):
-    """y = xWᵀ + b with torch's default initialisation; with `copies`, one W and b each: [C, B, in] → [C, B, out]."""
+    """y = xWᵀ + b with torch's default initialisation; with `copies`, one W and b each: [C, B, in] → [C, B, out].
+
+    Copies store Wᵀ [C, in, out], so that their gradient comes out of the batched product in its own layout.
+    """
 
     def __init__(self, inputs: int, outputs: int, copies: int | None = None) -> None:
         super().__init__()
-        lead = () if copies is None else (copies,)
         bound = 1 / math.sqrt(inputs)
-        self.weight = nn.Parameter(torch.empty(*lead, outputs, inputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(*lead, outputs).uniform_(-bound, bound))
+        weight = (outputs, inputs) if copies is None else (copies, inputs, outputs)
+        bias = (outputs,) if copies is None else (copies, 1, outputs)
+        self.weight = nn.Parameter(torch.empty(weight).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(bias).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.dim() == 2:
             return F.linear(x, self.weight, self.bias)
-        return torch.baddbmm(self.bias.unsqueeze(-2), x, self.weight.transpose(-1, -2))
+        return torch.baddbmm(self.bias, x, self.weight)
 
 
 class MLP(nn.Module):

@@ -106,8 +106,13 @@ def test_loading_never_unpickles(tmp_path: Path) -> None:
 
     tree = ast.parse(Path(checkpoint.__file__).read_text())
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    called = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) if isinstance(n.value, ast.Name)
-              if n.value.id == "torch"}
+    called = {
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute)
+        if isinstance(n.value, ast.Name)
+        if n.value.id == "torch"
+    }
     assert "pickle" not in imported and "load" not in called
 
 

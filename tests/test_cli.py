@@ -262,9 +262,7 @@ def test_settings_name_fields_that_exist() -> None:
         assert row.config.keys() <= fields and row.run.keys() <= RESERVED and row.source
 
 
-def test_settings_apply_before_the_users_flags(
-    herdbook, small_dataset: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_apply_before_the_users_flags(herdbook, small_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     row = settings.Setting(
         algorithm="td3_bc",
         patterns=("tests/*",),

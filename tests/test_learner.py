@@ -283,9 +283,7 @@ def _trained(seeds: tuple[int, ...], steps: int) -> Learner:
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 5)])
 @pytest.mark.parametrize(("saved_at", "loaded_at"), [(4, 0), (4, 9), (0, 4)])
-def test_state_comes_back_to_the_bit_whatever_was_there(
-    seeds: tuple[int, ...], saved_at: int, loaded_at: int
-) -> None:
+def test_state_comes_back_to_the_bit_whatever_was_there(seeds: tuple[int, ...], saved_at: int, loaded_at: int) -> None:
     """Also over an optimiser that has moments where the state has none yet."""
     source, other = _trained(seeds, saved_at), _trained(seeds, loaded_at)
     state = copy.deepcopy(source.state_dict())

@@ -34,7 +34,11 @@ def _images(count: int = 5) -> Tensor:
 
 
 def _copy(module: nn.Module, number: int) -> dict[str, Tensor]:
-    return {name: value[number] for name, value in module.named_parameters()}
+    """One copy's parameters in torch's own layout: copies hold Wᵀ [C, in, out] and b [C, 1, out]."""
+    return {
+        name: value[number].mT if name.endswith("weight") else value[number, 0]
+        for name, value in module.named_parameters()
+    }
 
 
 def test_linear_starts_as_torchs_own() -> None:

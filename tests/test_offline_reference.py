@@ -91,7 +91,7 @@ def sequential(parameters: dict[str, Tensor], copy: int | None = None) -> nn.Seq
     for number in range(len([name for name in parameters if name.endswith("weight")])):
         weight, bias = (parameters[f"mlp.layers.{number}.{kind}"] for kind in ("weight", "bias"))
         if copy is not None:
-            weight, bias = weight[copy], bias[copy]
+            weight, bias = weight[copy].mT, bias[copy, 0]
         layer = nn.Linear(weight.shape[1], weight.shape[0])
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
         layers += [layer, nn.ReLU()]
@@ -107,6 +107,7 @@ def assert_agrees(parameters: dict[str, Tensor], nets: nn.Sequential | Sequence[
                 theirs = getattr(nets[2 * number], kind).detach()
             else:
                 theirs = torch.stack([getattr(net[2 * number], kind).detach() for net in nets])
+                theirs = theirs.mT if kind == "weight" else theirs.unsqueeze(1)
             close(ours, theirs, f"layer {number} {kind}")
 
 

@@ -167,9 +167,9 @@ def test_cql_lagrange_multiplier_does_not_explode() -> None:
 def test_twin_critics_have_equal_depth(entry: Any) -> None:
     """One module with an axis of copies: neither can have a layer that the other lacks."""
     algorithm = make(*entry, seeds=(0,))
-    shapes = [tuple(p.shape) for p in algorithm.learner.params["critic"].values()]
-    assert all(shape[0] == 2 for shape in shapes)
-    assert [shape[1:] for shape in shapes if len(shape) == 3] == [(8, 5), (8, 8), (1, 8)]
+    shapes = {name: tuple(p.shape) for name, p in algorithm.learner.params["critic"].items()}
+    assert all(shape[0] == 2 for shape in shapes.values())
+    assert [s[1:] for name, s in shapes.items() if name.endswith("weight")] == [(5, 8), (8, 8), (8, 1)]
 
 
 # --- log-densities --------------------------------------------------------------------------------------------------
