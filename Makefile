@@ -23,6 +23,7 @@ test: lint types fast
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types: $(READY)
 	$(BIN)/mypy

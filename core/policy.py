@@ -125,9 +125,7 @@ class FeedForwardPolicy:
         return None
 
     @torch.no_grad()
-    def __call__(
-        self, step: Step, carry: Carry, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Carry]:
+    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
         distribution = self.function(self.scaling.observations(step.observations))
         actions = distribution.mode() if self.deterministic else distribution.sample(generator)
         return self.scaling.raw_actions(actions), carry

@@ -1,9 +1,9 @@
 """A custom algorithm in under 80 lines: one-step RL (Brandfonbrener et al. 2021, arXiv:2106.08909).
 
-    L_Q = mean (r + γ Q̄(s′, a′) − Q(s, a))²,   a′ the data's next action              (1)
-    L_π = −mean min(exp(β (Q(s, a) − Q(s, π(s)))), w) log π(a|s)                      (2)
+L_Q = mean (r + γ Q̄(s′, a′) − Q(s, a))²,   a′ the data's next action              (1)
+L_π = −mean min(exp(β (Q(s, a) − Q(s, π(s)))), w) log π(a|s)                      (2)
 
-    python -m herdbook.cli.main train examples.your_own_algorithm:OneStep --dataset classic/pendulum --steps 20000
+python -m herdbook.cli.main train examples.your_own_algorithm:OneStep --dataset classic/pendulum --steps 20000
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """Behavioural cloning (Pomerleau 1989): supervised learning of the recorded actions.
 
-    L_π = mean (π(s) − a)²           continuous actions, a deterministic tanh policy         (1)
-    L_π = −mean log π(a|s)           discrete actions                                        (2)
+L_π = mean (π(s) − a)²           continuous actions, a deterministic tanh policy         (1)
+L_π = −mean log π(a|s)           discrete actions                                        (2)
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class BC:
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
         """The cloned policy; with discrete actions and `deterministic` its most likely action."""
         actor = self.learner.parameters_of("actor", seed_index)
-        return FeedForwardPolicy(
-            self.scaling, lambda o: self.head(self.actor(actor, o)), deterministic=deterministic
-        )
+        return FeedForwardPolicy(self.scaling, lambda o: self.head(self.actor(actor, o)), deterministic=deterministic)
 
     def state_dict(self) -> dict[str, Any]:
         return self.learner.state_dict()

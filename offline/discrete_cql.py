@@ -1,8 +1,8 @@
 """Discrete CQL (Kumar et al. 2020, arXiv:2006.04779): double DQN (van Hasselt et al. 2016) with the exact CQL(H) term.
 
-    y   = r + γ Q̄(s′, argmax_a′ Q(s′, a′))                        (1)
-    C   = mean [log Σ_a exp Q(s, a) − Q(s, a_data)]               (2)
-    L_Q = mean huber(Q(s, a_data) − y) + α C                      (3)
+y   = r + γ Q̄(s′, argmax_a′ Q(s′, a′))                        (1)
+C   = mean [log Σ_a exp Q(s, a) − Q(s, a_data)]               (2)
+L_Q = mean huber(Q(s, a_data) − y) + α C                      (3)
 """
 
 from __future__ import annotations
