@@ -433,4 +433,3 @@ def _algorithm_of(run: Run, algorithm: str | type[Any] | None) -> tuple[str, typ
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-")
-

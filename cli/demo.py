@@ -6,13 +6,16 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from herdbook.cli.catalogue import UserError
 
 DATASET = "classic/pendulum"
 FOLDER = Path("demo")
 MARKER = ".made-by-herdbook-demo"
-STEPS = {"bc": 2_000, "cql": 5_000}
+STEPS = {"bc": 2_000, "cql": 6_000}
+# Faster than the defaults, for two minutes on two cores.
+FASTER: Mapping[str, dict[str, Any]] = {"cql": {"batch_size": 128, "actor_lr": 3e-4}}
 EPISODES = 20
 
 
@@ -38,6 +41,7 @@ def run(folder: Path = FOLDER, steps: Mapping[str, int] = STEPS) -> int:
             data_dir=folder / "data",
             steps=updates,
             run_dir=path,
+            **FASTER.get(name, {}),
             threads=1,  # networks of this size gain nothing from a second one
         )
         returns[name] = evaluate_run(path, episodes=EPISODES, seed=10_000)["seeds"][0]["returns"]
@@ -72,9 +76,9 @@ def table(returns: dict[str, list[float]], references: object) -> None:
 
     assert isinstance(references, ReferenceScores)
     shown = Table(title=f"Pendulum-v1, mean of {EPISODES} episodes (behaviour policy: of the dataset)", title_style="")
-    shown.add_column("policy")
-    for column in ("return", "95 % interval", "normalised score", "95 % interval"):
-        shown.add_column(column, justify="right")
+    shown.add_column("policy", no_wrap=True)
+    for column in ("return", "95 % interval", "score", "95 % interval"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for name, values in returns.items():
         estimate = mean_interval(values)
         score, low, high = normalised_score([estimate.value, estimate.low, estimate.high], references)
