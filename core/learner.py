@@ -54,13 +54,39 @@ class Setup(TypedDict, total=False):
 
 
 class Network:
-    """A module as a function of its parameters: `network(params["critic"], observations, actions)`."""
+    """A module as a function of its parameters: `network(params["critic"], observations, actions)`.
+
+    `torch.func.functional_call` without the generality that costs it half of a small network's time.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        names: dict[int, str] = {}  # of a parameter that is used in several places: the first
+        for name, parameter in module.named_parameters():
+            names[id(parameter)] = name
+        self._slots = [
+            (owner._parameters, attribute, names[id(parameter)])
+            for owner in module.modules()
+            for attribute, parameter in owner._parameters.items()
+            if parameter is not None
+        ]
 
     def __call__(self, parameters: Parameters, *inputs: Any) -> Any:
-        return torch.func.functional_call(self.module, parameters, inputs)
+        if torch.compiler.is_compiling():
+            return torch.func.functional_call(self.module, parameters, inputs)
+        own = [slots[attribute] for slots, attribute, _ in self._slots]
+        try:
+            for slots, attribute, name in self._slots:
+                slots[attribute] = parameters[name]  # type: ignore[assignment]  # any tensor serves
+            return self.module(*inputs)
+        finally:
+            for (slots, attribute, _), parameter in zip(self._slots, own, strict=True):
+                slots[attribute] = parameter
+
+    def first_copy(self, parameters: Parameters) -> Parameters:
+        """The parameters of an ensemble's first copy as an ensemble of one; other modules' as they are."""
+        stacked: tuple[str, ...] = getattr(self.module, "stacked_prefixes", ())
+        return {name: value[:1] if name.startswith(stacked) else value for name, value in parameters.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,28 +100,43 @@ class Adam:
 
 
 class _Optimiser:
-    """Adam over the leaves of some networks."""
+    """Adam over the leaves of some networks; all of them have taken the same number of steps."""
 
     def __init__(self, settings: Adam, networks: Sequence[str], params: Params) -> None:
         self.settings = settings
         self.networks = networks
-        self.names = [f"{name}/{key}" for name in networks for key in params[name]]
         self.leaves = [leaf for name in networks for leaf in params[name].values()]
-        self.adam = torch.optim.Adam(self.leaves, lr=settings.lr, fused=True)
+        self.values = {f"{name}/{key}": value for name in networks for key, value in params.frozen[name].items()}
+        self.averages = {key: torch.zeros_like(value) for key, value in self.values.items()}
+        self.squares = {key: torch.zeros_like(value) for key, value in self.values.items()}
         self.steps = 0
+        self._step = torch.zeros((), device=self.leaves[0].device)
 
+    @torch.no_grad()
     def apply(self, gradients: Sequence[Tensor], batched: bool) -> None:
-        if self.settings.max_grad_norm is not None:
-            gradients = clip_per_seed(gradients, self.settings.max_grad_norm, batched)
-        if self.settings.cosine_updates is not None:
-            progress = min(self.steps / self.settings.cosine_updates, 1.0)
-            self.adam.param_groups[0]["lr"] = self.settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
-        for leaf, gradient in zip(self.leaves, gradients, strict=True):
-            # Fused Adam walks the memory of parameter and gradient side by side and does not look at strides: the
-            # gradient of a transposed weight would be applied transposed.
-            leaf.grad = gradient.contiguous()
-        self.adam.step()
+        settings, rate = self.settings, self.settings.lr
+        if settings.max_grad_norm is not None:
+            gradients = clip_per_seed(gradients, settings.max_grad_norm, batched)
+        if settings.cosine_updates is not None:
+            rate *= 0.5 * (1 + math.cos(math.pi * min(self.steps / settings.cosine_updates, 1.0)))
         self.steps += 1
+        torch._fused_adam_(
+            list(self.values.values()),
+            # It walks the memory of parameter and gradient side by side and does not look at strides: the gradient of
+            # a transposed weight would be applied transposed.
+            [gradient.contiguous() for gradient in gradients],
+            list(self.averages.values()),
+            list(self.squares.values()),
+            [],
+            [self._step.fill_(self.steps)] * len(self.values),
+            lr=rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 class Learner:
@@ -228,18 +269,14 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Everything: parameters and targets (with a leading seed axis, always), optimisers, counters, generators."""
         lead: Callable[[Tensor], Tensor] = (lambda x: x) if self.batched else (lambda x: x.unsqueeze(0))
-        optimisers: dict[str, Any] = {}
-        for name, optimiser in self._optimisers.items():
-            moments = {
-                key: {
-                    "step": state["step"],
-                    "exp_avg": lead(state["exp_avg"]),
-                    "exp_avg_sq": lead(state["exp_avg_sq"]),
-                }
-                for key, leaf in zip(optimiser.names, optimiser.leaves, strict=True)
-                if (state := optimiser.adam.state.get(leaf))
+        optimisers = {
+            name: {
+                "steps": optimiser.steps,
+                "averages": pytree.tree_map(lead, optimiser.averages),
+                "squares": pytree.tree_map(lead, optimiser.squares),
             }
-            optimisers[name] = {"steps": optimiser.steps, "moments": moments}
+            for name, optimiser in self._optimisers.items()
+        }
         return {
             "updates": self.updates,
             "seeds": list(self.seeds),
@@ -265,15 +302,9 @@ class Learner:
         for name, optimiser in self._optimisers.items():
             saved = state["optimisers"][name]
             optimiser.steps = int(saved["steps"])
-            for key, leaf in zip(optimiser.names, optimiser.leaves, strict=True):
-                if moments := saved["moments"].get(key):
-                    optimiser.adam.state[leaf] = {
-                        "step": moments["step"].to(self.device, copy=True),
-                        "exp_avg": lead(moments["exp_avg"]).to(self.device, copy=True),
-                        "exp_avg_sq": lead(moments["exp_avg_sq"]).to(self.device, copy=True),
-                    }
-                else:  # the state is from before this optimiser's first step
-                    optimiser.adam.state.pop(leaf, None)
+            for key in optimiser.values:
+                optimiser.averages[key].copy_(lead(saved["averages"][key]))
+                optimiser.squares[key].copy_(lead(saved["squares"][key]))
         self.updates = int(state["updates"])
         for seed, own, saved_state in zip(self.seeds, self.generators, state["generators"], strict=True):
             if saved_state.shape == own.get_state().shape:
@@ -310,14 +341,13 @@ def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"expected optimisers {sorted(ours['optimisers'])}, the state has {sorted(theirs['optimisers'])}"
             )
-        parameters = _shapes(ours["online"])
         for name, optimiser in theirs["optimisers"].items():
-            for key, moments in optimiser["moments"].items():
-                shapes = {tuple(moments[moment].shape) for moment in ("exp_avg", "exp_avg_sq")}
-                if shapes != {parameters.get(key)} or moments["step"].numel() != 1:
+            for part in ("averages", "squares"):
+                own_shapes = {key: tuple(value.shape) for key, value in ours["optimisers"][name][part].items()}
+                shapes = {key: tuple(value.shape) for key, value in optimiser[part].items()}
+                if shapes != own_shapes:
                     raise ValueError(
-                        f"the state does not fit: the moments of {key} in optimiser {name} are {sorted(shapes)}, "
-                        f"the parameter is {parameters.get(key, 'absent')}"
+                        f"the state does not fit: {part} of optimiser {name} are {shapes}, not {own_shapes}"
                     )
             int(optimiser["steps"])
         if len(theirs["generators"]) != len(ours["generators"]):

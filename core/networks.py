@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from herdbook.core.chunked import ROWS, chunked_perceptron
 from herdbook.core.distributions import Normal, SquashedNormal
 from herdbook.core.types import Tree
 
@@ -65,8 +66,12 @@ class MLP(nn.Module):
         lead: tuple[int, ...] = x.shape[:-1]
         if self.copies is not None:
             x = x.reshape(-1, x.shape[-1])
-            x = x.expand(self.copies, *x.shape)
-            lead = (self.copies, *lead)
+            copies = cast(Linear, self.layers[0]).weight.shape[0]  # one, where the first copy alone is asked for
+            lead = (copies, *lead)
+            x = x.expand(copies, *x.shape)
+            if x.shape[1] > ROWS and self.activation is F.relu and x.is_cpu and not torch.compiler.is_compiling():
+                parameters = list(self.layers.parameters())
+                return chunked_perceptron(x, *parameters)[0].reshape(*lead, -1)
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
         x = self.layers[-1](x)
@@ -89,6 +94,7 @@ class Ensemble(nn.Module):
         names = [name for name, _ in modules[0].named_parameters()]
         stacked = [torch.stack([dict(m.named_parameters())[name].detach() for m in modules]) for name in names]
         self.names = names
+        self.stacked_prefixes = ("stacked.",)  # of the parameters that have an axis of copies
         self.stacked = nn.ParameterList(nn.Parameter(p) for p in stacked)
 
     def forward(self, observations: Tree, actions: Tensor) -> Tensor:
@@ -198,6 +204,7 @@ class JointHead(nn.Module):
         super().__init__()
         self.encoder = Encoder(space)
         self.mlp = MLP(self.encoder.size + second_size, outputs, hidden_sizes, copies=copies)
+        self.stacked_prefixes = () if copies is None else ("mlp.",)  # of the parameters that have an axis of copies
 
     def forward(self, observations: Tree, second: Tensor) -> Tensor:
         features = self.encoder(observations)  # [B, F]: encoded once, however many candidates there are

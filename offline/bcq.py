@@ -93,7 +93,8 @@ class BestCandidate:
         actions = self.algorithm.candidates(
             self.parameters["decoder"], self.parameters["perturbation"], self.observations, latent
         )  # [N, B, A]
-        q = self.algorithm.critic(self.parameters["critic"], self.observations, actions)[0]  # [N, B]
+        first = self.algorithm.critic.first_copy(self.parameters["critic"])
+        q = self.algorithm.critic(first, self.observations, actions)[0]  # [N, B]
         return actions.gather(0, q.argmax(0)[None, :, None].expand(1, *actions.shape[1:])).squeeze(0)
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -169,7 +170,8 @@ class BCQ:
 
     def perturbation_objective(self, params: Params, batch: Transitions, noise: Tensor) -> tuple[Tensor, Metrics]:
         actions = self.candidates(params["decoder"], params["perturbation"], batch.observations, noise)  # [1, B, A]
-        return -self.critic(params["critic"], batch.observations, actions)[0].mean(), {}  # eq. 5
+        first = self.critic.first_copy(params["critic"])
+        return -self.critic(first, batch.observations, actions)[0].mean(), {}  # eq. 5
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
         """The best of `num_policy_actions` candidates; `deterministic` fixes the seed they are drawn from."""

@@ -107,7 +107,8 @@ class TD3BC:
 
     def actor_objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
         actions = self.actor(params["actor"], batch.observations)  # [B, A]
-        q = self.critic(params["critic"], batch.observations, actions)[0]  # [B]: the actor climbs Q_1 alone
+        first = self.critic.first_copy(params["critic"])  # the actor climbs Q_1 alone
+        q = self.critic(first, batch.observations, actions)[0]  # [B]
         return actor_loss(q, actions, batch.actions, self.config.alpha), {}
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:

@@ -41,7 +41,7 @@ def cut(line: str) -> str:
     """The same command with fewer steps and episodes; an extension stays an extension."""
     line = re.sub(r"--steps \S+", f"--steps {int(STEPS) + 10 if ' resume ' in line else STEPS}", line)
     line = re.sub(r"--episodes \S+", "--episodes 2", line)
-    return f"{line} --eval-episodes 1" if " train " in line else line
+    return f"{line} --eval-episodes 1 --evaluate-every {STEPS}" if " train " in line else line
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/data.md"])

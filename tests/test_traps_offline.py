@@ -71,6 +71,9 @@ class Spy:
         self.calls.append((parameters, *inputs))
         return self.network(parameters, *inputs)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.network, name)
+
 
 # --- CQL ------------------------------------------------------------------------------------------------------------
 
