@@ -68,7 +68,7 @@ def test_a_second_derivative_is_refused_and_not_silently_wrong() -> None:
     own = parameters(torch.Generator().manual_seed(2), 2)
     x = torch.randn(2, 4, 5, dtype=torch.float64)
     slopes = torch.autograd.grad(chunked_perceptron(x, *own)[0].sin().sum(), own, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|not to have been used"):
+    with pytest.raises(RuntimeError, match="appears to not have been used"):
         torch.autograd.grad(slopes[0].square().sum(), own)
 
 
