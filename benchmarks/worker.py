@@ -77,7 +77,8 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
+        name = func._overloadpacket.__name__.removesuffix("_")  # in place or not, the products are the same
+        count = flop_registry.get(getattr(torch.ops.aten, name, None))
         if count is not None:
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
