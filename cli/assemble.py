@@ -27,6 +27,7 @@ from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Algorithm, OffPolicy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.load import load_dataset
+from herdbook.datasets.rewards import transform_rewards
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.scores import find_references, normalised_score
 
@@ -61,28 +62,18 @@ def load_task(options: RunOptions, dataset: str | Path | Episodes, env: Environm
     recorded = episodes.environment
     if isinstance(chosen, str) and recorded is not None and chosen != recorded.id:
         references = None  # those of the dataset's environment say nothing about another one
+    try:
+        transformed = transform_rewards(episodes, options.reward_transform)
+    except DataError:
+        raise
+    except ValueError as error:  # an unknown name
+        raise UserError(str(error)) from error
     return Task(
-        episodes=transform_rewards(episodes, options.reward_transform),
+        episodes=transformed,
         spec=episodes.spec(),
         environment=with_arguments(chosen or recorded, literal_pairs(options.env_kwargs)),
         references=references,
     )
-
-
-def transform_rewards(episodes: Episodes, name: str) -> Episodes:
-    """`minus_one`: r − 1 (IQL on antmaze); `return_range`: r · 1000 / (best − worst return) (IQL on locomotion).
-
-    Raises UserError where all returns are equal and `return_range` is asked for.
-    """
-    if name == "minus_one":
-        return episodes.with_rewards(episodes.rewards - 1.0, name)
-    if name == "return_range":
-        returns = episodes.returns()
-        span = float(returns.max() - returns.min())
-        if span <= 0:
-            raise UserError(f"reward_transform: return_range needs returns that differ, all are {returns[0]:g}")
-        return episodes.with_rewards(episodes.rewards * (1000.0 / span), f"return_range({span:g})")
-    return episodes
 
 
 def with_arguments(source: EnvironmentSource | None, arguments: Mapping[str, Any]) -> EnvironmentSource | None:

@@ -28,8 +28,9 @@ class RunOptions:
     """auto (cuda where there is one), cpu, cuda, cuda:1 …"""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """Whether values are bootstrapped through a truncation, or the time limit ends the task."""
-    reward_transform: Literal["none", "minus_one", "return_range"] = "none"
-    """minus_one: r - 1 (antmaze); return_range: r * 1000 / (best - worst return in the data)."""
+    reward_transform: str = "none"
+    """none, minus_one: r - 1 (antmaze), return_range: r * 1000 / (best - worst return in the data), scale:X, shift:X,
+    or standardise."""
     observation_keys: tuple[str, ...] | None = None
     """Parts of a Dict observation to use; by default all."""
     data_dir: str | None = None

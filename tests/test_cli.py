@@ -42,12 +42,11 @@ def one_line(err: str) -> str:
     return err
 
 
-def test_help_needs_no_torch_and_no_half_second() -> None:
+def test_help_needs_nothing_heavy() -> None:
     code = "import sys; from herdbook.cli.main import main; main(['--help']); main(['train', '--help']);"
-    code += "main(['list', 'algorithms']); import time; print(time.process_time()); sys.exit('torch' in sys.modules)"
+    code += "main(['list', 'algorithms']); sys.exit(bool({'torch', 'numpy', 'gymnasium'} & set(sys.modules)))"
     done = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True)
     assert "usage: herdbook COMMAND" in done.stdout and "discrete_cql" in done.stdout
-    assert float(done.stdout.splitlines()[-1]) < 0.5  # of this process alone, whatever else the machine does
 
 
 def test_only_the_named_algorithm_is_imported(small_dataset: str) -> None:
@@ -131,6 +130,7 @@ MISTAKES = [
     ((*TRAIN, "DATASET", "--env", "CartPole-v1"), "expected observations in"),
     ((*TRAIN, "DATASET", "--env-kwargs", "g"), "env_kwargs: expected pairs of a name and a value, got 1 words: g"),
     ((*TRAIN, "DATASET", "--observation-keys", "a"), "observation_keys chooses parts of a Dict observation"),
+    ((*TRAIN, "DATASET", "--reward-transform", "return_rage"), "did you mean 'return_range'?"),
     ((*TRAIN, "DATASET", "--wandb", "p"), "pip install 'herdbook[wandb]'"),
     (("train", "discrete_cql", "--dataset", "DATASET"), "expected discrete actions"),
     (("resume", "nowhere"), "nowhere: there is no run here"),
