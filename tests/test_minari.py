@@ -327,7 +327,7 @@ def test_unreadable_metadata(minari_root: Path) -> None:
 
 
 def test_loading_200k_steps_is_lean(minari_root: Path) -> None:
-    """Read once into flat arrays, of at most 1.2 times the bytes of the raw ones; benchmarks/loading.py has the time."""
+    """At most 1.2 times the bytes of the raw arrays; how long it takes is for benchmarks/loading.py."""
     steps, episodes = 200_000, 400
     generator = np.random.default_rng(0)
     flags = np.zeros(steps, dtype=np.bool_)
