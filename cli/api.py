@@ -142,6 +142,8 @@ def start(
 ) -> Run:
     """A new run, everything named resolved. Nothing is written before all of it has been found good."""
     check_reserved(type(config))
+    if hasattr(config, "for_run"):  # schedules that last the whole training
+        config = config.for_run(options.steps)
     options = absolute(options)
     device = choose_device(options.device)
     cadence = Cadence.of(options.steps, options.log_every, options.evaluate_every, options.checkpoint_every)

@@ -12,7 +12,7 @@ the state.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -40,7 +40,7 @@ class IQLConfig:
     actor_lr: float = 3e-4
     critic_lr: float = 3e-4
     value_lr: float = 3e-4
-    actor_decay_updates: int | None = 1_000_000  # cosine decay of the actor's rate to 0; None: constant
+    actor_decay_updates: int | None = None  # cosine decay of the actor's rate to 0; None: over the run, if it is known
     hidden_sizes: tuple[int, ...] = (256, 256)
     n_step: int = 1  # rewards summed before bootstrapping
     standardise_observations: bool = False
@@ -49,6 +49,10 @@ class IQLConfig:
         require(self, expectile=UNIT, discount=UNIT, tau=UNIT, beta=(0, float("inf")), max_weight=POSITIVE)
         require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, actor_decay_updates=COUNT)
         require(self, actor_lr=POSITIVE, critic_lr=POSITIVE, value_lr=POSITIVE)
+
+    def for_run(self, steps: int) -> IQLConfig:
+        """The config of a run of so many updates: the actor's rate decays over all of them, as the authors' does."""
+        return replace(self, actor_decay_updates=max(steps, 1)) if self.actor_decay_updates is None else self
 
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:

@@ -385,3 +385,15 @@ def test_infinite_config_values_survive(small_dataset: str) -> None:
     config = user_code.MineConfig(lr=math.inf)
     assert config_from_values(user_code.MineConfig, json.loads(json.dumps(config_values(config)))) == config
     assert config_from_values(user_code.MineConfig, run.config["config"]) == user_code.MineConfig(fail_step=3)
+
+
+def test_iqls_actor_decays_over_the_run_unless_told_otherwise(small_dataset: str) -> None:
+    from herdbook.cli.api import train
+    from herdbook.offline.iql import IQLConfig
+
+    def decay(name: str, config: IQLConfig) -> int:
+        run = train(config, dataset=small_dataset, steps=3, eval_episodes=0, run_dir=name, quiet=True)
+        return int(run.config["config"]["actor_decay_updates"])
+
+    assert decay("whole", IQLConfig(hidden_sizes=(4,))) == 3
+    assert decay("longer", IQLConfig(hidden_sizes=(4,), actor_decay_updates=100)) == 100
