@@ -24,15 +24,18 @@ class ChunkedPerceptron(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        """The output, then the activations of each chunk and hidden layer."""
+        """The output, then the activations of each hidden layer."""
         weights, biases = parameters[::2], parameters[1::2]
-        outputs, hidden = [], []
-        for h in torch.split(x, ROWS, 1):
-            for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-                h = torch.baddbmm(bias, h, weight).relu_()
-                hidden.append(h)
-            outputs.append(torch.baddbmm(biases[-1], h, weights[-1]))
-        return torch.cat(outputs, 1), *hidden
+        copies, rows = x.shape[:2]
+        layers = [x.new_empty(copies, rows, weight.shape[-1]) for weight in weights]
+        for copy in range(copies):
+            for begin in range(0, rows, ROWS):
+                h = x[copy, begin : begin + ROWS]
+                for layer, weight, bias in zip(layers, weights, biases, strict=True):
+                    out = layer[copy, begin : begin + ROWS]
+                    torch.addmm(bias[copy], h, weight[copy], out=out)
+                    h = out.relu_() if layer is not layers[-1] else out
+        return layers[-1], *layers[:-1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -46,31 +49,29 @@ class ChunkedPerceptron(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         """Back through the layers of one chunk after the other, adding up the parameters' gradients."""
-        layers = ctx.layers
         x, *saved = ctx.saved_tensors
-        weights, hidden = saved[:layers], saved[layers:]
+        weights, inputs = saved[: ctx.layers], [x, *saved[ctx.layers :]]  # of each layer
         need_x, need_parameters = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
-        gradients: list[Tensor] = []
-        slopes_of_x = []
-        chunks = zip(torch.split(x, ROWS, 1), torch.split(slope, ROWS, 1), strict=True)
-        for number, (rows, g) in enumerate(chunks):
-            inputs = [rows, *hidden[number * (layers - 1) : (number + 1) * (layers - 1)]]
-            for layer in reversed(range(layers)):
-                if need_parameters:
-                    position = 2 * (layers - 1 - layer)
-                    if number == 0:
-                        gradients += [inputs[layer].mT @ g, g.sum(1, keepdim=True)]
-                    else:
-                        gradients[position].baddbmm_(inputs[layer].mT, g)
-                        gradients[position + 1] += g.sum(1, keepdim=True)
-                if layer:
-                    g = torch.ops.aten.threshold_backward(g @ weights[layer].mT, inputs[layer], 0)
-                elif need_x:
-                    slopes_of_x.append(g @ weights[0].mT)
-        of_x = torch.cat(slopes_of_x, 1) if need_x else None
+        of_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
+        of_weights = [torch.zeros_like(weight) for weight in weights] if need_parameters else []
+        of_biases = [weight.new_zeros(weight.shape[0], 1, weight.shape[2]) for weight in weights]
+        for copy in range(x.shape[0]):
+            for begin in range(0, x.shape[1], ROWS):
+                rows = slice(begin, begin + ROWS)
+                g = slope[copy, rows]
+                for layer in reversed(range(ctx.layers)):
+                    h = inputs[layer][copy, rows]
+                    if need_parameters:
+                        of_weights[layer][copy].addmm_(h.T, g)
+                        of_biases[layer][copy] += g.sum(0)
+                    if layer:
+                        g = g @ weights[layer][copy].T
+                        torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
+                    elif of_x is not None:
+                        torch.mm(g, weights[0][copy].T, out=of_x[copy, rows])
         if not need_parameters:
-            return of_x, *[None] * (2 * layers)
-        return of_x, *(gradients[2 * (layers - 1 - layer) + part] for layer in range(layers) for part in (0, 1))
+            return of_x, *[None] * (2 * ctx.layers)
+        return of_x, *(gradient for pair in zip(of_weights, of_biases, strict=True) for gradient in pair)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
