@@ -20,7 +20,7 @@ import numpy as np
 
 from herdbook.evaluation.statistics import t_interval
 
-SEEDS, EPISODES, EVALUATION_SEED = (0, 1, 2), 20, 10_000
+EPISODES, EVALUATION_SEED = 20, 10_000
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,21 @@ class Row:
     floor: str
     reference: str
     normalised: bool = False
+    seeds: tuple[int, ...] = (0, 1, 2)
 
     def command(self, runs: Path) -> list[str]:
         """The command that trains it."""
         words = f"herdbook train {self.algorithm} --dataset {self.dataset} --steps {self.steps} --seeds"
-        words += f" {' '.join(map(str, SEEDS))} --eval-episodes {EPISODES} --eval-seed {EVALUATION_SEED}"
+        words += f" {' '.join(map(str, self.seeds))} --eval-episodes {EPISODES} --eval-seed {EVALUATION_SEED}"
         words += f" --evaluate-every {self.steps // 4} --keep 40 --threads 1 --run-dir {runs / self.name}"
         return shlex.split(words)
 
 
+FRESH = (10, 11, 12)  # where the curves of seeds 0, 1 and 2 had been seen before a setting was settled
 ROWS = (
-    Row("pendulum-iql", "iql", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −230", "−178"),
+    Row("pendulum-iql", "iql", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −230", "−178", seeds=FRESH),
     Row("pendulum-td3bc", "td3_bc", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −500", "−449"),
-    Row("pendulum-cql", "cql", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −260", "−190"),
+    Row("pendulum-cql", "cql", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −260", "−190", seeds=FRESH),
     Row("pendulum-bcq", "bcq", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −300", "−246"),
     Row("cartpole-dcql", "discrete_cql", "rlzoo/cartpole/mixed-v0", 15_000, "≥ 450", "500"),
     Row("cartpole-dbcq5k", "discrete_bcq", "rlzoo/cartpole/mixed-v0", 5_000, "≥ 450", "500"),
@@ -83,7 +85,7 @@ def table(rows: list[Row], runs: Path) -> str:
         path = runs / row.name / "evaluations.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         final = [record for record in records if record["step"] == row.steps]
-        if len(final) < len(SEEDS):
+        if len(final) < len(row.seeds):
             lines.append(f"| {row.dataset} | {row.algorithm} | {row.steps:,} | not run | | | {row.floor} | |")
             continue
         key = "normalized_score" if row.normalised else "return_mean"
