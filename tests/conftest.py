@@ -37,6 +37,18 @@ def session_minari_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Each test starts with the same global random state, whichever tests its worker ran before.
+
+    HERDBOOK_TEST_SEED chooses another one: a test that then fails asserts luck.
+    """
+    from herdbook.core.random import scoped_seed
+
+    with scoped_seed(int(os.environ.get("HERDBOOK_TEST_SEED", "0"))):
+        yield
+
+
+@pytest.fixture(autouse=True)
 def _away_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_minari_root: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(session_minari_root))

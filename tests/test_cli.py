@@ -222,9 +222,10 @@ def test_kill_9_at_a_random_instant_then_resume_equals_the_uninterrupted_run(
     more = ("--eval-episodes", "2", "--log-every", "7", "--evaluate-every", "50", "--checkpoint-every", "13")
     assert herdbook(*words, *more, "--run-dir", "whole")[0] == 0
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
-    slowly = (*COMMAND, *words, *more, "--run-dir", "cut", "--pause", "0.004")
+    slowly = (*COMMAND, *words, *more, "--run-dir", "cut", "--pause", "0.02")  # six seconds, killed in the first two
     process = subprocess.Popen(slowly, env=environment, stdout=subprocess.DEVNULL)
-    while not Path("cut/checkpoints/step_13").exists():
+    last = Path("cut/checkpoints/last")
+    while not (last.is_symlink() and int(os.readlink(last).removeprefix("step_")) >= 13):
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(random.uniform(0, 1))

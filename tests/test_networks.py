@@ -1,6 +1,6 @@
 """Networks: shapes, and each copy of an ensemble against a network of its own."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -133,10 +133,13 @@ def test_images_are_encoded_once_for_all_candidates() -> None:
 def test_actors_bound_what_they_give() -> None:
     observations = torch.randn(5, 3) * 1e4
     assert float(DeterministicActor(VECTOR, 2, (8,))(observations).detach().abs().max()) <= 1
-    squashed = SquashedGaussianActor(VECTOR, 2, (8,))(observations * 1e4)
-    assert squashed.mean.shape == squashed.log_std.shape == (5, 2)
-    assert float(squashed.log_std.detach().min()) == -20
-    assert float(squashed.log_std.detach().max()) == 2
+    actor = SquashedGaussianActor(VECTOR, 2, (8,))
+    last = cast(Linear, actor.mlp.layers[-1])
+    last.weight.data.zero_()
+    last.bias.data = torch.tensor([-3.0, 3.0, -21.0, 2.5])  # two means, two log σ
+    squashed = actor(observations)
+    assert squashed.mean.tolist() == [[-3.0, 3.0]] * 5
+    assert squashed.log_std.tolist() == [[-20.0, 2.0]] * 5
 
 
 def test_the_gaussian_actor_of_iql_has_a_log_std_of_its_own_clamped_to_minus_5_and_2() -> None:
