@@ -40,7 +40,7 @@ demo: $(READY)
 bench: $(READY)
 	@mkdir -p build
 	$(BIN)/python benchmarks/d3rlpy_speed.py
-	$(BIN)/python benchmarks/fqe_ranking.py --out build/fqe_ranking.json
+	$(BIN)/python benchmarks/fqe_ranking.py pendulum --out build/fqe_ranking.json
 
 venv: $(READY)
 

@@ -23,6 +23,7 @@ import tempfile
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def d3rlpy_python(given: str | None) -> Iterator[str]:
         print(f"installing {D3RLPY} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
         python = str(Path(folder) / "bin" / "python")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", D3RLPY], check=True)
+        torch = f"torch=={version('torch').partition('+')[0]}"  # the same on both sides
+        subprocess.run([python, "-m", "pip", "install", "--quiet", torch, D3RLPY], check=True)
         yield python
 
 

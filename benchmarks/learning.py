@@ -40,7 +40,8 @@ class Row:
         """The command that trains it."""
         words = f"herdbook train {self.algorithm} --dataset {self.dataset} --steps {self.steps} --seeds"
         words += f" {' '.join(map(str, self.seeds))} --eval-episodes {EPISODES} --eval-seed {EVALUATION_SEED}"
-        words += f" --evaluate-every {self.steps // 4} --keep 40 --threads 1 --run-dir {runs / self.name}"
+        words += f" --evaluate-every {self.steps // 4} --checkpoint-every {self.steps // 12} --keep 40 --threads 1"
+        words += f" --run-dir {runs / self.name}"
         return shlex.split(words)
 
 
