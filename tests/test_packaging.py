@@ -87,20 +87,55 @@ def test_root_folders_do_not_shadow_installed_packages(repo_root: Path) -> None:
     assert not [name for name in folders(repo_root) if (repo_root / name / "__init__.py").exists()]
 
 
-def test_the_wheel_built_through_the_sdist_lists_every_file(copy: Path, tmp_path: Path) -> None:
-    modules = (path for name in folders(copy) for path in (copy / name).rglob("*") if path.is_file())
-    expected = {"__init__.py", "py.typed", *(str(path.relative_to(copy)) for path in modules)}
+@pytest.fixture
+def wheel(copy: Path, tmp_path: Path) -> Path:
+    """The wheel that is built from the sdist."""
     sdist = build("sdist", copy, tmp_path / "out")
     assert sdist.returncode == 0, sdist.stderr
     with tarfile.open(next((tmp_path / "out").glob("*.tar.gz"))) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
-    wheel = build("wheel", next((tmp_path / "unpacked").iterdir()), tmp_path / "out")
-    assert wheel.returncode == 0, wheel.stderr
-    with zipfile.ZipFile(next((tmp_path / "out").glob("*.whl"))) as archive:
+    built = build("wheel", next((tmp_path / "unpacked").iterdir()), tmp_path / "out")
+    assert built.returncode == 0, built.stderr
+    return next((tmp_path / "out").glob("*.whl"))
+
+
+def test_the_wheel_built_through_the_sdist_lists_every_file(wheel: Path, copy: Path) -> None:
+    modules = (path for name in folders(copy) for path in (copy / name).rglob("*") if path.is_file())
+    expected = {"__init__.py", "py.typed", *(str(path.relative_to(copy)) for path in modules)}
+    with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         scripts = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert "herdbook = herdbook.cli.main:main" in archive.read(scripts).decode()
     assert names == {f"herdbook/{name}" for name in expected}
+
+
+AWAY = """
+import sys
+from pathlib import Path
+
+import herdbook
+from herdbook.cli.main import main
+
+home = Path(herdbook.__file__).resolve().parent
+assert home == Path(sys.argv[1]).resolve() / "herdbook", home
+assert not any(path.is_symlink() for path in home.iterdir())
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_the_wheel_trains_and_evaluates_without_the_checkout(wheel: Path, small_dataset: str, tmp_path: Path) -> None:
+    """Unpacked, as an installer does, and found before the checkout, whose folders would be links."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    isolated = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n{AWAY}"
+    (tmp_path / "elsewhere").mkdir()
+    for words in (
+        ("train", "cql", "--dataset", small_dataset, "--steps", "4", "--eval-episodes", "1", "--run-dir", "r"),
+        ("eval", "r", "--episodes", "2", "--seed", "0"),
+    ):
+        result = run(sys.executable, "-c", isolated, tmp_path / "site", *words, cwd=tmp_path / "elsewhere")
+        assert result.returncode == 0, result.stderr
+        assert "return" in result.stdout
 
 
 def test_a_zip_download_without_links_is_refused(copy: Path, tmp_path: Path) -> None:
