@@ -15,7 +15,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
@@ -82,7 +82,10 @@ class EnvironmentSpec:
 
     def to_json(self) -> str:
         """A Gymnasium `EnvSpec` as JSON: what Minari stores, so that plain Minari can recover the environment."""
-        return self.gymnasium_json or self.to_gymnasium().to_json()
+        if self.gymnasium_json is None:
+            return self.to_gymnasium().to_json()
+        own = {"id": self.id, "kwargs": dict(self.kwargs), "max_episode_steps": self.max_episode_steps}
+        return json.dumps({**json.loads(self.gymnasium_json), **own})
 
     @classmethod
     def from_json(cls, text: str) -> EnvironmentSpec:
@@ -157,13 +160,44 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
         raise
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise _missing_package(name, error) from error
-    except (gymnasium.error.Error, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the environment's own code raises
         arguments = f" with {kwargs}" if kwargs else ""
-        raise EnvironmentUnavailable(f"cannot make environment {name}{arguments}: {error}") from error
+        kind = "" if isinstance(error, gymnasium.error.Error) else f"{type(error).__name__}: "
+        raise EnvironmentUnavailable(f"cannot make environment {name}{arguments}: {kind}{error}") from error
     if not isinstance(env, gymnasium.Env):
         raise EnvironmentUnavailable(f"{name}: expected a gymnasium.Env, got {type(env).__name__}")
     silence_mujoco_log()  # once more: a callable may have imported MuJoCo only now
     return env
+
+
+def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
+    """A spec that came out of a file, made safe to make: no code that only the file names is imported or called.
+
+    Its id must be in Gymnasium's registry (or be that of a package that we know), whose own entry point is used, and
+    its wrappers must be Gymnasium's.
+
+    Raises:
+        EnvironmentUnavailable: It names other code; says which, and how to give it.
+    """
+    known: dict[str, Any] = json.loads(spec.gymnasium_json) if spec.gymnasium_json else {}
+    for pattern, package in _PLUGINS:
+        if re.match(pattern, spec.id) and spec.id not in gymnasium.registry:
+            _register(package, spec.id)
+    wrappers = [wrapper["entry_point"] for wrapper in known.get("additional_wrappers") or ()]
+    foreign = [name for name in wrappers if not str(name).startswith("gymnasium.wrappers.")]
+    if spec.id not in gymnasium.registry:
+        if ":" not in spec.id and not known.get("entry_point"):
+            return spec  # an unknown id: making it says which one is near
+        foreign.insert(0, known.get("entry_point") or spec.id)
+    if foreign:
+        raise EnvironmentUnavailable(
+            f"environment {spec.id} is code, {', '.join(map(str, foreign))}; code that a file names is not imported: "
+            "register the environment first, or give it with --env (env= in Python) if you trust it"
+        )
+    if not known:
+        return spec
+    text = json.dumps({**known, "entry_point": None, "vector_entry_point": None})
+    return replace(spec, gymnasium_json=text)
 
 
 def describe_environment(source: EnvironmentSource, **kwargs: Any) -> EnvironmentSpec | None:
@@ -245,10 +279,7 @@ def _registered(source: EnvironmentSpec) -> EnvSpec:
     """The Gymnasium spec to make, its package registered and its module imported. Raises EnvironmentUnavailable."""
     for pattern, package in _PLUGINS:
         if re.match(pattern, source.id) and source.id not in gymnasium.registry:
-            try:
-                gymnasium.register_envs(importlib.import_module(package))
-            except ImportError as error:
-                raise _missing_package(source.id, error) from error
+            _register(package, source.id)
     if source.gymnasium_json is not None:
         spec = source.to_gymnasium()
     elif source.id in gymnasium.registry:
@@ -274,6 +305,14 @@ def _registered(source: EnvironmentSpec) -> EnvSpec:
     return spec
 
 
+def _register(package: str, name: str) -> None:
+    """Have a package register its environments, of which `name` is one. Raises EnvironmentUnavailable."""
+    try:
+        gymnasium.register_envs(importlib.import_module(package))
+    except ImportError as error:
+        raise _missing_package(name, error) from error
+
+
 def _import_callable(name: str) -> Callable[..., Any]:
     module_name, _, path = name.partition(":")
     if importlib.util.find_spec(module_name.split(".")[0]) is None:
@@ -293,11 +332,18 @@ def _import_callable(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]  # attribute of a module
 
 
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # it is in sys.modules without a spec
+        return False
+
+
 def _missing_package(name: str, error: BaseException) -> EnvironmentUnavailable:
     """The error that names the extra, read from the module that failed to import."""
     text = " ".join(str(e) for e in (error, error.__cause__) if e is not None)
     for module, extra in _EXTRAS.items():
-        if re.search(rf"\b{module}\b", text, re.IGNORECASE):
+        if re.search(rf"\b{module}\b", text, re.IGNORECASE) and not _installed(module):
             return EnvironmentUnavailable(
                 f"environment {name} needs {module}, which is not installed: pip install 'herdbook[{extra}]'"
             )
