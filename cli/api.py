@@ -28,7 +28,9 @@ from herdbook.cli.assemble import (
     make_evaluation,
     merge,
     options_of,
+    same_environment,
     score_line,
+    spec_of_record,
     with_arguments,
 )
 from herdbook.cli.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, nearest
@@ -159,7 +161,7 @@ def start(
             "algorithm": name,
             "config": config_values(config),
             "settings": [asdict(row) for row in applied],
-            "dataset": dataset_record(task.episodes),
+            "dataset": dataset_record(task),
             "environment": environment_record(task.environment),
             "references": None if task.references is None else asdict(task.references),
             "networks": sorted(networks or ()),
@@ -211,13 +213,24 @@ def resume(
     with locked(run.path):
         task = load_task(options, source, None if isinstance(env, str) else env)
         check_dataset(run, task.episodes)
-        if env is None and run.config["environment"] != environment_record(task.episodes.environment):
-            environment_from_record(run.config["environment"])  # raises where it is code, to be given again
+        _check_environment(run, task, given=env is not None)
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
         if steps is not None and steps != run.options["steps"]:
             run.update_config(run={**run.options, "steps": steps})
         trainer.run(run, total, quiet, held=True)
     return Run(run.path), True
+
+
+def _check_environment(run: Run, task: Task, given: bool) -> None:
+    """Raise unless the environment is the run's: one run is evaluated in one."""
+    expected, found = run.config["environment"], environment_record(task.environment)
+    if not given and expected != environment_record(task.given.environment):
+        environment_from_record(expected)  # raises where it is code, to be given again
+    if found != expected:
+        raise RunError(
+            f"{run.path}: expected the environment that the run was begun with, {(expected or {}).get('id')}, got "
+            f"{(found or {}).get('id')} or other settings of it; another one is for `herdbook eval {run.path} --env`"
+        )
 
 
 class _Trainer:
@@ -344,8 +357,8 @@ def evaluate_run(
     device = choose_device(device)
     source = env if env is not None else environment_from_record(run.config.get("environment"))
     bound = with_arguments(source, env_kwargs or {})
-    recorded = run.config.get("references")
-    same = env is None or (isinstance(env, str) and env == (run.config.get("environment") or {}).get("id"))
+    recorded, trained_in = run.config.get("references"), run.config.get("environment")
+    same = trained_in is not None and same_environment(env, env_kwargs or {}, spec_of_record(trained_in))
     references = ReferenceScores(**recorded) if recorded and same else None
     results = []
     for index, each in enumerate(run.seeds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,16 +18,18 @@ from herdbook.cli.options import RESERVED, RunOptions, literal_pairs
 from herdbook.core.environments import (
     EnvironmentSource,
     EnvironmentSpec,
+    EnvironmentUnavailable,
     ReferenceScores,
     describe_environment,
+    registered_only,
 )
 from herdbook.core.loop import Evaluate
-from herdbook.core.rollout import Rollout, fixed_episodes
+from herdbook.core.rollout import EnvironmentFailed, Rollout, fixed_episodes
 from herdbook.core.runs import Run, RunError
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Algorithm, OffPolicy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.load import load_dataset
+from herdbook.datasets.load import load_dataset, local_path
 from herdbook.datasets.rewards import transform_rewards
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.scores import find_references, normalised_score
@@ -38,7 +41,8 @@ EVALUATION_ENVIRONMENTS = 20  # stepped side by side
 class Task:
     """What a run learns from and is evaluated in."""
 
-    episodes: Episodes
+    given: Episodes  # as they were loaded
+    episodes: Episodes  # with the run's own transform of rewards
     spec: Spec
     environment: EnvironmentSource | None
     references: ReferenceScores | None
@@ -58,9 +62,9 @@ def load_task(options: RunOptions, dataset: str | Path | Episodes, env: Environm
             raise
         except ValueError as error:
             raise UserError(str(error)) from error
-    chosen, references = env or options.env, find_references(episodes.reference_scores, episodes.environment)
-    recorded = episodes.environment
-    if isinstance(chosen, str) and recorded is not None and chosen != recorded.id:
+    chosen, arguments = env or options.env, literal_pairs(options.env_kwargs)
+    recorded, references = episodes.environment, find_references(episodes.reference_scores, episodes.environment)
+    if recorded is not None and not same_environment(chosen, arguments, recorded):
         references = None  # those of the dataset's environment say nothing about another one
     try:
         transformed = transform_rewards(episodes, options.reward_transform)
@@ -69,11 +73,22 @@ def load_task(options: RunOptions, dataset: str | Path | Episodes, env: Environm
     except ValueError as error:  # an unknown name
         raise UserError(str(error)) from error
     return Task(
+        given=episodes,
         episodes=transformed,
         spec=episodes.spec(),
-        environment=with_arguments(chosen or recorded, literal_pairs(options.env_kwargs)),
+        environment=with_arguments(chosen or recorded, arguments),
         references=references,
     )
+
+
+def same_environment(chosen: EnvironmentSource | None, arguments: Mapping[str, Any], recorded: EnvironmentSpec) -> bool:
+    """Whether what a user chose (None: nothing) and its keyword arguments make the recorded environment."""
+    described = recorded if chosen is None else describe_environment(chosen)
+    if described is None or described.id != recorded.id:
+        return False
+    if not isinstance(chosen, str) and dict(described.kwargs) != dict(recorded.kwargs):
+        return False
+    return all(name in recorded.kwargs and recorded.kwargs[name] == value for name, value in arguments.items())
 
 
 def with_arguments(source: EnvironmentSource | None, arguments: Mapping[str, Any]) -> EnvironmentSource | None:
@@ -112,7 +127,7 @@ def build_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
                 f"it has {', '.join(names)}"
             )
     try:
-        return config_class(**values)
+        return config_class(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
 
@@ -154,7 +169,8 @@ def make_evaluation(
 ) -> tuple[Evaluate | None, str | None]:
     """The loop's evaluation, or None and the reason: training goes on where the environment cannot be made.
 
-    `required`: the user named the environment, so that failing to make it is an error.
+    `required`: the user named the environment, so that failing to make it is an error. Else it is the dataset's, of
+    which only what is registered is made.
     """
     if episodes == 0:
         return None, None
@@ -162,10 +178,14 @@ def make_evaluation(
         return None, f"{task.episodes.source}: names no environment, so nothing is evaluated; name one with --env"
     source = task.environment
     try:  # now rather than after the first updates
+        if not required and isinstance(source, EnvironmentSpec):
+            source = registered_only(source)
         Rollout(source, 1, fixed_episodes(1, seed), spec=task.spec, device=device).close()
-    except ValueError as error:  # EnvironmentUnavailable, or other spaces than the data's
-        if required:
+    except (EnvironmentUnavailable, EnvironmentFailed) as error:
+        if required and isinstance(error, EnvironmentUnavailable):
             raise UserError(str(error)) from error
+        if required:
+            raise
         return None, f"training goes on without evaluation: {error}"
 
     def function(seed_index: int, step: int) -> dict[str, Any]:
@@ -198,18 +218,28 @@ def score_line(result: Episodes, references: ReferenceScores | None) -> dict[str
 
 
 def environment_record(environment: EnvironmentSource | None) -> dict[str, Any] | None:
-    """What config.json says of an environment; code is named, with a colon, but never imported from there."""
+    """What config.json says of an environment; code is named, with a colon, but never imported from there.
+
+    `gymnasium` is the whole Gymnasium spec, wrappers included, where there is one.
+    """
     if environment is None:
         return None
     described = describe_environment(environment)
     if described is None:
         return {"id": f"python:{getattr(environment, '__qualname__', type(environment).__name__)}"}
-    limit = described.max_episode_steps
-    return {"id": described.id, "kwargs": dict(described.kwargs), "max_episode_steps": limit}
+    return {
+        "id": described.id,
+        "kwargs": dict(described.kwargs),
+        "max_episode_steps": described.max_episode_steps,
+        "gymnasium": None if described.gymnasium_json is None else json.loads(described.to_json()),
+    }
 
 
 def environment_from_record(record: Mapping[str, Any] | None) -> EnvironmentSpec:
-    """The environment of a run. Raises UserError where it is code: no module that a file names is imported."""
+    """The environment of a run.
+
+    Raises UserError or EnvironmentUnavailable where it, or a wrapper, is code: no module that a file names is imported.
+    """
     if record is None:
         raise UserError("this run records no environment; give one with --env (env= in Python)")
     if ":" in record["id"]:
@@ -217,8 +247,16 @@ def environment_from_record(record: Mapping[str, Any] | None) -> EnvironmentSpec
             f"this run's environment is code, {record['id']}; code that a run directory names is not imported: "
             f"give it again with --env {record['id']} if you trust it"
         )
+    return registered_only(spec_of_record(record))
+
+
+def spec_of_record(record: Mapping[str, Any]) -> EnvironmentSpec:
+    """The inverse of `environment_record`, as untrusted as the file that it comes from."""
     return EnvironmentSpec(
-        id=record["id"], kwargs=record.get("kwargs") or {}, max_episode_steps=record.get("max_episode_steps")
+        id=record["id"],
+        kwargs=record.get("kwargs") or {},
+        max_episode_steps=record.get("max_episode_steps"),
+        gymnasium_json=json.dumps(record["gymnasium"]) if record.get("gymnasium") else None,
     )
 
 
@@ -253,10 +291,10 @@ def merge(options: RunOptions, **changes: Any) -> RunOptions:
 
 def absolute(options: RunOptions) -> RunOptions:
     """Options whose paths hold from any working directory, so that a run can be resumed from another one."""
-    dataset = Path(options.dataset).expanduser()
+    dataset = local_path(options.dataset)
     return replace(
         options,
-        dataset=str(dataset.resolve()) if dataset.exists() else options.dataset,
+        dataset=options.dataset if dataset is None else str(dataset.resolve()),
         data_dir=None if options.data_dir is None else str(Path(options.data_dir).expanduser().resolve()),
     )
 
@@ -294,11 +332,13 @@ def check_networks(run: Run, networks: Mapping[str, Any] | None) -> None:
         )
 
 
-def dataset_record(episodes: Episodes) -> dict[str, Any]:
-    """What config.json says of a dataset."""
+def dataset_record(task: Task) -> dict[str, Any]:
+    """What config.json says of a dataset; `given` is what it was before the run's own transform of rewards."""
+    episodes, given = task.episodes, task.given
     return {
         "source": episodes.source,
         "fingerprint": episodes.fingerprint(),
         "transforms": list(episodes.transforms),
+        "given": {"fingerprint": given.fingerprint(), "transforms": list(given.transforms)},
         "statistics": episodes.statistics(),
     }

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import sys
 import typing
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 ALGORITHMS = {
@@ -35,7 +33,7 @@ class UserError(ValueError):
 
 
 def algorithm_class(name: str) -> type[Any]:
-    """The class of a catalogue name or of `module:Class`; the working directory is searched for a user's module.
+    """The class of a catalogue name or of `module:Class`.
 
     Raises UserError for an unknown name (with the nearest) and for what cannot be imported.
     """
@@ -46,12 +44,9 @@ def algorithm_class(name: str) -> type[Any]:
             f"unknown algorithm {name!r}{nearest(name, ALGORITHMS)}; there are {', '.join(ALGORITHMS)}, "
             "or name your own as module:Class"
         )
-    working_directory = str(Path.cwd())
-    if working_directory not in sys.path:
-        sys.path.insert(0, working_directory)
     try:
         found = _import(name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # ValueError: no name before the colon
         raise UserError(f"{name}: cannot be imported: {error}") from error
     except AttributeError as error:
         raise UserError(f"{name}: {error}") from error

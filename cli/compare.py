@@ -36,6 +36,10 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(str(error)) from error
     show(comparison.markdown())
     if parsed.out is not None:
-        for path in comparison.write(parsed.out).values():
+        try:
+            written = comparison.write(parsed.out)
+        except ValueError as error:  # it is a file
+            raise UserError(str(error)) from error
+        for path in written.values():
             show(f"written: {path}")
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from herdbook.cli.catalogue import UserError
 from herdbook.cli.parse import parse, show
 
 
@@ -50,6 +51,11 @@ def run(arguments: Sequence[str]) -> int:
     from herdbook.cli.api import evaluate_run
     from herdbook.cli.options import literal_pairs
 
+    if parsed.out is not None:  # before an hour of evaluation, rather than after it
+        try:
+            Path(parsed.out).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"out: {parsed.out} cannot be written: {error.strerror}") from error
     results = evaluate_run(
         parsed.run_dir,
         episodes=parsed.episodes,

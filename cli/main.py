@@ -11,6 +11,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from herdbook.cli.catalogue import UserError, nearest
 
@@ -52,13 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not notices.handlers:
         notices.addHandler(logging.StreamHandler())  # to standard error, the message alone
         notices.setLevel(logging.INFO)
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # for module:callable and module:Class, as `python -m` does
     try:
         if words[0] not in COMMANDS:
             hint = nearest(words[0], COMMANDS)
             raise UserError(f"unknown command {words[0]!r}{hint}; there are {', '.join(COMMANDS)}")
         status: int = importlib.import_module(f"herdbook.cli.{words[0]}").run(words[1:])
     except KeyboardInterrupt as interrupt:
-        print(f"herdbook: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"herdbook: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         status = status_of(error)
@@ -76,13 +79,13 @@ def status_of(error: Exception) -> int:
         return 1
     from herdbook.core.checkpoint import CheckpointError
     from herdbook.core.environments import EnvironmentUnavailable
-    from herdbook.core.rollout import EnvironmentFailed
+    from herdbook.core.rollout import EnvironmentFailed, PolicyFailed
     from herdbook.core.runs import RunError, RunFailed
     from herdbook.datasets.episodes import DataError
 
     if isinstance(error, (RunError, CheckpointError, DataError, EnvironmentUnavailable)):
         return 2
-    return 1 if isinstance(error, (RunFailed, EnvironmentFailed)) else 0
+    return 1 if isinstance(error, (RunFailed, EnvironmentFailed, PolicyFailed)) else 0
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class CheckpointError(Exception):
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write `state` to the directory `path`, replacing what is there, so that a kill at any instant leaves one whole.
+    """Write `state` to the directory `path`, replacing what is there, so that a kill at any instant leaves `load` one.
 
     Args:
         path: The checkpoint's directory; its parent is created.
@@ -64,7 +64,13 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         if replaced.exists() and not path.exists():
             os.rename(replaced, path)
         raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
-    shutil.rmtree(replaced, ignore_errors=True)
+    for old in _replaced(path):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(path: Path) -> list[Path]:
+    """What a killed `save` had moved aside and not yet put its own in the place of."""
+    return sorted(path.parent.glob(f".{path.name}.old-*"))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -74,6 +80,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: There is no checkpoint, or a file of it is missing, truncated or altered. Names the file.
     """
     path = Path(path)
+    if not path.is_dir():
+        path = next(iter(_replaced(path)), path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no checkpoint here")
     manifest = _read_json(path / MANIFEST)
@@ -122,11 +130,14 @@ class Checkpoints:
         return sorted(int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdigit())
 
     def last(self) -> int | None:
-        """The step of the newest complete checkpoint; None before the first."""
+        """The step of the newest complete checkpoint; None before the first.
+
+        Where a copy has lost the link `last` (or turned it into a directory), the newest: each was renamed whole.
+        """
         try:
             target = os.readlink(self.directory / "last")
         except OSError:
-            return None
+            return max(self.steps(), default=None)
         return int(Path(target).name.removeprefix("step_"))
 
     def load(self, step: int | None = None) -> dict[str, Any]:
@@ -151,11 +162,14 @@ class Checkpoints:
             link = self.directory / f".last.tmp-{os.getpid()}"
             link.unlink(missing_ok=True)
             link.symlink_to(f"step_{step}", target_is_directory=True)
-            os.replace(link, self.directory / "last")
+            last = self.directory / "last"
+            if last.is_dir() and not last.is_symlink():  # made of the link by a copy
+                shutil.rmtree(last)
+            os.replace(link, last)
             _sync(self.directory)
         except (CheckpointError, OSError) as error:
-            last = self.last()
-            left = "there is no earlier one" if last is None else f"the last good one is {self.path(last)}"
+            newest = self.last()
+            left = "there is no earlier one" if newest is None else f"the last good one is {self.path(newest)}"
             raise CheckpointError(f"{error}; {left}") from error
         self.prune(step, protected)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Reporter:
             from torch.utils.tensorboard import SummaryWriter
 
             # What a killed run had sent beyond its checkpoint is hidden; it comes again.
-            self._writer = SummaryWriter(str(self.path), purge_step=step + 1 if step else None)
+            self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
         self._started = self._shown = time.perf_counter()
         if self.console.is_terminal and not self.console.quiet:
             columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
@@ -104,8 +104,7 @@ class Reporter:
         if self._bar is not None:
             self._show(time.perf_counter())
             self._bar.stop()
-        if self._writer is not None:
-            self._writer.close()
+        self._to_tensorboard(lambda writer: writer.close())
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -125,11 +124,19 @@ class Reporter:
 
     def _send(self, step: int, seed: int, values: Mapping[str, float]) -> None:
         named = {f"{name}/seed_{seed}" if len(self.seeds) > 1 else name: value for name, value in values.items()}
-        if self._writer is not None:
-            for name, value in named.items():
-                self._writer.add_scalar(name, value, step)
+        self._to_tensorboard(lambda writer: [writer.add_scalar(name, value, step) for name, value in named.items()])
         if self._wandb is not None:
             self._wandb.log({**named, "step": step})
+
+    def _to_tensorboard(self, send: Callable[[Any], object]) -> None:
+        """A full disk ends TensorBoard's file, not the run, whose own files say so."""
+        if self._writer is None:
+            return
+        try:
+            send(self._writer)
+        except OSError as error:
+            self._writer = None
+            self.notice(f"{self.path}: TensorBoard's file cannot be written and ends here: {error.strerror}")
 
 
 def _start_wandb(project: str, path: Path, config: Mapping[str, Any]) -> Any:

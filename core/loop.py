@@ -20,7 +20,8 @@ import torch
 
 from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.logging import Reporter
-from herdbook.core.random import generator
+from herdbook.core.random import derive, generator
+from herdbook.core.rollout import PolicyFailed
 from herdbook.core.runs import JSONL, JSONLines, Run, RunError, RunFailed
 from herdbook.core.types import Metrics, OffPolicy, Replay
 
@@ -93,9 +94,10 @@ def train_offline(
             last, interrupted = step == steps, signals.received
             log = last or step % cadence.log == 0
             save = last or step % cadence.checkpoint == 0 or interrupted
-            if log or save:
+            score = evaluate is not None and (last or step % cadence.evaluate == 0)
+            if log or save or score:
                 book.check(step, log)
-            if evaluate is not None and (last or step % cadence.evaluate == 0):
+            if evaluate is not None and score:
                 book.evaluate(step, evaluate)
             if save:
                 book.checkpoint(step)
@@ -116,7 +118,7 @@ class _Book:
         extra: Mapping[str, Any],
         device: str | torch.device,
     ) -> None:
-        self.algorithm, self.run, self.reporter, self.extra = algorithm, run, reporter, extra
+        self.algorithm, self.run, self.reporter, self.extra, self.device = algorithm, run, reporter, extra, device
         self.files = {name: JSONLines(run.path / name) for name in JSONL}
         self.generators = [generator(seed, SAMPLING, device=device) for seed in run.seeds]
         self.metrics: Metrics = {}
@@ -148,9 +150,12 @@ class _Book:
             self.algorithm.load_state_dict(state["state"])
         except (ValueError, KeyError, RuntimeError) as error:
             raise RunError(f"{self.run.checkpoints.path(step)}: does not fit this run: {error}") from error
-        for own, saved in zip(self.generators, state["generators"], strict=True):
-            own.set_state(saved)
-        self.metrics = dict(state["metrics"])
+        for seed, own, saved in zip(self.run.seeds, self.generators, state["generators"], strict=True):
+            if saved.shape == own.get_state().shape:
+                own.set_state(saved)
+            else:  # of another kind of device: its draws cannot be continued here, others follow, the same every time
+                own.manual_seed(derive(seed, SAMPLING, step))
+        self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}
         self.stopped = {int(seed): Stopped(**record) for seed, record in state["stopped"].items()}
         self.checked = step
         self.seconds = float(state["seconds"])
@@ -174,9 +179,7 @@ class _Book:
             if log or bad is not None:
                 self.files["metrics.jsonl"].write(line)
                 self.reporter.metrics(step, seed, mine)
-        if len(self.stopped) == len(self.run.seeds):
-            reasons = "; ".join(f"seed {seed}: {why.reason} at step {why.step}" for seed, why in self.stopped.items())
-            raise RunFailed(f"{self.run.path}: no seed is left: {reasons}; its checkpoints up to there are kept")
+        self._refuse_none_left()
         self.checked = step
         if log:
             self._time(step)
@@ -188,13 +191,24 @@ class _Book:
         kept = self.run.checkpoints.path(good)
         self.reporter.notice(f"seed {seed} stops at step {step}: {reason}; its last good checkpoint is kept: {kept}")
 
+    def _refuse_none_left(self) -> None:
+        if len(self.stopped) == len(self.run.seeds):
+            reasons = "; ".join(f"seed {seed}: {why.reason} at step {why.step}" for seed, why in self.stopped.items())
+            raise RunFailed(f"{self.run.path}: no seed is left: {reasons}; its checkpoints up to there are kept")
+
     def evaluate(self, step: int, function: Evaluate) -> None:
-        """Evaluate every seed that still learns, and write the lines."""
+        """Evaluate every seed that still learns, and write the lines; one whose actions are not finite stops."""
         for index, seed in enumerate(self.run.seeds):
-            if seed not in self.stopped:
+            if seed in self.stopped:
+                continue
+            try:
                 line = {"step": step, "seed": seed, **function(index, step)}
-                self.files["evaluations.jsonl"].write(line)
-                self.reporter.evaluation(line)
+            except PolicyFailed as error:  # the loss was finite, and this very update's parameters are not
+                self._stop(step, seed, str(error))
+                continue
+            self.files["evaluations.jsonl"].write(line)
+            self.reporter.evaluation(line)
+        self._refuse_none_left()
 
     def checkpoint(self, step: int) -> None:
         """Everything that the run needs to go on from here. Raises RunFailed if it cannot be written."""

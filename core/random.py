@@ -10,7 +10,7 @@ import torch
 
 
 def derive(*entropy: int) -> int:
-    """A 63-bit seed from several non-negative numbers, such as (run seed, lane, episode)."""
+    """A 63-bit seed from several non-negative numbers, as (run seed, lane, episode); zeros at its end add nothing."""
     high, low = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
 

@@ -16,7 +16,13 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 
-from herdbook.core.environments import Env, EnvironmentSource, check_reset, make_environment
+from herdbook.core.environments import (
+    Env,
+    EnvironmentSource,
+    EnvironmentUnavailable,
+    check_reset,
+    make_environment,
+)
 from herdbook.core.random import derive
 from herdbook.core.spaces import flat_action_space, flat_space, flatten
 from herdbook.core.types import Array, Carry, Policy, Spec, Step, Tree, tree_map
@@ -30,6 +36,10 @@ Schedule = Callable[[int], tuple[int, int] | None]
 
 class EnvironmentFailed(RuntimeError):
     """An environment raised, or gave NaN or an observation of another shape, in the middle of an episode."""
+
+
+class PolicyFailed(RuntimeError):
+    """A policy gave an action that is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +104,8 @@ class Rollout:
     An environment whose `reset(seed)` does not determine its state is made anew for each episode, with a warning.
 
     Raises:
-        EnvironmentUnavailable: The environment cannot be made.
-        ValueError: Its spaces are not those of `spec`.
+        EnvironmentUnavailable: The environment cannot be made, or its spaces are not those of `spec`.
+        EnvironmentFailed: It raised in its first steps.
     """
 
     def __init__(
@@ -164,7 +174,8 @@ class Rollout:
 
         Raises:
             EnvironmentFailed: An environment raised or gave NaN; episode, seed and step are named.
-            ValueError: The policy's actions have the wrong shape or type, or are not finite.
+            PolicyFailed: The policy gave an action that is not finite.
+            ValueError: The policy's actions have the wrong shape or type.
         """
         if policy is not self._actor:
             self._actor, self._carry = policy, policy.initial(len(self.envs))
@@ -274,7 +285,7 @@ class Rollout:
         return torch.from_numpy(array).to(self.device)
 
     def _checked(self, chosen: Any) -> Array:
-        """The policy's actions as arrays in the flat action space. Raises ValueError."""
+        """The policy's actions as arrays in the flat action space. Raises ValueError or PolicyFailed."""
         actions: Array = chosen.detach().cpu().numpy() if isinstance(chosen, torch.Tensor) else np.asarray(chosen)
         space = self.action_space
         expected = self._previous_actions
@@ -289,7 +300,7 @@ class Rollout:
                 raise ValueError(f"expected actions in {space}, the policy gave {actions.tolist()}")
             return actions.astype(np.int64)
         if not np.isfinite(actions).all():
-            raise ValueError(f"the policy gave an action that is not finite: {actions.tolist()}")
+            raise PolicyFailed(f"the policy gave an action that is not finite: {actions.tolist()}")
         assert isinstance(space, spaces.Box)
         return np.clip(actions.astype(np.float32), space.low, space.high)
 
@@ -343,11 +354,11 @@ def _declares_limit(env: Env) -> bool:
 
 
 def _check_spaces(spec: Spec, env: Env) -> None:
-    """Raise ValueError unless the environment has the spaces that the data had."""
+    """Raise EnvironmentUnavailable unless the environment has the spaces that the data had."""
     wanted = spec.observation_space
     found = flat_space(env.observation_space, spec.observation_keys)
     if not _alike(wanted, found):
-        raise ValueError(
+        raise EnvironmentUnavailable(
             f"{_name(env)}: expected observations in {wanted}, as in the data, got {found}; "
             "check the environment's id, version and keyword arguments"
         )
@@ -358,7 +369,7 @@ def _check_spaces(spec: Spec, env: Env) -> None:
         or (np.allclose(actions.low, spec.action_space.low) and np.allclose(actions.high, spec.action_space.high))
     )
     if not _alike(spec.action_space, actions) or not same_bounds:
-        raise ValueError(
+        raise EnvironmentUnavailable(
             f"{_name(env)}: expected actions in {spec.action_space}, as in the data, got {actions}; "
             "check the environment's id, version and keyword arguments"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -43,19 +44,24 @@ def to_json(value: Any) -> Any:
     return str(value)
 
 
+def _write_all(file: io.FileIO, data: bytes) -> None:
+    """An unbuffered file may take a part at a time."""
+    while data:
+        data = data[file.write(data) :]
+
+
 class JSONLines:
     """An append-only file of one JSON object per line, each handed to the system as soon as it is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)  # nothing is left over that closing could fail to write
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; numbers that are not finite are written as null. Raises RunFailed on a full disk."""
-        line = json.dumps(to_json(record), allow_nan=False, ensure_ascii=False) + "\n"
+        line = (json.dumps(to_json(record), allow_nan=False, ensure_ascii=False) + "\n").encode()
         try:
-            self._file.write(line.encode())
-            self._file.flush()
+            _write_all(self._file, line)
         except OSError as error:
             raise RunFailed(f"{self.path}: cannot be written: {error.strerror}") from error
 
@@ -123,8 +129,12 @@ def create_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
     refuse_existing_run(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with (path / "config.json").open("x", encoding="utf-8") as file:
-            file.write(json.dumps(to_json(config), indent=2, allow_nan=False) + "\n")
+        with (path / "config.json").open("xb", buffering=0) as file:
+            try:
+                _write_all(file, json.dumps(to_json(config), indent=2, allow_nan=False).encode() + b"\n")
+            except OSError:  # a full disk: no half of one stays, which would look like a run
+                (path / "config.json").unlink()
+                raise
     except OSError as error:
         raise RunError(f"{path}: the run directory cannot be made: {error.strerror}") from error
     return Run(path)

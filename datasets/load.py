@@ -16,6 +16,7 @@ from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.minari import list_minari, minari_root, read_minari, write_minari
 
 logger = logging.getLogger("herdbook")
+_D4RL = (".hdf5", ".h5")
 
 
 def load_dataset(
@@ -43,12 +44,12 @@ def load_dataset(
     text = str(name)
     if text.startswith("d4rl:"):
         return _whole(read_d4rl_package(text.removeprefix("d4rl:")), observation_keys)
-    path = Path(name).expanduser()
-    if path.suffix in (".hdf5", ".h5"):
+    path = local_path(name)
+    if path is not None and path.suffix in _D4RL:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file; expected the path of a D4RL HDF5 file")
         return _whole(read_d4rl(path), observation_keys)
-    if any((path / sub / "metadata.json").is_file() for sub in ("data", ".")):
+    if path is not None:
         return read_minari(path, observation_keys=observation_keys)
     root = find_dataset(text, data_dir=data_dir) or _make_recipe(text, data_dir)
     if root is not None:
@@ -61,6 +62,13 @@ def load_dataset(
     if not download:
         raise DataError(f"{_not_here(text, data_dir)}; {_how_to_get(text, data_dir)}")
     return read_minari(_download(text, data_dir), observation_keys=observation_keys)
+
+
+def local_path(name: str | Path) -> Path | None:
+    """The path that a name means: of a D4RL file, by its ending, or a folder with a Minari dataset; None: an id."""
+    path = Path(name).expanduser()
+    is_dataset = path.suffix in _D4RL or any((path / sub / "metadata.json").is_file() for sub in ("data", "."))
+    return path if is_dataset else None
 
 
 def dataset_roots(data_dir: str | Path | None = None) -> list[Path]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.rollout import (
     EnvironmentFailed,
+    PolicyFailed,
     RandomPolicy,
     Rollout,
     Stepped,
@@ -172,12 +173,16 @@ def test_actions_reach_a_box_in_its_own_shape_and_type_and_are_clipped() -> None
         (Probe, 2, "expected actions in Discrete"),
         (Probe, 0.0, "expected actions in Discrete"),
         (Continuous, [0.0, 0.0, 0.0], r"expected actions of shape \(1, 2\)"),
-        (Continuous, [0.0, float("nan")], "not finite"),
     ],
 )
 def test_actions_that_do_not_fit(env: Any, action: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         evaluate(Constant(action), env, episodes=1, seed=0)
+
+
+def test_an_action_that_is_not_finite_is_the_policys_failure() -> None:
+    with pytest.raises(PolicyFailed, match="not finite"):
+        evaluate(Constant([0.0, float("nan")]), Continuous, episodes=1, seed=0)
 
 
 class Broken(Probe):
