@@ -113,7 +113,6 @@ EnvironmentSource = str | EnvironmentSpec | EnvSpec | Callable[..., Env]
 
 _EXTRAS = {  # module that fails to import -> extra of ours that brings it
     "mujoco": "mujoco",
-    "mujoco_py": "mujoco",
     "gymnasium_robotics": "robotics",
     "metaworld": "metaworld",
     "ale_py": "atari",

@@ -79,6 +79,7 @@ class MineConfig:
     batch_size: int = 16
     fail_seed: int = -1  # its loss becomes NaN ...
     fail_step: int = 0  # ... at this update
+    fail_weights: bool = False  # instead, this update leaves it NaN weights, its own loss being finite
     pause: float = 0.0  # seconds per update
 
     def __post_init__(self) -> None:
@@ -112,7 +113,8 @@ class Mine:
         self.weights -= self.config.lr * jitter[:, None, None] * error.mT @ observations / self.config.batch_size
         loss = error.square().mean((1, 2))
         if self.updates >= self.config.fail_step and self.config.fail_seed in self.seeds:
-            loss[self.seeds.index(self.config.fail_seed)] = torch.nan
+            failing = self.weights if self.config.fail_weights else loss
+            failing[self.seeds.index(self.config.fail_seed)] = torch.nan
         delayed = {} if self.updates % 2 else {"weight": self.weights.abs().mean((1, 2))}  # every second update
         return {"loss/clone": loss} | delayed
 

@@ -149,6 +149,25 @@ def test_a_write_that_the_system_refuses_halfway_is_reported(tmp_path: Path) -> 
     assert torch.equal(checkpoints.load()["x"], torch.ones(10))
 
 
+def test_a_kill_between_the_two_renames_of_a_replacement_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "c", {"x": 1})
+    rename = os.rename
+
+    def killed(source: Path, target: Path) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", killed)
+        save(tmp_path / "c", {"x": 2})
+    assert load(tmp_path / "c") == {"x": 1}
+    save(tmp_path / "c", {"x": 3})
+    assert load(tmp_path / "c") == {"x": 3}
+    assert not list(tmp_path.glob(".c.old-*"))
+
+
 def test_full_disk_while_a_checkpoint_is_replaced_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

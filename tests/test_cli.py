@@ -113,6 +113,7 @@ MISTAKES = [
     (("trian",), "unknown command 'trian'; did you mean 'train'?"),
     (("train", "td3bc", "--dataset", "x"), "unknown algorithm 'td3bc'; did you mean 'td3_bc'?"),
     (("train", "nowhere:Mine", "--dataset", "x"), "nowhere:Mine: cannot be imported: No module named 'nowhere'"),
+    (("train", ":Mine", "--dataset", "x"), ":Mine: cannot be imported"),
     (("train", "json:Nothing", "--dataset", "x"), "json:Nothing: module 'json' has no attribute 'Nothing'"),
     (("train", "json:dumps", "--dataset", "x"), "expected a class, got function"),
     ((*TRAIN, "tests/pendulum/randon-v0"), "did you mean 'tests/pendulum/random-v0'"),
@@ -168,6 +169,37 @@ def test_a_wrong_flag_gets_a_box_with_the_nearest(herdbook, words: tuple[str, ..
     assert status == 2 and expected in out + err and "Traceback" not in err
 
 
+def test_mistakes_with_a_run_are_told_in_one_line_too(herdbook, small_dataset: str) -> None:
+    assert herdbook(*TRAIN, small_dataset, "--eval-episodes", "1")[0] == 0
+    Path("file").touch()
+    for words, expected in (
+        (("eval", "r", "--env", "CartPole-v1"), "expected observations in"),
+        (("eval", "r", "--out", "file/x.json"), "out: file/x.json cannot be written"),
+        (("compare", "r", "--out", "file"), "file"),
+        (("compare", "r", "r"), "r is given twice"),
+        (("resume", "r", "--steps", "4", "--env", "Pendulum-v1"), "the environment that the run was begun with"),
+    ):
+        status, _, err = herdbook(*words)
+        assert status == 2 and expected in one_line(err), words
+    assert herdbook("eval", "r", "--episodes", "1", "--out", "new/folder/x.json")[0] == 0
+    assert json.loads(Path("new/folder/x.json").read_text())["episodes"] == 1
+
+
+def test_a_folder_with_a_datasets_name_does_not_hide_the_dataset(herdbook, small_dataset: str) -> None:
+    Path(small_dataset).mkdir(parents=True)
+    assert herdbook(*TRAIN, small_dataset, "--eval-episodes", "0")[0] == 0
+    assert Run("r").options["dataset"] == small_dataset
+
+
+def test_the_installed_command_finds_code_in_the_working_directory(small_dataset: str, user_module: str) -> None:
+    """As `herdbook`, not `python -m`, which puts the working directory on the path by itself."""
+    command = Path(sys.executable).with_name("herdbook")
+    words = ("user_code:Mine", "--dataset", small_dataset, "--env", "user_code:make_pendulum", "--steps", "2")
+    result = subprocess.run((command, "train", *words, "--run-dir", "r"), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert Run("r").evaluations()[-1]["lengths"] == [20] * 10
+
+
 def test_a_corrupt_checkpoint_is_told(herdbook, small_dataset: str) -> None:
     assert herdbook(*TRAIN, small_dataset, "--eval-episodes", "0")[0] == 0
     file = Path("r/checkpoints/step_2/tensors.safetensors")
@@ -210,6 +242,7 @@ def test_a_signal_writes_a_checkpoint(small_dataset: str, user_module: str, numb
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
     assert b"Traceback" not in err
+    assert number == signal.SIGTERM or b"herdbook: interrupted" in err
     run = Run("r")
     last = run.checkpoints.last()
     assert last is not None and last >= 100 and run.checkpoints.steps() == [0, last]

@@ -1,5 +1,6 @@
 """Environments by name, recorded and rebuilt; what is said where that is impossible."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from herdbook.core.environments import (
     check_reset,
     describe_environment,
     make_environment,
+    registered_only,
 )
 
 
@@ -109,6 +111,37 @@ def test_a_missing_package_names_its_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(EnvironmentUnavailable, match=rf"herdbook\[{extra}\]"):
         make_environment(name)
+
+
+def test_an_extra_that_is_installed_is_not_asked_for() -> None:
+    """Gymnasium says of Hopper-v2 that it needs the old MuJoCo; ours being there, its own words are what helps."""
+    with pytest.raises(EnvironmentUnavailable) as told:
+        make_environment("Hopper-v2")
+    assert "herdbook[mujoco]" not in str(told.value)
+
+
+def test_a_spec_out_of_a_file_names_no_code() -> None:
+    wrapper = {"name": "W", "entry_point": "os:system", "kwargs": {"command": "true"}}
+    known = {"id": "Pendulum-v1", "entry_point": "os:system"}
+    for spec, words in (
+        (EnvironmentSpec(id="os:system", kwargs={"command": "true"}), "is code, os:system"),
+        (EnvironmentSpec(id="os:Name-v0"), "is code, os:Name-v0"),
+        (EnvironmentSpec(id="Own-v0", gymnasium_json='{"id": "Own-v0", "entry_point": "os:system"}'), "os:system"),
+        (
+            EnvironmentSpec(id="Pendulum-v1", gymnasium_json=json.dumps(known | {"additional_wrappers": [wrapper]})),
+            "os:system",
+        ),
+    ):
+        with pytest.raises(EnvironmentUnavailable, match=words):
+            registered_only(spec)
+    safe = registered_only(EnvironmentSpec(id="Pendulum-v1", kwargs={"g": 9.0}, gymnasium_json=json.dumps(known)))
+    assert make_environment(safe).unwrapped.g == 9.0  # type: ignore[attr-defined]  # the registry's own entry point
+
+
+def test_a_spec_with_another_time_limit_writes_that_one() -> None:
+    recorded = EnvironmentSpec.from_gymnasium(gymnasium.spec("Pendulum-v1"))
+    changed = dataclasses.replace(recorded, max_episode_steps=7)
+    assert EnvironmentSpec.from_json(changed.to_json()).max_episode_steps == 7
 
 
 def test_arguments_that_the_environment_refuses() -> None:

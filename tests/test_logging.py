@@ -1,6 +1,8 @@
 """What a run shows: a bar on a terminal, lines elsewhere, TensorBoard, Weights & Biases; and rebuilt specs, actors."""
 
+import errno
 import io
+import os
 import subprocess
 import sys
 import types
@@ -92,6 +94,22 @@ SPACES = [
     spaces.MultiBinary([2, 3]),
     spaces.Dict({"z": spaces.Discrete(2), "a": spaces.Tuple((spaces.Box(-1, 1, (2,)), spaces.Discrete(3)))}),
 ]
+
+
+def test_a_full_disk_ends_tensorboards_file_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    told = io.StringIO()
+    reporter = Reporter(tmp_path, 100, (0,), tensorboard=True, console=Console(file=told, soft_wrap=True))
+    reporter.start()
+    for _ in range(2):
+        reporter.evaluation(LINE)
+    reporter.close()
+    assert told.getvalue().count("TensorBoard's file cannot be written and ends here: No space left on device") == 1
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__)

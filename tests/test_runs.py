@@ -1,9 +1,14 @@
 """Runs as a library: exact resume, cadences, seeds that stop, run directories, and what config.json may do."""
 
+import dataclasses
+import errno
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -12,10 +17,12 @@ import herdbook
 from herdbook.cli.api import evaluate_run, resume
 from herdbook.cli.assemble import config_from_values, config_values
 from herdbook.cli.catalogue import UserError
-from herdbook.core import loop
+from herdbook.core import loop, runs
 from herdbook.core.checkpoint import CheckpointError, Checkpoints
+from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores
 from herdbook.core.loop import Cadence
 from herdbook.core.runs import JSONLines, Run, RunError, RunFailed, create_run, locked, to_json
+from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.load import load_dataset
 
 MINE = "user_code:Mine"
@@ -185,6 +192,44 @@ def test_a_checkpoint_of_another_algorithm_is_refused(small_dataset: str) -> Non
         resume(run.path, steps=4)
 
 
+def test_a_foreign_checkpoint_in_a_run_is_refused(small_dataset: str) -> None:
+    options: dict = {"dataset": small_dataset, "steps": 2, "eval_episodes": 0, "quiet": True}
+    run, other = (herdbook.train(name, run_dir=name, **options) for name in ("td3_bc", "iql"))
+    for step in run.checkpoints.steps():
+        run.checkpoints.path(step).rename(run.path / f"moved_{step}")
+        other.checkpoints.path(step).rename(run.checkpoints.path(step))
+    with pytest.raises(RunError, match=r"expected a checkpoint of td3_bc with seeds \[0\], got iql"):
+        resume(run.path, steps=4, quiet=True)
+    with pytest.raises(RunError, match=r"expected a checkpoint of td3_bc, got one of iql"):
+        herdbook.load(run.path)
+
+
+@pytest.mark.parametrize("how", ["lost", "dereferenced"])
+def test_a_copy_without_the_link_to_the_last_checkpoint_loses_nothing(small_dataset: str, how: str) -> None:
+    run, whole = go(small_dataset), go(small_dataset, "whole", steps=60)
+    link = run.path / "checkpoints" / "last"
+    link.unlink()
+    if how == "dereferenced":
+        shutil.copytree(run.checkpoints.path(40), link)
+    assert herdbook.load(run.path, MINE) is not None
+    again, continued = resume(run.path, steps=60, algorithm=MINE, quiet=True)
+    assert continued and link.is_symlink() and again.checkpoints.last() == 60
+    kept = [line for line in whole.metrics() if line["step"] <= 40]
+    assert [line for line in again.metrics() if line["step"] <= 40][: len(kept)] == kept
+    assert torch.equal(again.checkpoints.load()["state"]["weights"], whole.checkpoints.load()["state"]["weights"])
+
+
+def test_a_run_from_another_kind_of_device_goes_on_with_other_draws(small_dataset: str) -> None:
+    """A CUDA generator's state has 16 bytes; the run must not fail on it, and go on the same way every time."""
+    run = go(small_dataset)
+    state = run.checkpoints.load()
+    state["generators"] = [torch.zeros(16, dtype=torch.uint8) for _ in state["generators"]]
+    run.checkpoints.save(40, state)
+    shutil.copytree(run.path, "twin", symlinks=True)
+    one, two = (resume(path, steps=44, algorithm=MINE, quiet=True)[0] for path in (run.path, "twin"))
+    assert same(one, two) and one.checkpoints.last() == 44
+
+
 def test_a_checkpoint_of_another_shape_is_refused(small_dataset: str) -> None:
     run = herdbook.train("td3_bc", dataset=small_dataset, steps=2, run_dir="run", eval_episodes=0, quiet=True)
     record = json.loads((run.path / "config.json").read_text())
@@ -214,6 +259,24 @@ def test_a_seed_that_is_not_finite_stops_and_the_others_go_on(
     assert action == pytest.approx(2 * float((expected @ torch.from_numpy(observation)).clamp(-1, 1)), abs=1e-6)
 
 
+@pytest.mark.parametrize("log_every", [4, 40])
+@pytest.mark.parametrize("fail_step", [7, 10])
+def test_a_seed_whose_actions_are_not_finite_stops_and_the_others_go_on(
+    small_dataset: str, fail_step: int, log_every: int
+) -> None:
+    """Evaluation, at step 10, may come before the next look at the losses, or right after the update that broke it."""
+    cadence = {"log_every": log_every, "evaluate_every": 10, "checkpoint_every": 5}
+    run = go(small_dataset, fail_seed=1, fail_step=fail_step, fail_weights=True, **cadence)
+    assert [line["step"] for line in run.evaluations() if line["seed"] == 0] == [10, 20, 30, 40]
+    assert not [line for line in run.evaluations() if line["seed"] == 1]
+    stopped = run.checkpoints.load()["stopped"]
+    assert stopped.keys() == {"1"}
+    assert stopped["1"]["checkpoint"] == (5 if fail_step == 10 else 0)  # the last that a later finite loss proved
+    assert herdbook.load(run.path, MINE, seed=1).act(np.zeros(3, dtype=np.float32)) == pytest.approx(0)
+    with pytest.raises(RunFailed, match="no seed is left: seed 1: the policy gave an action that is not finite"):
+        go(small_dataset, "r2", seeds=(1,), fail_seed=1, fail_step=10, fail_weights=True, **cadence)
+
+
 def test_a_run_whose_seeds_all_stop_fails_and_keeps_a_good_checkpoint(small_dataset: str) -> None:
     with pytest.raises(RunFailed, match=r"no seed is left: seed 0: loss/clone is nan at step 20"):
         go(small_dataset, seeds=(0,), fail_seed=0, fail_step=18, log_every=20, checkpoint_every=5)
@@ -221,9 +284,6 @@ def test_a_run_whose_seeds_all_stop_fails_and_keeps_a_good_checkpoint(small_data
 
 
 def test_full_disk_while_a_checkpoint_is_written(small_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import errno
-    import os
-
     fsync, calls = os.fsync, 0
 
     def full(descriptor: int) -> None:
@@ -242,6 +302,26 @@ def test_full_disk_while_a_checkpoint_is_written(small_dataset: str, monkeypatch
     assert run.checkpoints.load()["step"] == run.checkpoints.last() > 0
     assert not list((run.path / "checkpoints").glob(".step*"))
     assert same(resume("cut", algorithm=MINE, quiet=True)[0], whole)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+def test_full_disk_while_a_line_is_written(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    file = JSONLines(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunFailed, match=r"metrics.jsonl: cannot be written: No space left on device"):
+        file.write({"step": 1})
+    file.close()  # nothing is left over that would fail now
+
+
+def test_full_disk_while_a_run_is_made_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_write_all", full)
+        with pytest.raises(RunError, match="cannot be made: No space left on device"):
+            create_run(tmp_path / "r", {"algorithm": "bc", "seeds": [0], "run": {}})
+    assert create_run(tmp_path / "r", {"algorithm": "bc", "seeds": [0], "run": {}}).seeds == (0,)
 
 
 def test_a_directory_that_holds_a_run_is_refused(small_dataset: str) -> None:
@@ -285,6 +365,81 @@ def test_a_module_named_by_a_run_directory_is_never_imported(small_dataset: str)
     for call in calls:
         with pytest.raises(UserError, match=r"is code.*not imported"):
             call()
+
+
+def clipped(small_dataset: str) -> Episodes:
+    """The small dataset, recorded through a wrapper of Gymnasium's that changes its rewards."""
+    env = gymnasium.wrappers.ClipReward(gymnasium.make("Pendulum-v1", max_episode_steps=20), -0.5, 0.5)
+    assert env.spec is not None
+    return dataclasses.replace(load_dataset(small_dataset), environment=EnvironmentSpec.from_gymnasium(env.spec))
+
+
+def test_a_run_is_evaluated_in_the_environment_it_was_trained_in_wrappers_included(small_dataset: str) -> None:
+    run = go(clipped(small_dataset), steps=4)
+    trained = [line["returns"] for line in run.evaluations() if line["step"] == 4]
+    again = evaluate_run(run.path, episodes=2, seed=10_000, algorithm=MINE)
+    assert [line["returns"] for line in again["seeds"]] == trained
+    assert min(min(returns) for returns in trained) >= -10  # 20 steps of at least −0.5
+    record = json.loads((run.path / "config.json").read_text())
+    record["environment"]["gymnasium"]["additional_wrappers"][0]["entry_point"] = "stranger:Wrapper"
+    (run.path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(EnvironmentUnavailable, match=r"is code, stranger:Wrapper; .* not imported"):
+        evaluate_run(run.path, episodes=2, algorithm=MINE)
+
+
+def test_code_that_a_dataset_names_is_not_run_and_training_goes_on(
+    small_dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("stranger.py").write_text("raise SystemExit('imported')")
+    for spec in (
+        EnvironmentSpec(id="stranger:make"),
+        EnvironmentSpec(id="Own-v0", gymnasium_json='{"id": "Own-v0", "entry_point": "stranger:Env"}'),
+    ):
+        episodes = dataclasses.replace(load_dataset(small_dataset), environment=spec)
+        run = go(episodes, f"run-{spec.id}", steps=2, quiet=False)
+        assert run.checkpoints.last() == 2 and not run.evaluations()
+        told = capsys.readouterr().out
+        assert "training goes on without evaluation" in told and "not imported" in told and "--env" in told
+
+
+def test_an_environment_that_cannot_be_made_does_not_stop_training(
+    small_dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Moody(gymnasium.Env):
+        def __init__(self) -> None:
+            raise RuntimeError("not today")
+
+    gymnasium.register("Moody-v0", entry_point=Moody)
+    episodes = dataclasses.replace(load_dataset(small_dataset), environment=EnvironmentSpec(id="Moody-v0"))
+    try:
+        run = go(episodes, steps=2, quiet=False)
+    finally:
+        gymnasium.registry.pop("Moody-v0")
+    assert run.checkpoints.last() == 2 and not run.evaluations()
+    assert "without evaluation: cannot make environment Moody-v0: RuntimeError: not today" in capsys.readouterr().out
+
+
+def test_a_run_is_not_resumed_in_another_environment(small_dataset: str) -> None:
+    run = go(small_dataset, steps=4)
+    before = (run.path / "evaluations.jsonl").read_bytes()
+    for env in ("Pendulum-v1", "user_code:make_pendulum"):  # the data's has 20 steps, the registered one 200
+        with pytest.raises(RunError, match=r"expected the environment that the run was begun with.*herdbook eval"):
+            resume(run.path, steps=8, algorithm=MINE, env=env, quiet=True)
+    assert (run.path / "evaluations.jsonl").read_bytes() == before
+
+
+def test_reference_scores_belong_to_the_recorded_environment(small_dataset: str) -> None:
+    episodes = dataclasses.replace(
+        load_dataset(small_dataset), reference_scores=ReferenceScores(-200.0, 0.0, "our own")
+    )
+    import user_code
+
+    assert go(episodes, "a", steps=2).evaluations()[-1]["normalized_score"] is not None
+    for number, changes in enumerate(({"env": user_code.make_pendulum}, {"env_kwargs": {"g": 5.0}})):
+        run = go(episodes, f"b{number}", steps=2, **changes)
+        assert run.evaluations()[-1]["normalized_score"] is None and run.config["references"] is None
+    assert evaluate_run("a", episodes=1, algorithm=MINE)["references"] is not None
+    assert evaluate_run("a", episodes=1, algorithm=MINE, env_kwargs={"g": 5.0})["references"] is None
 
 
 def test_load_gives_the_policy_that_was_evaluated(small_dataset: str) -> None:
