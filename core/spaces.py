@@ -21,6 +21,50 @@ ActionKind = Literal["box", "discrete", "any"]
 """Which actions an algorithm handles."""
 
 
+class BadValues(ValueError):
+    """Values that do not fit: what was expected, what came, in which part of the tree, and in which row first."""
+
+    def __init__(self, expected: str, got: Any, *, part: str = "", row: int | None = None) -> None:
+        place = "" if row is None else f" in row {row}"
+        super().__init__(f"expected values{part} {expected}, got {got}{place}")
+        self.expected, self.got, self.part, self.row = expected, got, part, row
+
+
+def cast(values: Any, dtype: Any, part: str = "") -> Array:
+    """A contiguous array of `dtype` that holds the same values; a copy only where the type differs.
+
+    Floats are rounded; one beyond `dtype` becomes infinite, for `check_finite` to report.
+
+    Raises `BadValues` for what is ragged or no number, for integers that are not whole or beyond `dtype`, and for
+    booleans other than 0 and 1.
+    """
+    wanted = np.dtype(dtype)
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "O":
+            array = np.asarray(array.tolist())
+    except (ValueError, TypeError) as error:
+        raise BadValues(f"as an array of {wanted}", f"{type(values).__name__} ({error})", part=part) from error
+    if array.dtype.kind not in "biuf" or not array.ndim:
+        came = f"{array.dtype} of shape {array.shape}" if array.ndim else type(values).__name__
+        raise BadValues(f"as an array of {wanted}", came, part=part)
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = np.ascontiguousarray(array, dtype=wanted)
+        if wanted.kind == "f" or np.can_cast(array.dtype, wanted):
+            return converted
+        if wanted.kind == "b":
+            expected, bad = "as booleans (0 or 1)", (array != 0) & (array != 1)
+        else:
+            low, high = np.iinfo(wanted).min, np.iinfo(wanted).max
+            expected = f"as whole numbers in [{low}, {high}]" if wanted.itemsize < 8 else "as whole numbers"
+            inside = (array >= low) & (array <= high if array.dtype.kind in "iu" else array < float(high) + 1)
+            bad = ~inside | (array != converted)
+    if bad.any():
+        row = int(np.argwhere(bad)[0][0])
+        raise BadValues(expected, array[bad].flat[0], part=part, row=row)
+    return converted
+
+
 def is_image(space: Space[Any]) -> TypeGuard[spaces.Box]:
     """Whether observations are pictures `[height, width, channels]` uint8."""
     return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
@@ -54,16 +98,24 @@ def flatten(space: Space[Any], observation: Tree, keys: Keys = None) -> Tree:
 
 
 def flatten_batch(space: Space[Any], observations: Tree, keys: Keys = None) -> Tree:
-    """Many observations at once: every leaf of `observations` is `[N, …]`, and so is every leaf of the result."""
-    space = select_keys(space, keys)
+    """Many observations at once: every leaf of `observations` is `[N, …]`, and so is every leaf of the result.
+
+    Raises `BadValues` for a part that is missing, has another shape or length, or holds what its space cannot hold:
+    fractions or NaN among integers, a category outside it.
+    """
+    return _flatten(select_keys(space, keys), observations, "")
+
+
+def _flatten(space: Space[Any], observations: Tree, at: str) -> Tree:
+    """`at`: where in the tree `observations` are, as it is written behind a field's name: `['arm']['angle']`."""
     if _holds_image(space) and not is_image(space):
-        return {name: flatten_batch(part, values) for name, part, values in _parts_of(space, observations)}
-    if is_image(space):
-        return np.asarray(observations, dtype=np.uint8)
-    if isinstance(space, spaces.Discrete):
-        return np.asarray(observations, dtype=np.int64)
+        return {name: _flatten(part, values, place) for name, part, values, place in _parts_of(space, observations, at)}
+    if isinstance(space, spaces.Discrete) or is_image(space):
+        return cast(observations, np.uint8 if is_image(space) else np.int64, at)
     _check_fixed_size(space)
-    columns = _columns(space, observations)
+    columns = _columns(space, observations, at)
+    if len({len(column) for column in columns}) > 1:
+        raise BadValues("with as many rows in each part", sorted({len(column) for column in columns}), part=at)
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
@@ -139,32 +191,49 @@ def _children(space: Space[Any]) -> Iterator[tuple[str, str | int, Space[Any]]]:
         yield from ((str(i), i, part) for i, part in enumerate(space.spaces))
 
 
-def _parts_of(space: Space[Any], observations: Tree) -> Iterator[tuple[str, Space[Any], Tree]]:
+def _parts_of(space: Space[Any], observations: Tree, at: str) -> Iterator[tuple[str, Space[Any], Tree, str]]:
     """The leaves of the flat Dict of a composite that holds an image: its images, and its parts without one."""
     for name, index, part in _children(space):
-        values = None if observations is None else observations[index]
+        values, place = _part(observations, index, at), f"{at}[{index!r}]"
         if _holds_image(part) and not is_image(part):
-            yield from ((f"{name}.{inner}", leaf, leaves) for inner, leaf, leaves in _parts_of(part, values))
+            yield from ((f"{name}.{inner}", *leaf) for inner, *leaf in _parts_of(part, values, place))
         else:
-            yield name, part, values
+            yield name, part, values, place
 
 
 def _parts(space: Space[Any]) -> Iterator[tuple[str, Space[Any]]]:
-    return ((name, part) for name, part, _ in _parts_of(space, None))
+    for name, _, part in _children(space):
+        if _holds_image(part) and not is_image(part):
+            yield from ((f"{name}.{inner}", leaf) for inner, leaf in _parts(part))
+        else:
+            yield name, part
 
 
-def _columns(space: Space[Any], values: Tree) -> list[Array]:
+def _part(values: Tree, index: str | int, at: str) -> Tree:
+    try:
+        return values[index]
+    except (KeyError, IndexError, TypeError) as error:
+        came = f"the parts {', '.join(map(repr, values))}" if isinstance(values, Mapping) else type(values).__name__
+        raise BadValues(f"with a part {index!r}", came, part=at) from error
+
+
+def _columns(space: Space[Any], values: Tree, at: str) -> list[Array]:
     """The blocks `[N, d]` float32 whose concatenation is the flat vector."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return [block for _, index, part in _children(space) for block in _columns(part, values[index])]
+        parts = ((part, _part(values, index, at), f"{at}[{index!r}]") for _, index, part in _children(space))
+        return [block for part, inner, place in parts for block in _columns(part, inner, place)]
+    discrete = isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
+    array = cast(values, np.int64 if discrete else np.float32, at)
+    width = int(np.prod(space.shape or (), dtype=np.int64))
+    if array[:1].size != width and len(array):
+        raise BadValues(f"of shape {space.shape} in each row (from {space})", array.shape[1:], part=at)
+    rows = array.reshape(len(array), width)
     if isinstance(space, spaces.Discrete):
-        return [_one_hot(np.asarray(values) - space.start, int(space.n))]
+        return [_one_hot(rows[:, 0], int(space.start), int(space.n), space, at)]
     if isinstance(space, spaces.MultiDiscrete):
-        indices = (np.asarray(values) - space.start).reshape(len(values), -1)
-        return [_one_hot(indices[:, i], int(n)) for i, n in enumerate(space.nvec.reshape(-1))]
-    values = np.asarray(values)
-    with np.errstate(over="ignore"):  # an overflow to infinity is reported by whoever validates the values
-        return [np.asarray(values, dtype=np.float32).reshape(len(values), -1)]
+        sizes = zip(space.start.reshape(-1), space.nvec.reshape(-1), strict=True)
+        return [_one_hot(rows[:, i], int(start), int(n), space, at) for i, (start, n) in enumerate(sizes)]
+    return [rows]
 
 
 def _widths(space: Space[Any]) -> list[int]:
@@ -203,9 +272,13 @@ def _unflatten_dict(space: Space[Any], values: Mapping[str, Tree], prefix: str) 
     return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
 
 
-def _one_hot(indices: Array, n: int) -> Array:
-    encoded = np.zeros((len(indices), n), dtype=np.float32)
-    encoded[np.arange(len(indices)), indices.astype(np.int64)] = 1
+def _one_hot(values: Array, start: int, n: int, space: Space[Any], at: str) -> Array:
+    outside = (values < start) | (values >= start + n)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise BadValues(f"in [{start}, {start + n - 1}] (from {space})", values[row], part=at, row=row)
+    encoded = np.zeros((len(values), n), dtype=np.float32)
+    encoded[np.arange(len(values)), values - start] = 1
     return encoded
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch
+from herdbook.core.spaces import cast, flat_action_space, flat_space, flatten_batch
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
-from herdbook.datasets.validation import ACTION_TOLERANCE, DataError
+from herdbook.datasets.validation import ACTION_TOLERANCE, DataError, check_offsets, located
 
 
 def from_arrays(
@@ -38,27 +38,31 @@ def from_arrays(
     Raises `DataError` for what does not satisfy `Episodes`, and for actions beyond [-1, 1] without an action space.
     """
     source = fields.setdefault("source", "arrays")
-    actions, rewards = np.asarray(actions), np.asarray(rewards)
-    flags = [np.asarray(flag, dtype=np.bool_) for flag in (terminated, truncated)]
-    if rewards.ndim != 1 or any(flag.shape != rewards.shape for flag in flags) or len(actions) != len(rewards):
+    named = {"actions": actions, "rewards": rewards, "terminated": terminated, "truncated": truncated}
+    actions, rewards, *flags = (_array(source, name, values) for name, values in named.items())
+    if rewards.ndim != 1 or any(flag.shape != rewards.shape for flag in flags) or actions.shape[:1] != rewards.shape:
         raise DataError(
             f"{source}: expected rewards, terminated and truncated of shape [N] and N actions, "
-            f"got {rewards.shape}, {flags[0].shape}, {flags[1].shape} and {len(actions)} actions"
+            f"got {rewards.shape}, {flags[0].shape}, {flags[1].shape} and actions {actions.shape}"
         )
     if not len(rewards):
         raise DataError(f"{source}: the dataset is empty (0 steps)")
     if offsets is None:
-        offsets = episode_offsets(flags[0] | flags[1])
-    observations = tree_map(np.asarray, observations)
+        offsets = episode_offsets((flags[0] == 1) | (flags[1] == 1))
+    with located(source, "offsets"):
+        offsets = cast(offsets, np.int64)
+    check_offsets(source, offsets)
     if observation_space is None:
-        observation_space = _infer_space(observations)
+        observation_space = _infer_space(source, "observations", observations)
     if action_space is None:
         action_space = infer_action_space(source, actions)
     flat, flat_actions = flat_space(observation_space), flat_action_space(action_space)
-    rows = flatten_batch(observation_space, observations)
+    with located(source, "observations", offsets + (0 if next_observations is not None else np.arange(len(offsets)))):
+        rows = flatten_batch(observation_space, observations)
     if next_observations is not None:
-        following = flatten_batch(observation_space, tree_map(np.asarray, next_observations))
-        rows = tree_map(lambda leaf, after: with_final_rows(source, leaf, after, np.asarray(offsets)), rows, following)
+        with located(source, "next_observations", offsets):
+            following = flatten_batch(observation_space, next_observations)
+        rows = tree_map(lambda leaf, after: with_final_rows(source, leaf, after, offsets), rows, following)
     return Episodes(
         observations=rows,
         actions=actions.reshape(len(actions), -1) if isinstance(flat_actions, spaces.Box) else actions,
@@ -100,7 +104,7 @@ def infer_action_space(source: str, actions: Array) -> Space[Any]:
         if actions.min() < 0:
             raise DataError(f"{source}: expected actions from 0 on, got {actions.min()}; give the action_space")
         return spaces.Discrete(int(actions.max()) + 1)
-    if actions.ndim < 2:
+    if actions.ndim < 2 or actions.dtype.kind not in "iuf":
         raise DataError(
             f"{source}: expected actions [N, A] of floats or [N] of integers, got {actions.dtype} {actions.shape}"
         )
@@ -111,11 +115,19 @@ def infer_action_space(source: str, actions: Array) -> Space[Any]:
     return spaces.Box(-1.0, 1.0, actions.shape[1:], np.float32)
 
 
-def _infer_space(observations: Tree) -> Space[Any]:
-    if isinstance(observations, dict):
-        return spaces.Dict({name: _infer_space(leaf) for name, leaf in observations.items()})
+def _array(source: str, name: str, values: Any) -> Array:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{source}: expected {name} as an array, got {type(values).__name__}: {error}") from error
+
+
+def _infer_space(source: str, name: str, values: Tree) -> Space[Any]:
+    if isinstance(values, dict):
+        return spaces.Dict({key: _infer_space(source, f"{name}[{key!r}]", part) for key, part in values.items()})
+    observations = _array(source, name, values)
     if observations.dtype == np.uint8 and observations.ndim == 4:
         return spaces.Box(0, 255, observations.shape[1:], np.uint8)
-    if observations.dtype.kind in "iu" and observations.ndim == 1:
+    if observations.dtype.kind in "iu" and observations.ndim == 1 and len(observations):
         return spaces.Discrete(int(observations.max()) + 1)
     return spaces.Box(-np.inf, np.inf, observations.shape[1:] or (1,), np.float32)

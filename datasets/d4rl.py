@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.core.spaces import cast
 from herdbook.core.types import Array
 from herdbook.datasets.arrays import episode_offsets, infer_action_space, with_final_rows
 from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.validation import located
 
 logger = logging.getLogger("herdbook")
 
@@ -43,6 +46,7 @@ D4RL_REFERENCES = {
 }
 """Environment family -> (random, expert) return of Fu et al. 2020, arXiv:2004.07219 (d4rl/infos.py)."""
 
+_SOURCE = "D4RL (Fu et al. 2020)"
 _MUJOCO = ("halfcheetah", "hopper", "walker2d", "ant")
 
 
@@ -54,14 +58,17 @@ def d4rl_references(name: str) -> ReferenceScores | None:
     """
     found = re.fullmatch(r"([A-Za-z0-9]+)-v(\d+)", name)
     if found and found[1].lower() in _MUJOCO:
-        scores = D4RL_REFERENCES[found[1].lower()]
-        return ReferenceScores(*scores, source=f"D4RL (Fu et al. 2020), applied to {name} by convention")
+        return _by_convention(ReferenceScores(*D4RL_REFERENCES[found[1].lower()], source=_SOURCE), name)
     if "-dense" in name:  # maze2d's dense rewards have references of their own
         return None
     for family, scores in D4RL_REFERENCES.items():
         if re.match(rf"{family}\b", name.lower()):
-            return ReferenceScores(*scores, source="D4RL (Fu et al. 2020)")
+            return ReferenceScores(*scores, source=_SOURCE)
     return None
+
+
+def _by_convention(scores: ReferenceScores, environment: str) -> ReferenceScores:
+    return replace(scores, source=f"{_SOURCE}, applied to {environment} by convention")
 
 
 _ENVIRONMENTS = {
@@ -93,7 +100,7 @@ def read_d4rl(path: str | Path, *, name: str | None = None, action_space: Space[
         raise DataError(
             f"{path}: expected a D4RL HDF5 file, but it is missing, truncated or corrupt ({error}); download it again"
         ) from error
-    return d4rl_episodes(data, name=name or path.stem.replace("_", "-"), source=str(path), action_space=action_space)
+    return d4rl_episodes(data, name=name or path.stem, source=str(path), action_space=action_space)
 
 
 def read_d4rl_package(name: str) -> Episodes:
@@ -116,24 +123,27 @@ def read_d4rl_package(name: str) -> Episodes:
 def d4rl_episodes(
     data: Mapping[str, Any], *, name: str, source: str, action_space: Space[Any] | None = None
 ) -> Episodes:
-    """Episodes of the arrays of a D4RL dataset, `[N, …]` each. How many steps were dropped is logged and recorded."""
+    """Episodes of the arrays of a D4RL dataset, `[N, …]` each. How many steps were dropped is logged and recorded.
+
+    name: the dataset's or its file's. Where an environment of today has its observations, that one is recorded, and
+    the reference scores are labelled as applied to it.
+    """
     for field in ("observations", "actions", "rewards", "terminals", "timeouts"):
         if field not in data:
             raise DataError(
                 f"{source}: expected the fields observations, actions, rewards, terminals and timeouts, "
                 f"got {', '.join(sorted(data))}: {field} is missing"
             )
-    observations = _single(data["observations"])
+    observations = _single(source, data, "observations")
     steps = len(observations)
     actions, rewards = np.asarray(data["actions"]), _column(source, data, "rewards", steps)
-    terminated = _column(source, data, "terminals", steps).astype(np.bool_)
-    truncated = _column(source, data, "timeouts", steps).astype(np.bool_)
+    terminated, truncated = _flags(source, {name: _column(source, data, name, steps) for name in _FLAGS})
     if len(actions) != steps or not steps:
         raise DataError(f"{source}: expected as many actions as observations and some, got {len(actions)} and {steps}")
     notes = []
     ends = terminated | truncated
     if "next_observations" in data:
-        following = _single(data["next_observations"])
+        following = _single(source, data, "next_observations")
         jumps = _jumps(observations, following) & ~ends[:-1]
         if jumps.any():
             notes.append(f"{int(jumps.sum())} steps whose successor is not recorded next count as truncated")
@@ -152,13 +162,21 @@ def d4rl_episodes(
         rows = np.repeat(observations, np.where(lone, 0, repeats), axis=0)
         kept = np.ones(steps, dtype=np.bool_)
         kept[cut] = False
+        if not kept.any():
+            raise DataError(
+                f"{source}: the dataset is empty: its {steps} steps are one-step episodes that timed out, "
+                "without next_observations"
+            )
         notes.append(f"dropped the last step of {len(cut)} episodes that did not terminate (no next_observations)")
         offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(kept.astype(np.int64), offsets[:-1]))])
         offsets = offsets[np.append(True, np.diff(offsets) > 0)]
         actions, rewards, terminated, truncated = actions[kept], rewards[kept], terminated[kept], truncated[kept]
     for note in notes:
         logger.warning("%s: %s", source, note)
-    family = name.split("-")[0].lower()
+    name = _listed(name)
+    references, environment = d4rl_references(name), _ENVIRONMENTS.get(name.split("-")[0].lower())
+    if references is not None and environment is not None:
+        references = _by_convention(references, environment)
     return Episodes(
         observations=rows,
         actions=actions,
@@ -168,16 +186,32 @@ def d4rl_episodes(
         offsets=offsets,
         observation_space=spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32),
         action_space=infer_action_space(source, actions) if action_space is None else action_space,
-        environment=EnvironmentSpec(id=_ENVIRONMENTS[family]) if family in _ENVIRONMENTS else None,
-        reference_scores=d4rl_references(name),
+        environment=None if environment is None else EnvironmentSpec(id=environment),
+        reference_scores=references,
         source=source,
         transforms=tuple(notes),
     )
 
 
-def _single(values: Any) -> Array:
-    with np.errstate(over="ignore"):  # an overflow to infinity is reported by Episodes
-        return np.asarray(values, dtype=np.float32)
+def _listed(name: str) -> str:
+    """A file's name as D4RL lists it: hopper_medium-v2 -> hopper-medium-v2, Ant_maze_… -> antmaze-…, mini_kitchen_…."""
+    return re.sub(r"^(ant-maze|mini-kitchen)", lambda m: _SPELLINGS[m[0].lower()], name.replace("_", "-"), flags=re.I)
+
+
+_FLAGS = ("terminals", "timeouts")
+_SPELLINGS = {"ant-maze": "antmaze", "mini-kitchen": "kitchen"}
+
+
+def _single(source: str, data: Mapping[str, Any], field: str) -> Array:
+    with located(source, field):
+        return cast(data[field], np.float32)
+
+
+def _flags(source: str, columns: Mapping[str, Array]) -> Iterator[Array]:
+    starts = episode_offsets(np.any([column == 1 for column in columns.values()], axis=0))
+    for name, column in columns.items():
+        with located(source, name, starts):
+            yield cast(column, np.bool_)
 
 
 def _column(source: str, data: Mapping[str, Any], field: str, steps: int) -> Array:

@@ -17,13 +17,15 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.core.spaces import cast
 from herdbook.core.types import Array, Spec, Tree, tree_map
 from herdbook.datasets import validation
-from herdbook.datasets.validation import DataError
+from herdbook.datasets.validation import DataError, located
 
 __all__ = ["DataError", "Episodes"]
 
 logger = logging.getLogger("herdbook")
+_REWARDS = "rewards: "
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,17 +72,15 @@ class Episodes:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        discrete = isinstance(self.action_space, spaces.Discrete)
-        try:
+        put("offsets", _offsets(self.source, self.offsets))
+        with located(self.source, "observations", self.offsets + np.arange(len(self.offsets))):
             put("observations", validation.cast_observations(self.observation_space, self.observations))
-            put("actions", validation.cast(self.actions, np.int64 if discrete else np.float32))
-            put("rewards", validation.cast(self.rewards, np.float64))
-            put("terminated", validation.cast(self.terminated, np.bool_))
-            put("truncated", validation.cast(self.truncated, np.bool_))
-            put("offsets", validation.cast(self.offsets, np.int64))
-        except DataError as error:
-            raise DataError(f"{self.source}: {error}") from error
-        fields = {name: getattr(self, name) for name in ("actions", "rewards", "terminated", "truncated")}
+        action_type = np.int64 if isinstance(self.action_space, spaces.Discrete) else np.float32
+        types = {"actions": action_type, "rewards": np.float64, "terminated": np.bool_, "truncated": np.bool_}
+        for name, dtype in types.items():
+            with located(self.source, name, self.offsets):
+                put(name, cast(getattr(self, name), dtype))
+        fields = {name: getattr(self, name) for name in types}
         validation.check_layout(self.source, self.offsets, fields, self.observations)
         spaces_and_values = (self.observation_space, self.observations, self.action_space, self.actions)
         validation.check_shapes(self.source, *spaces_and_values)
@@ -89,7 +89,8 @@ class Episodes:
         validation.check_flags(self.source, self.offsets, self.terminated, self.truncated)
         put("truncated", self._truncated_at_open_ends())
         if self.mask is not None:
-            put("mask", validation.cast(self.mask, np.bool_))
+            with located(self.source, "mask", self.offsets):
+                put("mask", cast(self.mask, np.bool_))
             if self.mask.shape != self.rewards.shape or not self.mask.any():
                 raise DataError(
                     f"{self.source}: expected a mask of {self.num_steps} steps with at least one True, "
@@ -139,9 +140,9 @@ class Episodes:
             _check_episode(source, number, item, int(length))
         metadata = tuple(item.get("metadata", {}) for item in items)
         return cls(
-            observations=tree_map(lambda *leaves: np.concatenate(leaves), *(item["observations"] for item in items)),
-            actions=np.concatenate([np.asarray(item["actions"]) for item in items]),
-            rewards=np.concatenate([np.asarray(item["rewards"], dtype=np.float64) for item in items]),
+            observations=_joined(source, "observations", [item["observations"] for item in items]),
+            actions=_joined(source, "actions", [item["actions"] for item in items]),
+            rewards=_joined(source, "rewards", [item["rewards"] for item in items]),
             terminated=np.concatenate([_flags(item["terminated"], n) for item, n in zip(items, lengths, strict=True)]),
             truncated=np.concatenate([_flags(item["truncated"], n) for item, n in zip(items, lengths, strict=True)]),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
@@ -230,7 +231,7 @@ class Episodes:
         `name` is recorded in `transforms`.
         """
         values = rewards(self) if callable(rewards) else rewards
-        return replace(self, rewards=values, transforms=(*self.transforms, f"rewards: {name}"))
+        return replace(self, rewards=values, transforms=(*self.transforms, f"{_REWARDS}{name}"))
 
     def subsample(self, every: int, offset: int | Array = 0) -> Episodes:
         """Draw only every `every`-th step of each episode, from its step `offset` (one, or `[episodes]`) on.
@@ -249,15 +250,22 @@ class Episodes:
     def concat(self, *others: Episodes) -> Episodes:
         """These episodes followed by those of `others`.
 
-        Spaces must be equal (DataError otherwise); environment, reference scores and transforms are kept where all
-        agree. A part without a mask counts as wholly drawn.
+        Spaces, observation keys and reward transforms must be equal (DataError otherwise); environment and reference
+        scores are kept where all agree, and what reading noted (`transforms`) of every part. A part without a mask
+        counts as wholly drawn.
         """
         parts = (self, *others)
         for other in others:
-            for name in ("observation_space", "action_space", "raw_observation_space", "transforms"):
+            for name in ("observation_space", "action_space", "raw_observation_space", "observation_keys"):
                 mine, theirs = getattr(self, name), getattr(other, name)
                 if mine != theirs:
                     raise DataError(f"{other.source}: expected {name} {mine} as in {self.source}, got {theirs}")
+            if other._rewards_done() != self._rewards_done():
+                raise DataError(
+                    f"{other.source}: expected the transforms {self._rewards_done()} as in {self.source}, "
+                    f"got {other._rewards_done()}; transform the rewards after concatenating"
+                )
+        notes = dict.fromkeys((p.source, t) for p in parts for t in p.transforms if not t.startswith(_REWARDS))
         masks = [np.ones(p.num_steps, dtype=np.bool_) if p.mask is None else p.mask for p in parts]
         starts = np.cumsum([0, *(p.num_steps for p in parts)])
         metadata = tuple(m for p in parts for m in p.episode_metadata or ({},) * len(p))
@@ -276,7 +284,12 @@ class Episodes:
                 self.reference_scores if all(p.reference_scores == self.reference_scores for p in others) else None
             ),
             source=" + ".join(dict.fromkeys(p.source for p in parts)),
+            transforms=(*(note for _, note in notes), *self._rewards_done()),
         )
+
+    def _rewards_done(self) -> tuple[str, ...]:
+        """The transforms that changed values; the others note what reading did."""
+        return tuple(t for t in self.transforms if t.startswith(_REWARDS))
 
     def statistics(self) -> dict[str, float]:
         """Numbers that describe the data: steps, episodes, returns, lengths, rewards, how episodes end."""
@@ -351,13 +364,32 @@ def _check_episode(source: str, number: int, item: Mapping[str, Any], length: in
             raise DataError(f"{source}: expected {length} values of {name} in episode {number}, got {len(item[name])}")
 
 
+def _joined(source: str, name: str, values: Sequence[Tree]) -> Tree:
+    """The rows of all episodes, leaf by leaf."""
+    try:
+        if isinstance(values[0], dict):
+            return {key: _joined(source, f"{name}[{key!r}]", [v[key] for v in values]) for key in values[0]}
+        return np.concatenate([np.asarray(value) for value in values])
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{source}: expected {name} of the same form in every episode: {error}") from error
+
+
 def _flags(flag: Any, length: int) -> Array:
-    """A bool for the last step, or one per step -> one per step."""
-    if np.ndim(flag):
-        return np.asarray(flag, dtype=np.bool_)
-    flags = np.zeros(length, dtype=np.bool_)
-    flags[length - 1 :] = flag
+    """A bool for the last step, or one per step -> one per step; what is no bool stays, for `Episodes` to refuse."""
+    flags = np.asarray(flag)
+    if not flags.ndim:
+        flags = np.zeros(length, dtype=flags.dtype)
+        flags[length - 1 :] = flag
     return flags
+
+
+def _offsets(source: str, values: Any) -> Array:
+    with located(source, "offsets"):
+        offsets = cast(values, np.int64)
+    validation.check_offsets(source, offsets)
+    return offsets
 
 
 def _ranges(starts: Array, lengths: Array) -> Array:

@@ -159,6 +159,7 @@ def _download(name: str, data_dir: str | Path | None) -> Path:
     root = dataset_roots(data_dir)[0]
     target = root / name
     try:
+        _check_network()
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=root) as scratch:
             with _minari_root_set_to(scratch):
@@ -171,6 +172,14 @@ def _download(name: str, data_dir: str | Path | None) -> Path:
             f"({type(error).__name__}: {error}); {_how_to_get(name, data_dir)}"
         ) from error
     return target
+
+
+def _check_network() -> None:
+    """Raise at once where the hub cannot be reached: its client tries five times, for half a minute."""
+    if os.environ.get("MINARI_REMOTE", "hf://").startswith("hf://"):
+        from huggingface_hub import constants, get_session
+
+        get_session().head(constants.ENDPOINT, timeout=5)  # whatever the status
 
 
 @contextmanager

@@ -17,13 +17,22 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 from gymnasium import Space, spaces
-from h5py import h5a, h5d, h5g, h5s
+from h5py import h5a, h5d, h5g, h5s, h5t
 
-from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores, make_environment
-from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch, is_image, select_keys, unflatten_batch
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores, make_environment, registered_only
+from herdbook.core.spaces import (
+    cast,
+    flat_action_space,
+    flat_space,
+    flatten_batch,
+    is_image,
+    select_keys,
+    unflatten_batch,
+)
 from herdbook.core.types import Array, Tree
 from herdbook.datasets.d4rl import d4rl_references
 from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.validation import located
 
 REFERENCE_SOURCE = "herdbook_reference_source"
 """The metadata key that keeps where reference scores come from; Minari has none for it."""
@@ -46,7 +55,8 @@ def read_minari(
     observation_keys: the parts of a Dict observation that are used.
 
     Raises `DataError` for a folder without a dataset, a truncated or corrupt file, and data that does not satisfy
-    `Episodes`; ValueError for an unknown observation key.
+    `Episodes`; ValueError for an unknown observation key. Code that the files name is never imported: where spaces are
+    not stored, they are those of a registered environment.
     """
     folder, metadata = read_metadata(dataset, data_dir=data_dir)
     source = str(metadata.get("dataset_id", folder))
@@ -58,10 +68,18 @@ def read_minari(
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
     direct = metadata.get("data_format", "hdf5") == "hdf5" and not _has_jpeg(metadata, chosen)
+    if not direct and not (metadata.get("observation_space") and metadata.get("action_space")):
+        raise DataError(  # Minari would make the environment of env_spec, whatever code that names
+            f"{source}: expected both spaces in metadata.json, as datasets that Minari itself decodes (JPEG, Arrow) "
+            "need; add observation_space and action_space"
+        )
     read = _read_hdf5 if direct else _read_through_minari
     observations, actions, fields = read(source, folder, chosen, raw_actions)
+    offsets = fields["offsets"]
+    with located(source, "observations", offsets + np.arange(len(offsets))):
+        flat = flatten_batch(chosen, observations)
     return Episodes(
-        observations=flatten_batch(chosen, observations),
+        observations=flat,
         actions=actions.reshape(len(actions), -1) if isinstance(action_space, spaces.Box) else actions,
         **fields,
         observation_space=space,
@@ -120,8 +138,8 @@ def _spaces(
     if environment is None:
         raise DataError(f"{source}: metadata.json holds neither both spaces nor an environment to take them from")
     try:
-        env = make_environment(environment)
-    except EnvironmentUnavailable as error:
+        env = make_environment(registered_only(environment))
+    except (ValueError, KeyError, TypeError) as error:  # it is unavailable, or the spec is malformed
         raise DataError(f"{source}: metadata.json does not hold both spaces, and {error}") from error
     return env.observation_space, env.action_space
 
@@ -212,6 +230,7 @@ def _read_open(
     actions = allocate("actions", _dtype(action_space))
     rewards = allocate("rewards", np.float64)
     terminated, truncated = allocate("terminations", np.bool_), allocate("truncations", np.bool_)
+    direct: dict[str, h5t.TypeID] = {}
     for number, group in enumerate(groups):  # once through the file, in its order
         for field in (*observations, actions, rewards, terminated, truncated):
             rows = field.array[
@@ -223,7 +242,16 @@ def _read_open(
                     f"{source}: expected {field.path} of shape {rows.shape} in episode {number} "
                     f"(T{'+1' if field.extra else ''} for its T = {lengths[number]} rewards), got {stored.shape}"
                 )
-            _read_into(stored, rows)
+            kind = stored.get_type()
+            if kind == direct.get(field.path) or _hdf5_converts(stored.dtype, rows.dtype):
+                direct[field.path] = kind  # comparing is fast, a dtype is not
+                stored.read(h5s.ALL, h5s.ALL, rows)
+            else:
+                with located(source, field.path, episode=number):
+                    rows[...] = cast(h5py.Dataset(stored)[()], rows.dtype)
+    for field in (terminated, truncated):
+        with located(source, field.path, offsets):  # HDF5 stores a bool as a byte, and does not look at it
+            field.array[...] = cast(field.array.view(np.uint8), np.bool_)
     fields = {
         "rewards": rewards.array,
         "terminated": terminated.array,
@@ -247,13 +275,11 @@ def _attributes(group: h5g.GroupID) -> dict[str, Any]:
     return {} if h5a.get_num_attrs(group) <= 2 else dict(h5py.Group(group).attrs)
 
 
-def _read_into(stored: h5d.DatasetID, target: Array) -> None:
-    """Let HDF5 convert into `target`; where it cannot (an integer as a flag, a ragged type), NumPy does."""
-    try:
-        stored.read(h5s.ALL, h5s.ALL, target)
-    except (TypeError, ValueError, OSError):
-        with np.errstate(over="ignore"):
-            target[...] = h5py.Dataset(stored)[()]
+def _hdf5_converts(stored: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Between floats, and from an integer to a wider one; elsewhere HDF5 clips and cuts, where `cast` refuses."""
+    if stored.kind == "f":
+        return wanted.kind == "f"
+    return stored == wanted or (stored.kind in "iu" and wanted.kind in "iu" and np.can_cast(stored, wanted))
 
 
 def _read_through_minari(
@@ -274,39 +300,42 @@ def _read_through_minari(
     if not episodes:
         raise DataError(f"{source}: the dataset is empty (0 episodes)")
 
-    def gather(field: str, part: Space[Any]) -> Tree:
-        columns = [_pick(field, leaf_path, [e[field] for e in episodes], leaf) for leaf_path, leaf in _leaves(part, "")]
-        return _tree(part, iter(columns))
-
-    lengths = np.array([len(e["rewards"]) for e in episodes])
-    for number, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
-        for path, _ in _leaves(space, ""):
-            rows = len(_at(episode["observations"], path))
-            if rows != length + 1:
+    def gather(path: str, dtype: type[np.generic], extra: int = 0) -> Array:
+        parts = [_pick(source, number, episode, path, dtype) for number, episode in enumerate(episodes)]
+        for number, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+            expected = (length + extra, *parts[0].shape[1:])
+            if part.shape != expected:
                 raise DataError(
-                    f"{source}: expected T+1 = {length + 1} observations{path} in episode {number}, got {rows}"
+                    f"{source}: expected {path} of shape {expected} in episode {number} "
+                    f"(T{'+1' if extra else ''} for its T = {length} rewards), got {part.shape}"
                 )
+        return np.concatenate(parts)
+
+    lengths = [len(_pick(source, number, episode, "rewards", np.float64)) for number, episode in enumerate(episodes)]
+    observations = _tree(space, (gather(path, _dtype(leaf), extra=1) for path, leaf in _leaves(space, "observations")))
     fields = {
-        "rewards": np.concatenate([e["rewards"] for e in episodes]),
-        "terminated": np.concatenate([e["terminations"] for e in episodes]),
-        "truncated": np.concatenate([e["truncations"] for e in episodes]),
+        "rewards": gather("rewards", np.float64),
+        "terminated": gather("terminations", np.bool_),
+        "truncated": gather("truncations", np.bool_),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]),
         "episode_metadata": metadata,
     }
-    return gather("observations", space), gather("actions", action_space), fields
+    return observations, gather("actions", _dtype(action_space)), fields
 
 
 def _at(value: Tree, path: str) -> Any:
-    for key in path.split("/")[1:]:
+    for key in path.split("/"):
         value = value[int(key.removeprefix("_index_"))] if isinstance(value, tuple) else value[key]
     return value
 
 
-def _pick(field: str, path: str, values: Sequence[Tree], space: Space[Any]) -> Array:
+def _pick(source: str, number: int, episode: Mapping[str, Any], path: str, dtype: type[np.generic]) -> Array:
     try:
-        return np.concatenate([np.asarray(_at(value, path), dtype=_dtype(space)) for value in values])
-    except (KeyError, IndexError, ValueError) as error:
-        raise DataError(f"cannot read {field}{path} as {space}: {error}") from error
+        values = _at(episode, path)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(f"{source}: expected {path} in episode {number}, but it is not there") from error
+    with located(source, path, episode=number):
+        return cast(values, dtype)
 
 
 def _episode_metadata(attributes: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
@@ -389,7 +418,7 @@ def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | 
 
 def _write_hdf5(episodes: Episodes, raw_space: Space[Any], path: Path) -> None:
     values = unflatten_batch(raw_space, episodes.observations)
-    columns = [(name, _at(values, name.removeprefix("observations"))) for name, _ in _leaves(raw_space, "observations")]
+    columns = [(name, _at({"observations": values}, name)) for name, _ in _leaves(raw_space, "observations")]
     per_step = {
         "actions": episodes.actions,
         "rewards": episodes.rewards,

@@ -8,7 +8,8 @@ further. Sampling draws entries of the step table uniformly (the only randomness
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from herdbook.core.types import Array, Segments, Spec, TimeLimit, Transitions, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.rings import Rings, check_memory, ring_sizes
+from herdbook.datasets.validation import check_finite
 
 Reward = Callable[[Tree, Tensor, Tree, Tensor], Tensor]
 """(observations, actions, next_observations, terminated), each `[N, …]` -> rewards `[N]`."""
@@ -31,6 +33,8 @@ class ReplayBuffer:
     offline replay shares the memory of its `Episodes`. Its length is the number of steps that can be drawn.
 
     time_limit: "bootstrap" leaves the discount of a truncated step alone, "terminal" zeroes it.
+
+    Raises `DataError` with episode and step for rewards, or sums of rewards, that float32 does not hold.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class ReplayBuffer:
             observations=tree_map(put, episodes.observations),
             rows=put(episodes.step_rows),
             actions=put(episodes.actions),
-            rewards=put(episodes.rewards.astype(np.float32)),
+            rewards=put(_single(episodes, "rewards", episodes.rewards)),
             terminated=put(episodes.terminated),
             truncated=put(episodes.truncated),
             last=put(last),
@@ -309,38 +313,60 @@ class ReplayBuffer:
 
         `observations` is read only where an episode begins: later ones are the `next_observations` of the step before.
         `next_observations` is the observation that followed, at an episode's end its own final one.
+
+        Raises ValueError, and adds nothing, for another shape, and for NaN, infinity or what the table cannot hold.
         """
         rings = self._rings
         if rings is None:
             raise TypeError("an offline replay does not grow; build one with ReplayBuffer.online")
-        ended = np.logical_or(np.asarray(terminated, dtype=np.bool_), np.asarray(truncated, dtype=np.bool_))
-        if ended.shape != (self._lanes,):
-            raise ValueError(f"expected flags of {self._lanes} lanes, got shape {ended.shape}")
-        written = rings.append(ended)
+        lanes = torch.arange(self._lanes)
+        columns = [
+            (table, self._checked(name, table, values, lanes))
+            for name, table, values in (
+                ("actions", self._actions, actions),
+                ("rewards", self._rewards, rewards),
+                ("terminated", self._terminated, terminated),
+                ("truncated", self._truncated, truncated),
+            )
+        ]
+        first = self._checked("observations", self._observations, observations, lanes[rings.position == 0])
+        following = self._checked("next_observations", self._observations, next_observations, lanes)
+        written = rings.append((columns[2][1] | columns[3][1]).cpu().numpy())
         steps = slice(written.step * self._lanes, (written.step + 1) * self._lanes)
-        began = torch.from_numpy(written.began)
-        self._write_rows(written.first_rows, tree_map(lambda x: torch.as_tensor(x)[began], observations))
-        self._write_rows(written.next_rows, next_observations)
+        self._write_rows(written.first_rows, first)
+        self._write_rows(written.next_rows, following)
         self._rows[steps] = torch.from_numpy(written.step_rows).to(self.device)
         self._positions[steps] = torch.from_numpy(written.positions).to(self._positions)
-        for table, values in (
-            (self._actions, actions),
-            (self._rewards, rewards),
-            (self._terminated, terminated),
-            (self._truncated, truncated),
-        ):
-            table[steps] = torch.as_tensor(values).to(table)
+        for table, values in columns:
+            table[steps] = values
         self._continues[steps] = (~self._ends(self._terminated[steps], self._truncated[steps])).float()
         if written.previous is not None:
             before = slice(written.previous * self._lanes, (written.previous + 1) * self._lanes)
             self._last[before] = self._terminated[before] | self._truncated[before]
         self._last[steps] = True
 
+    def _checked(self, name: str, table: Tree, values: Tree, lanes: Tensor) -> Tree:
+        """The rows of these lanes as `table` stores them, of `values` `[lanes, …]` of all. Raises ValueError."""
+        if isinstance(table, dict):
+            if not isinstance(values, Mapping) or set(values) != set(table):
+                came = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+                raise ValueError(f"expected {name} with the keys {sorted(table)}, got {came}")
+            return {key: self._checked(f"{name}[{key!r}]", leaf, values[key], lanes) for key, leaf in table.items()}
+        given, shape = torch.as_tensor(values), (self._lanes, *table.shape[1:])
+        if given.shape != shape:
+            raise ValueError(f"expected {name} of shape {shape}, a row for each lane, got {tuple(given.shape)}")
+        given = given[lanes.to(given.device)]
+        stored = given.to(table)
+        good = torch.isfinite(stored) if table.is_floating_point() else stored.to(given.device) == given
+        if not good.all():
+            bad = tuple((~good).nonzero()[0])
+            kind = "finite" if table.is_floating_point() else str(table.dtype).removeprefix("torch.")
+            raise ValueError(f"expected {kind} {name}, got {given[bad].item()} in lane {lanes[bad[0]]}")
+        return stored
+
     def _write_rows(self, rows: Array, values: Tree) -> None:
         index = torch.from_numpy(rows).to(self.device)
-        tree_map(
-            lambda leaf, new: leaf.index_copy_(0, index, torch.as_tensor(new).to(leaf)), self._observations, values
-        )
+        tree_map(lambda leaf, new: leaf.index_copy_(0, index, new), self._observations, values)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an online replay holds: the filled part of each table (not a copy), and the counters."""
@@ -350,29 +376,64 @@ class ReplayBuffer:
         return {
             "observations": tree_map(lambda leaf: leaf[:rows], self._observations),
             **{name: getattr(self, f"_{name}")[:steps] for name in _STEP_TABLES},
+            "time_limit": self.time_limit,
             "rings": self._rings.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of a replay that was built alike; raises ValueError where shapes differ."""
+        """Continue from `state_dict()` of a replay that was built alike.
+
+        Raises ValueError, and changes nothing, where capacity, lanes, frame_stack, time_limit or shapes differ.
+        """
         if self._rings is None:
             raise TypeError("an offline replay has no state to load")
-        self._rings.load_state_dict(state["rings"])
-        tree_map(lambda leaf, saved: leaf[: len(saved)].copy_(saved), self._observations, state["observations"])
+        if state.get("time_limit") != self.time_limit:
+            raise ValueError(
+                f'expected a replay with time_limit="{self.time_limit}", got {state.get("time_limit")!r}; '
+                "build it with the same time_limit"
+            )
+        rings = copy.copy(self._rings)
+        rings.load_state_dict(state["rings"])
+        pairs = list(_pairs("observations", self._observations, state["observations"], rings.filled_rows * self._lanes))
         for name in _STEP_TABLES:
-            saved = state[name]
-            getattr(self, f"_{name}")[: len(saved)].copy_(saved)
+            pairs += _pairs(name, getattr(self, f"_{name}"), state[name], rings.filled_steps * self._lanes)
+        self._rings = rings
+        for table, saved in pairs:
+            table.copy_(saved)
 
 
 _STEP_TABLES = ("rows", "actions", "rewards", "terminated", "truncated", "last", "positions", "continues")
+
+
+def _pairs(name: str, table: Tree, saved: Tree, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(the first `count` rows of each leaf of `table`, what was saved of them). Raises ValueError for other shapes."""
+    if isinstance(table, dict):
+        if not isinstance(saved, Mapping) or set(saved) != set(table):
+            came = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__
+            raise ValueError(f"expected a replay of {name} with the keys {sorted(table)}, got {came}")
+        for key, leaf in table.items():
+            yield from _pairs(f"{name}[{key!r}]", leaf, saved[key], count)
+        return
+    rows = table[:count]
+    if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (rows.shape, rows.dtype):
+        came = f"{list(saved.shape)} {saved.dtype}" if isinstance(saved, Tensor) else type(saved).__name__
+        raise ValueError(f"expected a replay of {name} {list(rows.shape)} {rows.dtype}, got {came}; build it alike")
+    yield rows, saved
+
+
+def _single(episodes: Episodes, name: str, values: Array) -> Array:
+    """`[steps]` float32. Raises `DataError` where that overflows."""
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    check_finite(episodes.source, f"{name} as float32", single, episodes.offsets)
+    return single
 
 
 def _returns_to_go(episodes: Episodes) -> Array:
     """`[steps]` float32: the undiscounted sum of the rewards from each step to its episode's end."""
     total = np.cumsum(episodes.rewards[::-1])[::-1]
     after = np.append(total, 0.0)[episodes.offsets[1:]]
-    to_go: Array = total - np.repeat(after, episodes.lengths())
-    return to_go.astype(np.float32)
+    return _single(episodes, "returns-to-go", total - np.repeat(after, episodes.lengths()))
 
 
 def _leaves(observations: Tree) -> list[Tensor]:

@@ -35,9 +35,11 @@ def transform_rewards(episodes: Episodes, name: str) -> Episodes:
             raise DataError(f"{episodes.source}: return_range divides by the range of returns, but all are {low:g}")
         return episodes.with_rewards(rewards * (1000.0 / (high - low)), f"return_range (returns {low!r} to {high!r})")
     if name == "standardise":
+        if rewards.min() == rewards.max():  # not std == 0: rounding gives equal rewards of 0.1 a deviation of 1e-17
+            raise DataError(
+                f"{episodes.source}: standardise divides by the standard deviation, but all are {rewards[0]:g}"
+            )
         mean, std = float(rewards.mean()), float(rewards.std())
-        if std == 0:
-            raise DataError(f"{episodes.source}: standardise divides by the standard deviation, but all are {mean:g}")
         return episodes.with_rewards((rewards - mean) / std, f"standardise (mean {mean!r}, deviation {std!r})")
     if kind in ("scale", "shift"):
         value = _number(name, number)

@@ -121,6 +121,7 @@ class Rings:
         self.rows_added = np.array(state["rows_added"], dtype=np.int64)
         self.position = np.array(state["position"], dtype=np.int64)
         needed = state["needed"].cpu().numpy()
+        self.needed = np.zeros_like(self.needed)
         self.needed[: len(needed)] = needed
 
 

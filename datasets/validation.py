@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
 
+from herdbook.core.spaces import BadValues, cast
 from herdbook.core.types import Array, Tree
 
 ACTION_TOLERANCE = 1e-5
@@ -26,37 +28,39 @@ def leaves(observations: Tree) -> Iterator[tuple[str, Array]]:
         yield "observations", observations
 
 
-def cast_observations(space: Space[Any], observations: Tree) -> Tree:
+def cast_observations(space: Space[Any], observations: Tree, part: str = "") -> Tree:
     """float32 vectors, uint8 images, int64 discrete observations; a copy only where the type differs."""
     if isinstance(space, spaces.Dict):
         if not isinstance(observations, dict) or set(observations) != set(space.spaces):
             came = sorted(observations) if isinstance(observations, dict) else type(observations).__name__
-            raise DataError(f"expected observations with the keys {sorted(space.spaces)}, got {came}")
-        return {name: cast_observations(part, observations[name]) for name, part in space.spaces.items()}
+            raise BadValues(f"with the keys {sorted(space.spaces)}", came, part=part)
+        return {n: cast_observations(inner, observations[n], f"{part}[{n!r}]") for n, inner in space.spaces.items()}
     if isinstance(space, spaces.Discrete):
-        return cast(observations, np.int64)
+        return cast(observations, np.int64, part)
     image = isinstance(space, spaces.Box) and space.dtype == np.uint8
-    return cast(observations, np.uint8 if image else np.float32)
+    return cast(observations, np.uint8 if image else np.float32, part)
 
 
-def cast(values: Any, dtype: Any) -> Array:
-    """A contiguous array of `dtype`; overflow becomes infinite and is reported by `check_finite`.
+@contextmanager
+def located(source: str, name: str, starts: Array | None = None, *, episode: int | None = None) -> Iterator[None]:
+    """Make `BadValues` a `DataError` that names the field and the place.
 
-    Raises DataError for ragged or non-numeric values and for fractions where integers are expected.
+    starts: the first row of each episode; or `episode`, where the rows are those of one.
     """
     try:
-        array = np.asarray(values)
-        with np.errstate(over="ignore", invalid="ignore"):
-            converted = np.ascontiguousarray(array, dtype=dtype)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"expected an array of {np.dtype(dtype)}, got {type(values).__name__}: {error}") from error
-    if np.issubdtype(dtype, np.integer) and array.dtype.kind == "f" and not np.array_equal(array, converted):
-        raise DataError(f"expected whole numbers, got values such as {array[array != converted].flat[0]}")
-    return converted
+        yield
+    except BadValues as error:
+        place, row = "" if episode is None else f" in episode {episode}", error.row
+        if row is not None and (starts is not None or episode is not None):
+            number, step = locate(row, starts) if starts is not None else (episode, row)
+            place = f" at episode {number}, step {step}"
+        raise DataError(f"{source}: expected {name}{error.part} {error.expected}, got {error.got}{place}") from error
 
 
-def check_layout(source: str, offsets: Array, fields: dict[str, Array], observations: Tree) -> None:
-    """Lengths agree, no episode is empty, and there are T+1 observations for T actions."""
+def check_offsets(source: str, offsets: Array) -> None:
+    """They begin at 0, and no episode is empty."""
+    if offsets.ndim != 1:
+        raise DataError(f"{source}: expected offsets of shape [episodes + 1], got {offsets.shape}")
     steps, episodes = int(offsets[-1]) if len(offsets) else 0, len(offsets) - 1
     if episodes < 1 or steps < 1:
         raise DataError(f"{source}: the dataset is empty ({max(episodes, 0)} episodes, {steps} steps)")
@@ -65,6 +69,11 @@ def check_layout(source: str, offsets: Array, fields: dict[str, Array], observat
         raise DataError(f"{source}: expected offsets that begin at 0, got {offsets[0]}")
     if (lengths < 1).any():
         raise DataError(f"{source}: episode {int(np.argmin(lengths))} has {lengths.min()} steps; remove empty episodes")
+
+
+def check_layout(source: str, offsets: Array, fields: dict[str, Array], observations: Tree) -> None:
+    """Lengths agree, and there are T+1 observations for T actions."""
+    steps, episodes = int(offsets[-1]), len(offsets) - 1
     for name, values in fields.items():
         if len(values) != steps:
             raise DataError(f"{source}: expected {name} for {steps} steps (the last offset), got {len(values)}")

@@ -59,6 +59,7 @@ def test_gym_mujoco_keeps_every_step_with_its_own_successor(tmp_path: Path) -> N
     assert data.transforms == ()
     assert data.environment is not None and data.environment.id == "Hopper-v5"
     assert data.reference_scores is not None and data.reference_scores.maximum == 3234.3
+    assert data.reference_scores.source == "D4RL (Fu et al. 2020), applied to Hopper-v5 by convention"
 
 
 def test_only_the_last_step_of_a_timed_out_episode_has_no_successor(
@@ -94,6 +95,55 @@ def test_an_episode_of_one_timed_out_step_leaves_nothing(tmp_path: Path) -> None
     assert rows(data) == [0, 1, 2, 3, 11, 12, 12, 20, 21]
 
 
+def test_one_step_episodes_that_timed_out_are_an_empty_dataset(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.hdf5", next_observations=False, ends=("open",) * 3, timeouts=np.ones(9, dtype=bool))
+    with pytest.raises(DataError, match="x.hdf5: the dataset is empty: its 9 steps are one-step episodes"):
+        read_d4rl(path)
+
+
+def test_files_with_different_numbers_of_dropped_steps_are_concatenated(tmp_path: Path) -> None:
+    one = read_d4rl(write(tmp_path / "a.hdf5", next_observations=False))
+    other = read_d4rl(write(tmp_path / "b.hdf5", next_observations=False, ends=("timeout",) * 3))
+    notes = one.concat(other).transforms
+    assert ["last step of 2 episodes" in notes[0], "last step of 3 episodes" in notes[1], len(notes)] == [1, 1, 2]
+
+
+MAZE = "Ant_maze_{}_noisy_multistart_{}_multigoal_{}_sparse"
+
+
+@pytest.mark.parametrize(
+    ("file", "environment", "expected"),
+    [
+        ("hopper_medium-v2", "Hopper-v5", (-20.272305, 3234.3)),
+        ("halfcheetah_medium_replay-v2", "HalfCheetah-v5", (-280.178953, 12135.0)),
+        ("walker2d_mixed", "Walker2d-v5", (1.629008, 4592.3)),
+        ("ant_medium_expert-v2", None, (-325.6, 3879.7)),
+        (MAZE.format("u-maze", False, False), None, (0, 1)),
+        (MAZE.format("big-maze", True, True), None, (0, 1)),
+        (MAZE.format("hardest-maze", True, False) + "_fixed", None, (0, 1)),
+        ("maze2d-umaze-sparse-v1", None, (23.85, 161.86)),
+        ("maze2d-large-sparse-v1", None, (6.7, 273.99)),
+        ("maze2d-umaze-dense-v1", None, None),
+        ("pen-human-v1", "AdroitHandPen-v1", (96.262799, 3076.8331017826877)),
+        ("hammer-demos-v0-bc-combined", "AdroitHandHammer-v1", (-274.856578, 12794.134825156867)),
+        ("door-cloned-v1", "AdroitHandDoor-v1", (-56.512833, 2880.5693087298737)),
+        ("relocate-expert-v1", "AdroitHandRelocate-v1", (-6.425911, 4233.877797728884)),
+        ("mini_kitchen_microwave_kettle_light_slider-v0", None, (0, 4)),
+        ("kitchen_microwave_kettle_bottomburner_light-v0", None, (0, 4)),
+    ],
+)
+def test_the_files_that_d4rl_hosts(
+    tmp_path: Path, file: str, environment: str | None, expected: tuple[float, float] | None
+) -> None:
+    """By their own names; references are a convention where we name an environment of today."""
+    data = read_d4rl(write(tmp_path / f"{file}.hdf5", next_observations=True))
+    scores = data.reference_scores
+    assert (None if scores is None else (scores.minimum, scores.maximum)) == expected
+    assert (None if data.environment is None else data.environment.id) == environment
+    applied = "" if environment is None else f", applied to {environment} by convention"
+    assert scores is None or scores.source == f"D4RL (Fu et al. 2020){applied}"
+
+
 def test_columns_of_one_and_both_flags_at_once(tmp_path: Path) -> None:
     flags = np.zeros((9, 1))
     flags[[3, 6, 8]] = 1
@@ -127,6 +177,10 @@ def test_t_plus_one_alignment_survives_both_layouts(tmp_path: Path) -> None:
         ({"timeouts": None}, "timeouts is missing"),
         ({"rewards": np.zeros(8)}, "expected rewards for 9 steps"),
         ({"actions": np.zeros((8, 1))}, "as many actions as observations"),
+        (
+            {"terminals": np.array([0, 0, 0, 0, 0, np.nan, 0, 0, 0])},
+            "terminals as booleans .* got nan at episode 1, step 1",
+        ),
         ({"rewards": np.full(9, np.nan)}, "expected finite rewards, got nan at episode 0, step 0"),
         ({"actions": np.full((9, 1), 3.0)}, r"expected actions in \[-1, 1\], got \[3, 3\]"),
         ({"observations": np.zeros((9, 3))}, "expected observations and next_observations of 9 steps"),

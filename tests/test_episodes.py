@@ -180,14 +180,66 @@ def test_empty_datasets() -> None:
         replace(data, offsets=[0, 3, 3, 6])
 
 
-def test_fractions_as_discrete_actions_are_refused() -> None:
-    with pytest.raises(DataError, match="expected whole numbers, got values such as 0.5"):
-        from_arrays(np.zeros((3, 2)), [0.0, 0.5], [0, 0], [0, 1], [0, 0], action_space=spaces.Discrete(2))
+IMAGE = spaces.Box(0, 255, (1, 1, 3), np.uint8)
+KIND = spaces.Dict({"kind": spaces.Discrete(3), "speed": spaces.Box(-1, 1, (1,))})
+
+
+def images(last: float) -> Any:
+    return np.concatenate([np.zeros((3, 1, 1, 3)), np.full((1, 1, 1, 3), last)])
+
+
+@pytest.mark.parametrize(
+    ("space", "changes", "message"),
+    [
+        (IMAGE, {"observations": images(0.5)}, r"observations as whole numbers in \[0, 255\], got 0.5 at .* 1, step 1"),
+        (IMAGE, {"observations": images(300).astype(int)}, r"observations .*, got 300 at episode 1, step 1"),
+        (IMAGE, {"observations": images(np.nan)}, "observations .*, got nan at episode 1, step 1"),
+        (spaces.Discrete(3), {"observations": [0, 1, 1.5, 1]}, "observations .*, got 1.5 at episode 1, step 0"),
+        (KIND, {"kind": [0, 0, -1, 0]}, r"observations\['kind'\] in \[0, 2\] .*, got -1 at episode 1, step 0"),
+        (KIND, {"kind": [0, 5, 0, 0]}, r"observations\['kind'\] in \[0, 2\] .*, got 5 at episode 0, step 1"),
+        (KIND, {"kind": [0, 0, 0]}, r"observations with as many rows in each part, got \[3, 4\]"),
+        (KIND, {"observations": {"speed": np.zeros((4, 1))}}, "observations with a part 'kind', got the parts 'speed'"),
+        (None, {"terminated": [True, np.nan]}, r"terminated as booleans \(0 or 1\), got nan at episode 1, step 0"),
+        (None, {"truncated": [0, 2]}, "truncated .*, got 2 at episode 1, step 0"),
+        (None, {"actions": [0, np.nan]}, "actions as whole numbers, got nan at episode 1, step 0"),
+        (None, {"actions": [0, 0.5]}, "actions as whole numbers, got 0.5 at episode 1, step 0"),
+        (None, {"rewards": ["a", "b"]}, "rewards as an array of float64, got <U1"),
+        (None, {"offsets": [0, 1.5]}, "offsets as whole numbers, got 1.5"),
+        (None, {"observations": [[0.0], [1.0, 2.0]]}, "observations as an array, got list: .*inhomogeneous"),
+        (None, {"observations": [["a"]] * 4}, "observations as an array of float32, got <U1"),
+    ],
+)
+def test_values_that_a_field_cannot_hold_are_refused(space: Any, changes: dict[str, Any], message: str) -> None:
+    """Before they are converted, and by field, episode and step; two episodes of one step each."""
+    speed = np.zeros((4, 1))
+    fields: dict[str, Any] = {"observations": speed, "actions": [0, 1], "rewards": [0, 0]}
+    fields |= {"terminated": [True, True], "truncated": [False, False], "action_space": spaces.Discrete(2)}
+    if "kind" in changes:
+        changes = {"observations": {"kind": changes["kind"], "speed": speed}}
+    with pytest.raises(DataError, match=f"mine: expected {message}"):
+        from_arrays(**fields | changes, observation_space=space, source="mine")
+
+
+def test_rows_as_lists_are_arrays() -> None:
+    data = from_arrays([[0.0], [1.0], [2.0]], [[0.5], [0.5]], [0, 0], [0, 1], [0, 0])
+    assert data.observations.tolist() == [[0], [1], [2]] and data.terminated.tolist() == [False, True]
+
+
+def test_episodes_of_another_form_are_refused() -> None:
+    episode = {"observations": [[0.0], [1.0]], "actions": [0], "rewards": [0.0], "terminated": True, "truncated": False}
+    fields: dict[str, Any] = {"observation_space": spaces.Box(-1, 1, (1,)), "action_space": spaces.Discrete(1)}
+    assert len(Episodes.from_episodes([episode] * 2, **fields)) == 2
+    for change, message in (
+        ({"observations": [[0.0, 1.0], [1.0, 2.0]]}, "expected observations of the same form in every episode"),
+        ({"terminated": np.nan}, "expected terminated as booleans .*, got nan at episode 1, step 0"),
+    ):
+        with pytest.raises(DataError, match=message):
+            Episodes.from_episodes([episode, episode | change], **fields)
 
 
 def test_ragged_arrays_are_refused() -> None:
     data = make(source="mine")
-    with pytest.raises(DataError, match="mine: expected an array of float32"):
+    with pytest.raises(DataError, match="mine: expected observations as an array of float32"):
         replace(data, observations=[[1.0], [1.0, 2.0]])
 
 
@@ -218,6 +270,26 @@ def test_concat_of_other_spaces_is_refused() -> None:
     other = replace(data, action_space=spaces.Box(-2, 2, (1,), np.float32), source="other")
     with pytest.raises(DataError, match="other: expected action_space"):
         data.concat(other)
+
+
+def test_concat_keeps_what_reading_noted_and_refuses_other_rewards() -> None:
+    one = make(source="one", transforms=("dropped 1 step",))
+    other = make(source="other", transforms=("dropped 2 steps",))
+    assert one.concat(other, one).transforms == ("dropped 1 step", "dropped 2 steps")
+    done = one.with_rewards(-one.rewards, "minus")
+    assert done.concat(other.with_rewards(-other.rewards, "minus")).transforms[1:] == (
+        "dropped 2 steps",
+        "rewards: minus",
+    )
+    with pytest.raises(DataError, match=r"other: expected the transforms \('rewards: minus',\) as in one, got \(\)"):
+        done.concat(other)
+
+
+def test_concat_of_other_observation_keys_is_refused() -> None:
+    space = spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "y": spaces.Box(-1, 1, (2,))})
+    x, y = (make(raw_observation_space=space, observation_keys=(key,), source=key) for key in "xy")
+    with pytest.raises(DataError, match=r"y: expected observation_keys \('x',\) as in x, got \('y',\)"):
+        x.concat(y)
 
 
 def test_subsample_is_a_mask_and_leaves_the_storage() -> None:
@@ -306,8 +378,9 @@ def test_reward_transforms_that_cannot_be_done() -> None:
     flat = data.with_rewards(np.zeros(6), "zero")
     with pytest.raises(DataError, match="all are 0"):
         transform_rewards(flat, "return_range")
-    with pytest.raises(DataError, match="all are 0"):
-        transform_rewards(flat, "standardise")
+    for value in (0, 0.1):  # the deviation of equal rewards of 0.1 is rounding, 1.4e-17, not 0
+        with pytest.raises(DataError, match=f"all are {value}"):
+            transform_rewards(data.with_rewards(np.full(6, value), "flat"), "standardise")
 
 
 def test_arrays_with_next_observations_keep_the_own_final_one() -> None:

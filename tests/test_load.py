@@ -23,6 +23,27 @@ def small(reward: float = 0.0) -> Episodes:
     return from_arrays(np.zeros((3, 2)), np.zeros((2, 1)), [reward, reward], [False, True], [False, False])
 
 
+class Hub:
+    """The session of huggingface_hub."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.asked = error, 0
+
+    def head(self, url: str, *, timeout: float) -> None:
+        assert url.startswith("https://") and timeout <= 5
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    found = Hub()
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: found)
+    monkeypatch.delenv("MINARI_REMOTE", raising=False)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _own_roots(minari_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -57,6 +78,21 @@ def test_an_unknown_dataset_names_the_nearest() -> None:
         load_dataset("nowhere")
 
 
+def test_without_a_network_the_hub_is_asked_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client tries five times, for half a minute."""
+    asked: list[str] = []
+    monkeypatch.setattr(minari, "download_dataset", asked.append)
+    hub.error = ConnectionError("name not known")
+    with pytest.raises(DataError, match=r"did you mean 'classic/pendulum'.* \(ConnectionError: name not known\)"):
+        load_dataset("clasic/pendulum-v0")
+    assert hub.asked == 1 and asked == []
+    monkeypatch.setenv("MINARI_REMOTE", "gs://elsewhere")  # another host's network is its client's
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        load_dataset("clasic/pendulum-v0")
+    assert hub.asked == 1 and asked == ["clasic/pendulum-v0"]
+
+
+@pytest.mark.usefixtures("hub")
 def test_no_network_says_how_to_make_or_place_one(minari_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(_: str) -> None:
         raise ConnectionError("no route to host")
@@ -72,6 +108,7 @@ def test_no_network_says_how_to_make_or_place_one(minari_root: Path, monkeypatch
     assert list(minari_root.iterdir()) == []
 
 
+@pytest.mark.usefixtures("hub")
 def test_a_download_arrives_whole(minari_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minari, "download_dataset", lambda name: write_minari(small(7), name))
     assert load_dataset("far/away-v1").rewards[0] == 7

@@ -229,20 +229,139 @@ def test_corrupt_files_are_named(minari_root: Path, damage: str) -> None:
         read_minari("test/made-v0")
 
 
-def test_flipped_bytes_are_an_error_or_values_that_are_checked(minari_root: Path) -> None:
-    store()
-    path = data_file(minari_root)
-    content = bytearray(path.read_bytes())
-    generator = np.random.default_rng(0)
+def stored_contiguously(root: Path) -> tuple[Path, dict[str, int]]:
+    """The file of `test/made-v0` as we write it, and where in it the bytes of each of its arrays begin."""
+    store(dataset_id="test/other-v0")
+    write_minari(read_minari("test/other-v0"), "test/made-v0")
+    with h5py.File(data_file(root)) as file:
+        return data_file(root), {leaf.name: leaf.id.get_offset() for group in file.values() for leaf in group.values()}
+
+
+@pytest.mark.parametrize("where", ["anywhere", "values"])
+def test_flipped_bytes_are_an_error_or_valid_data(minari_root: Path, where: str) -> None:
+    """Minari's HDF5 has no checksums: a flipped bit of a number is another number, and is read as one.
+
+    Promised is a `DataError` and no other, or data that is whole: finite, inside its spaces, flags only where episodes
+    end; and where values alone are damaged, of the same layout.
+    """
+    path, begins = stored_contiguously(minari_root)
+    whole, content = read_minari("test/made-v0"), path.read_bytes()
+    first = min(begins.values()) if where == "values" else 0
+    generator, read = np.random.default_rng(0), 0
     for _ in range(25):
-        broken = content.copy()
-        for place in generator.integers(0, len(content), 40):
-            broken[place] ^= 0xFF
+        broken = bytearray(content)
+        for place in generator.integers(first, first + 100, 2) if first else generator.integers(0, len(content), 40):
+            broken[place] ^= int(generator.integers(1, 256))
         path.write_bytes(broken)
         try:
-            read_minari("test/made-v0")
+            data = read_minari("test/made-v0")
         except DataError:
-            pass
+            continue
+        read += 1
+        assert len(data.observations) == data.num_steps + len(data)
+        assert all(np.isfinite(values).all() for values in (data.observations, data.actions, data.rewards))
+        assert (np.abs(data.actions) <= 2 + 1e-5).all()
+        for flags in (data.terminated, data.truncated):
+            assert set(flags.view(np.uint8)) <= {0, 1} and set(np.flatnonzero(flags)) <= set(data.offsets[1:] - 1)
+        if first:
+            assert data.offsets.tolist() == whole.offsets.tolist()
+    assert (read > 5) == (where == "values")
+
+
+def test_a_flag_that_is_neither_0_nor_1_is_refused(minari_root: Path) -> None:
+    """HDF5 stores a bool as a byte and gives it back whatever it holds."""
+    path, begins = stored_contiguously(minari_root)
+    content = bytearray(path.read_bytes())
+    content[begins["/episode_2/terminations"] + 3] = 5
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"expected terminations as booleans .*, got 5 at episode 2, step 3"):
+        read_minari("test/made-v0")
+
+
+@pytest.mark.parametrize(
+    ("spaces_", "name", "change", "message"),
+    [
+        (
+            (VECTOR, spaces.Discrete(3)),
+            "actions",
+            lambda v: v + 0.7,
+            r"actions as whole numbers, got \d\.7 .* 1, step 0",
+        ),
+        (
+            (VECTOR, ACTION),
+            "terminations",
+            lambda v: v * np.nan,
+            "terminations as booleans .*, got nan at .* 1, step 0",
+        ),
+        ((VECTOR, ACTION), "truncations", lambda v: v + 2, "truncations as booleans .*, got 3 at episode 1, step 0"),
+        ((IMAGE, ACTION), "observations", lambda v: v.astype(int) + 300, r"observations as .* in \[0, 255\], got"),
+        (
+            (IMAGE, ACTION),
+            "observations",
+            lambda v: v * 0 + 0.5,
+            "observations as whole .*, got 0.5 at episode 1, step 0",
+        ),
+        ((spaces.Discrete(5), ACTION), "observations", lambda v: v + 0.5, "observations as whole numbers, got .*5 at"),
+        (
+            (spaces.Discrete(5), ACTION),
+            "observations",
+            lambda v: v * 0 + 5,
+            r"observations in \[0, 4\] .* episode 1, s",
+        ),
+        (
+            (spaces.Dict({"kind": spaces.Discrete(5), "x": VECTOR}), ACTION),
+            "observations/kind",
+            lambda v: v * 0 + 5,
+            r"observations\['kind'\] in \[0, 4\] .*, got 5 at episode 1, step 0",
+        ),
+    ],
+)
+def test_stored_values_that_their_space_cannot_hold_are_refused(
+    minari_root: Path, spaces_: Any, name: str, change: Any, message: str
+) -> None:
+    store(*spaces_)
+    with h5py.File(data_file(minari_root), "a") as file:
+        values = change(file[f"episode_1/{name}"][()])
+        del file[f"episode_1/{name}"]
+        file[f"episode_1/{name}"] = values
+    with pytest.raises(DataError, match=f"test/made-v0: expected {message}"):
+        read_minari("test/made-v0")
+
+
+@pytest.mark.usefixtures("minari_root")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one, two: (one["actions"].append(one["actions"][0]), two["actions"].pop()), r"actions .* in episode 0"),
+        (
+            lambda one, two: two["rewards"].pop(),
+            r"observations/camera of shape \(2, .* in episode 1 \(T\+1 for its T = 1",
+        ),
+        (lambda one, two: two["terminations"].pop(), r"terminations of shape \(2,\) in episode 1"),
+        (lambda one, two: two["observations"].pop("speed"), "observations/speed in episode 1, but it is not there"),
+        (lambda one, two: two.pop("truncations"), "truncations in episode 1, but it is not there"),
+        (
+            lambda one, two: two.update(truncations=[0, np.nan]),
+            "truncations as booleans .*, got nan at episode 1, step 1",
+        ),
+    ],
+)
+def test_what_minari_decodes_is_checked_by_episode(monkeypatch: pytest.MonkeyPatch, change: Any, message: str) -> None:
+    store(spaces.Dict({"camera": LARGE_IMAGE, "speed": VECTOR}), lengths=(2, 2))
+    storage = type(minari.load_dataset("test/made-v0").storage)
+    decode = storage.get_episodes
+
+    def changed(self: Any, numbers: Any) -> list[Any]:
+        episodes = [dict(episode) for episode in decode(self, numbers)]
+        for episode in episodes:
+            for name in ("actions", "rewards", "terminations", "truncations"):
+                episode[name] = list(episode[name])
+        change(*episodes)
+        return episodes
+
+    monkeypatch.setattr(storage, "get_episodes", changed)
+    with pytest.raises(DataError, match=f"test/made-v0: expected {message}"):
+        read_minari("test/made-v0")
 
 
 def test_minari_validates_nothing(minari_root: Path) -> None:
@@ -314,6 +433,28 @@ def test_spaces_that_are_not_stored_come_from_the_environment(minari_root: Path)
     edit(minari_root, env_spec=None)
     with pytest.raises(DataError, match="neither both spaces nor an environment"):
         read_minari("test/made-v0")
+
+
+@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"id": "os:system", "kwargs": {"command": "touch executed"}},
+        {"id": "CartPole-v1", "entry_point": "os:system", "kwargs": {"command": "touch executed"}},
+        {"id": "Own-v0", "entry_point": "os:system", "kwargs": {"command": "touch executed"}},
+        {"id": "os:system", "kwargs": 7},
+    ],
+    ids=str,
+)
+def test_code_that_a_file_names_is_not_executed(minari_root: Path, spec: dict[str, Any], image: bool) -> None:
+    """Nor by Minari's reader, which makes the environment of env_spec where spaces are missing."""
+    store(LARGE_IMAGE if image else VECTOR)
+    filled = {"additional_wrappers": [], "vector_entry_point": None, **spec}
+    edit(minari_root, action_space=None, env_spec=json.dumps(filled))
+    edit(minari_root, eval_env_spec='{"id": "CartPole-v1"}' if image else None)
+    with pytest.raises(DataError, match="test/made-v0: "):
+        read_minari("test/made-v0")
+    assert not list(Path.cwd().glob("executed"))
 
 
 def test_unreadable_metadata(minari_root: Path) -> None:

@@ -383,6 +383,73 @@ def test_online_state_round_trips_to_the_bit() -> None:
         online(16, 2, frame_stack=2).load_state_dict(replay.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"observations": np.zeros((2, 2))},
+            r"expected observations of shape \(2, 1\), a row for each lane, got \(2, 2\)",
+        ),
+        ({"next_observations": np.zeros(2)}, r"expected next_observations of shape \(2, 1\)"),
+        ({"actions": np.zeros((1, 1))}, r"expected actions of shape \(2, 1\), a row for each lane, got \(1, 1\)"),
+        ({"rewards": 1.0}, r"expected rewards of shape \(2,\), a row for each lane, got \(\)"),
+        ({"observations": [[0.0], [np.nan]]}, "expected finite observations, got nan in lane 1"),
+        ({"next_observations": [[np.inf], [0.0]]}, "expected finite next_observations, got inf in lane 0"),
+        ({"actions": [[0.0], [np.nan]]}, "expected finite actions, got nan in lane 1"),
+        ({"rewards": np.array([0, 1e39])}, "expected finite rewards, got 1e.39 in lane 1"),
+        ({"terminated": [0.0, np.nan]}, "expected bool terminated, got nan in lane 1"),
+    ],
+)
+def test_a_refused_step_leaves_the_replay_as_it_was(change: dict[str, Any], message: str) -> None:
+    step: dict[str, Any] = {"observations": np.zeros((2, 1)), "actions": np.zeros((2, 1)), "rewards": [0.0, 0.0]}
+    step |= {"terminated": [False, True], "truncated": [False, False], "next_observations": np.zeros((2, 1))}
+    replay = online(8, 2)
+    with pytest.raises(ValueError, match=message):
+        replay.add(**step | change)
+    assert len(replay) == 0
+    replay.add(**step)
+    assert len(replay) == 2
+
+
+def test_only_first_observations_are_read() -> None:
+    data = make((3,), (True,))
+    replay = online(8)
+    feed(replay, [data], 1)
+    replay.add([[np.nan]], [[0.0]], [10.0], [False], [False], [[2.0]])
+    assert replay.gather(torch.tensor([1]), discount=1.0).observations.tolist() == [[1.0]]
+
+
+def test_the_state_of_another_replay_is_refused_and_changes_nothing() -> None:
+    data = make((3, 2), (True, False))
+    replay = online(8)
+    feed(replay, [data], 5)
+    wide = ReplayBuffer.online(
+        Spec(observation_space=spaces.Box(-1, 1, (2,), np.float32), action_space=spaces.Discrete(2)), 8
+    )
+    parts = spaces.Dict({"camera": spaces.Box(0, 255, (2, 2, 3), np.uint8), "speed": BOX})
+    for other, message in (
+        (wide, r"expected a replay of observations \[7, 2\] torch.float32, got \[7, 1\] torch.float32"),
+        (
+            ReplayBuffer.online(Spec(observation_space=parts, action_space=ACTIONS), 8),
+            r"keys \['camera', 'speed'\], got",
+        ),
+        (online(8, time_limit="terminal"), "expected a replay with time_limit=\"terminal\", got 'bootstrap'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(replay.state_dict())
+        assert len(other) == 0
+
+
+def test_rewards_that_float32_cannot_hold_are_refused() -> None:
+    data = make((3, 2), (True, False), source="mine")
+    for rewards, message in (
+        ([0, 0, 0, 0, 1e39], "mine: expected finite rewards as float32, got inf at episode 1, step 1"),
+        ([0, 3e38, 3e38, 0, 0], "mine: expected finite returns-to-go as float32, got inf at episode 0, step 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ReplayBuffer(data.with_rewards(np.array(rewards), "large"))
+
+
 def test_a_replay_that_does_not_fit_is_refused_with_its_bytes() -> None:
     with pytest.raises(MemoryError, match=r"needs [\d,]{16,} bytes on cpu, which has [\d,]+ free"):
         online(10**12)
@@ -395,7 +462,7 @@ def test_misuse_of_an_online_replay() -> None:
         online(1, 2)
     with pytest.raises(TypeError, match="an offline replay does not grow"):
         feed(ReplayBuffer(make((1,), (True,))), [make((1,), (True,))], 1)
-    with pytest.raises(ValueError, match="expected flags of 2 lanes"):
+    with pytest.raises(ValueError, match=r"expected actions of shape \(2, 1\), a row for each lane"):
         feed(online(8, 2), [make((1,), (True,))], 1)
     with pytest.raises(ValueError, match=r"frame_stack in \[1, 1\]"):
         online(8).gather(torch.tensor([0]), discount=1.0, frame_stack=2)

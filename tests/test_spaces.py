@@ -10,6 +10,8 @@ from gymnasium import spaces
 from gymnasium.vector.utils import concatenate, create_empty_array
 
 from herdbook.core.spaces import (
+    BadValues,
+    cast,
     check_action_space,
     flat_action_space,
     flat_space,
@@ -94,6 +96,61 @@ def test_observation_keys_choose_parts() -> None:
         flat_space(VECTOR, ["goal"])
     with pytest.raises(ValueError, match="is empty"):
         flat_space(space, [])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "message"),
+    [
+        (np.uint8, [0.0, 0.5], r"as whole numbers in \[0, 255\], got 0.5 in row 1"),
+        (np.uint8, [0, 300], r"as whole numbers in \[0, 255\], got 300 in row 1"),
+        (np.uint8, [[0, 0], [0, -1]], "got -1 in row 1"),
+        (np.int64, [0.0, np.nan], "as whole numbers, got nan in row 1"),
+        (np.int64, [2.0**63], "got 9.2233.*e.18 in row 0"),
+        (np.int64, np.array([2**63], np.uint64), "got 9223372036854775808 in row 0"),
+        (np.bool_, [0, 2], r"as booleans \(0 or 1\), got 2 in row 1"),
+        (np.bool_, [1.0, np.nan], "got nan in row 1"),
+        (np.float32, [[1.0], [1.0, 2.0]], r"as an array of float32, got list \(.*inhomogeneous"),
+        (np.float32, ["1"], "as an array of float32, got <U1"),
+        (np.float32, [1.0, None], "as an array of float32, got object"),
+        (np.float32, 1.0, "as an array of float32, got float"),
+    ],
+)
+def test_values_that_a_type_cannot_hold_are_refused(dtype: Any, values: Any, message: str) -> None:
+    with pytest.raises(BadValues, match=f"expected values .*{message}"):
+        cast(values, dtype)
+
+
+def test_values_that_a_type_holds_are_cast() -> None:
+    assert cast([0.0, 255.0], np.uint8).tolist() == [0, 255]
+    assert cast(np.array([0, 1.0, True], dtype=object), np.bool_).tolist() == [False, True, True]
+    assert cast([-(2.0**63)], np.int64).tolist() == [-(2**63)]
+    assert cast([1e300], np.float32).tolist() == [np.inf]  # for `check_finite` to report
+    same = np.zeros(3, np.float32)
+    assert cast(same, np.float32) is same
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": [1, 4]}, r"values\['kind'\] in \[1, 3\] \(from Discrete\(3, start=1\)\), got 4 in row 1"),
+        ({"kind": [0, 1]}, r"values\['kind'\] in \[1, 3\] .*, got 0 in row 0"),
+        ({"kind": [1, 1.5]}, r"values\['kind'\] as whole numbers, got 1.5 in row 1"),
+        ({"grid": [[[0, 0]]] * 2}, r"values\['grid'\] of shape \(2, 2\) in each row .*, got \(1, 2\)"),
+        ({"goal": np.zeros((3, 2))}, r"values with as many rows in each part, got \[2, 3\]"),
+        ({"kind": None}, r"values with a part 'kind', got the parts 'goal', 'grid'"),
+    ],
+)
+def test_parts_that_their_space_cannot_hold_are_refused(change: dict[str, Any], message: str) -> None:
+    parts = {"goal": np.zeros((2, 2)), "kind": [1, 2], "grid": np.zeros((2, 2, 2)), **change}
+    with pytest.raises(BadValues, match=f"expected {message}"):
+        flatten_batch(MANY[5], {name: values for name, values in parts.items() if values is not None})
+
+
+def test_an_image_inside_is_named_by_its_place() -> None:
+    _, many = batch(MANY[-1])
+    many[0]["eye"] = np.full((7, 6, 5, 3), 0.5)
+    with pytest.raises(BadValues, match=r"expected values\[0\]\['eye'\] as whole numbers in \[0, 255\], got 0.5"):
+        flatten_batch(MANY[-1], many)
 
 
 def test_float64_bounds_beyond_float32_become_infinite() -> None:
