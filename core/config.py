@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import math
+import sys
+from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
-POSITIVE = (math.ulp(0.0), math.inf)
+POSITIVE = (math.ulp(0.0), sys.float_info.max)
+NOT_NEGATIVE = (0.0, sys.float_info.max)
+LIMIT = (0.0, math.inf)
+"""Of what is cut off at it: infinity cuts nothing off."""
 UNIT = (0.0, 1.0)
+FRACTION = (math.ulp(0.0), 1.0)
 COUNT = (1, math.inf)
+"""Whole numbers."""
+_SPANS = {
+    POSITIVE: "> 0 and finite",
+    NOT_NEGATIVE: ">= 0 and finite",
+    LIMIT: ">= 0",
+    FRACTION: "in (0, 1]",
+    COUNT: ">= 1",
+}
 
 
 def require(config: Any, **bounds: tuple[float, float]) -> None:
-    """Check numeric fields, or tuples of numbers, against closed intervals; a field that is None is not checked.
+    """Check fields that hold a number, or a tuple of them, against closed intervals.
+
+    None is left alone where the field's type allows it.
 
     Raises:
         ValueError: naming the config, the field, what was expected and what came.
     """
+    types = {field.name: str(field.type) for field in fields(config)}
     for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is not None and not low <= number <= high:  # NaN fails here too
-                span = f"> 0, got {number}" if (low, high) == POSITIVE else f"in [{low:g}, {high:g}], got {number}"
-                raise ValueError(f"{type(config).__name__}: expected {name} {span}")
+        value, several, whole = getattr(config, name), "tuple" in types[name], (low, high) == COUNT
+        if value is None and "None" in types[name]:
+            continue
+        numbers = value if several else (value,)
+        if not isinstance(numbers, tuple) or not all(_is_number(number, whole) for number in numbers):
+            kind = "whole number" if whole else "number"
+            expected = f"a tuple of {kind}s" if several else f"a {kind}"
+            raise ValueError(f"{type(config).__name__}: expected {name} as {expected}, got {value!r}")
+        for number in numbers:
+            if not low <= number <= high:  # NaN fails here too
+                span = _SPANS.get((low, high), f"in [{low:g}, {high:g}]")
+                raise ValueError(f"{type(config).__name__}: expected {name} {span}, got {number}")
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)

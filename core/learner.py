@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from herdbook.core.networks import refuse_hidden_state
 from herdbook.core.random import derive, generator, scoped_seed
 from herdbook.core.types import Metrics, batch_type
 
@@ -30,7 +31,8 @@ _INIT, _NOISE = 0, 1  # streams of randomness of one seed
 class Params:
     """What a loss may read: `params["actor"]`, and the slow copies `params.target["critic"]`.
 
-    Only the networks that the current step optimises carry gradients; those in `frozen` never do.
+    Only the networks that the current step optimises carry gradients, and of them not what a module fixes with
+    `requires_grad=False`; those in `frozen` never do.
     """
 
     online: dict[str, Parameters]
@@ -100,13 +102,16 @@ class Adam:
 
 
 class _Optimiser:
-    """Adam over the leaves of some networks; all of them have taken the same number of steps."""
+    """Adam over the leaves of some networks that require a gradient; all have taken the same number of steps."""
 
     def __init__(self, settings: Adam, networks: Sequence[str], params: Params) -> None:
         self.settings = settings
         self.networks = networks
-        self.leaves = [leaf for name in networks for leaf in params[name].values()]
-        self.values = {f"{name}/{key}": value for name in networks for key, value in params.frozen[name].items()}
+        trained = [(n, key, leaf) for n in networks for key, leaf in params[n].items() if leaf.requires_grad]
+        if not trained:
+            raise ValueError(f"networks {list(networks)}: expected a parameter to train, got none with requires_grad")
+        self.leaves = [leaf for _, _, leaf in trained]
+        self.values = {f"{n}/{key}": params.frozen[n][key] for n, key, _ in trained}
         self.averages = {key: torch.zeros_like(value) for key, value in self.values.items()}
         self.squares = {key: torch.zeros_like(value) for key, value in self.values.items()}
         self.steps = 0
@@ -149,8 +154,9 @@ class Learner:
         seeds, device, networks, compile: see `Setup`.
 
     Raises:
-        ValueError: seeds are empty, negative or repeated; `networks` names one that the algorithm does not have,
-            or makes a module with buffers.
+        ValueError: seeds are empty, negative or repeated; `networks` names one that the algorithm does not have, or
+            makes a module with buffers, with dropout, or (with all that its optimiser trains) without a parameter
+            that requires a gradient.
     """
 
     def __init__(
@@ -182,20 +188,15 @@ class Learner:
             for seed in self.seeds:
                 with scoped_seed(derive(seed, _INIT, index)):
                     modules.append(make().to(self.device))
-            if buffers := [key for key, _ in modules[0].named_buffers()]:
-                raise ValueError(
-                    f"network {name!r}: expected a module without buffers (such as batch normalisation has), got "
-                    f"{buffers}; seeds would share them and no checkpoint would hold them"
-                )
+            refuse_hidden_state(modules[0], f"network {name!r}")
             self.networks[name] = Network(modules[0])
             stacked = [dict(m.named_parameters()) for m in modules]
             online[name] = {
                 key: (torch.stack([p[key].detach() for p in stacked]) if self.batched else stacked[0][key].detach())
                 .clone()
-                .requires_grad_()
+                .requires_grad_(stacked[0][key].requires_grad)
                 for key in stacked[0]
             }
-            modules[0].requires_grad_(False)
         frozen = {name: {k: v.detach() for k, v in p.items()} for name, p in online.items()}
         slow = {name: {k: v.clone() for k, v in frozen[name].items()} for name in targets}
         self.params = Params(online, slow, frozen)

@@ -16,12 +16,27 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from herdbook.core.chunked import ROWS, chunked_perceptron
 from herdbook.core.distributions import Normal, SquashedNormal
 from herdbook.core.types import Tree
 
 Activation = Callable[[Tensor], Tensor]
+
+
+def refuse_hidden_state(module: nn.Module, at: str) -> None:
+    """Raise ValueError for a module whose outputs depend on more than its inputs and its parameters."""
+    if buffers := [key for key, _ in module.named_buffers()]:
+        raise ValueError(
+            f"{at}: expected a module without buffers (such as batch normalisation has), got {buffers}; seeds would "
+            "share them and no checkpoint would hold them"
+        )
+    if dropout := [key for key, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p > 0]:
+        raise ValueError(
+            f"{at}: expected a module without dropout, got {dropout}; it would go on in the policy, and draw from "
+            "torch's global generator, which no checkpoint holds"
+        )
 
 
 class Linear(nn.Module):
@@ -88,14 +103,14 @@ class Ensemble(nn.Module):
     def __init__(self, make: Callable[[], nn.Module], copies: int) -> None:
         super().__init__()
         modules = [make() for _ in range(copies)]
-        if any(True for _ in modules[0].buffers()):
-            raise ValueError("Ensemble: expected a module without buffers (no batch normalisation)")
+        refuse_hidden_state(modules[0], "Ensemble")
         self.template = [modules[0]]  # in a list, so that it is not registered: only the stacked copies are trained
-        names = [name for name, _ in modules[0].named_parameters()]
-        stacked = [torch.stack([dict(m.named_parameters())[name].detach() for m in modules]) for name in names]
-        self.names = names
+        self.names = [name for name, _ in modules[0].named_parameters()]
         self.stacked_prefixes = ("stacked.",)  # of the parameters that have an axis of copies
-        self.stacked = nn.ParameterList(nn.Parameter(p) for p in stacked)
+        self.stacked = nn.ParameterList(
+            nn.Parameter(torch.stack([p.detach() for p in copies]), requires_grad=copies[0].requires_grad)
+            for copies in zip(*(m.parameters() for m in modules), strict=True)
+        )
 
     def forward(self, observations: Tree, actions: Tensor) -> Tensor:
         lead = actions.shape[:-1]
@@ -124,9 +139,9 @@ class Encoder(nn.Module):
         self.kind: str
         self.size: int
         if isinstance(space, spaces.Dict):
-            self.kind = "dict"
-            self.parts = nn.ModuleDict({key: Encoder(part) for key, part in space.spaces.items()})
-            self.size = sum(cast(Encoder, part).size for part in self.parts.values())
+            self.kind, self.keys = "dict", tuple(space.spaces)
+            self.parts = nn.ModuleList(map(Encoder, space.spaces.values()))  # a ModuleDict refuses some of the keys
+            self.size = sum(cast(Encoder, part).size for part in self.parts)
         elif isinstance(space, spaces.Discrete):
             self.kind, self.size, self.start = "discrete", int(space.n), int(space.start)
         elif isinstance(space, spaces.Box) and len(space.shape) == 3:
@@ -145,7 +160,7 @@ class Encoder(nn.Module):
             return F.one_hot(observations.long() - self.start, self.size).float()
         if self.kind == "image":
             return self.convolutions(observations.movedim(-1, -3).float() / 255)  # type: ignore[no-any-return]
-        return torch.cat([part(observations[key]) for key, part in self.parts.items()], -1)
+        return torch.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], -1)
 
 
 def _chw(shape: Sequence[int]) -> tuple[int, int, int]:

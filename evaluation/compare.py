@@ -1,8 +1,9 @@
 """Run directories side by side: a table with intervals, and learning curves.
 
-Runs of one algorithm with equal settings are one row, their seeds together. A row never mixes datasets (by
-fingerprint), environments, time limits, references or numbers of updates: each combination of the former is a task
-with a section and a picture of its own. The score of a row is that of the final evaluation, never of the best.
+Runs of one algorithm with equal settings are one row, their seeds together; a transform of the rewards that the run
+learned from and a user's own networks are settings too. A row never mixes datasets (by fingerprint), environments,
+time limits, references or numbers of updates: each combination of the former is a task with a section and a picture of
+its own. The score of a row is that of the final evaluation, never of the best.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Task:
     """What rows of one section have in common; only these may be compared."""
 
     dataset: str
+    """The data as they were given, before the run's own transform of the rewards."""
     fingerprint: str
     environment: str
     time_limit: str
@@ -39,6 +41,20 @@ class Task:
     @property
     def title(self) -> str:
         return f"{self.dataset} [{self.fingerprint[:12]}], {self.environment}, time limit: {self.time_limit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """What the runs of one row have in common."""
+
+    task: Task
+    algorithm: str
+    config: str
+    """As JSON, for it is a key."""
+    reward_transform: str
+    networks: tuple[str, ...]
+    """Those that are the user's own, by name."""
+    steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +111,16 @@ class Comparison:
         return [to_json(asdict(row)) for row in self.rows]
 
     def write(self, out: str | os.PathLike[str]) -> dict[str, Path]:
-        """Write report.md, report.csv, report.json and learning_curves.png into a folder; returns where they are."""
+        """Write report.md, report.csv, report.json and learning_curves.png into a folder; returns where they are.
+
+        Raises:
+            ValueError: `out`, or a part of its path, is a file.
+        """
         folder = Path(out)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"{folder}: expected a folder for the report, got a file; choose another") from error
         paths = {kind: folder / f"report.{kind}" for kind in ("md", "csv", "json")}
         paths["png"] = folder / "learning_curves.png"
         paths["md"].write_text(self.markdown(), encoding="utf-8")
@@ -154,12 +177,21 @@ def compare(run_dirs: Iterable[str | os.PathLike[str]]) -> Comparison:
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
             raise ValueError(f"{run.path} is given twice")
-    groups: dict[tuple[Task, str, str, int], list[Run]] = defaultdict(list)
+    groups: dict[_Group, list[Run]] = defaultdict(list)
     for run in runs:
-        settings = json.dumps(run.config.get("config") or {}, sort_keys=True)
-        groups[_task(run), run.algorithm, settings, int(run.options.get("steps", 0))].append(run)
-    labels = _labels(list(groups))
-    return Comparison(tuple(_row(key[0], labels[key], members) for key, members in groups.items()))
+        groups[_group(run)].append(run)
+    return Comparison(tuple(_row(group.task, _label(group, groups), members) for group, members in groups.items()))
+
+
+def _group(run: Run) -> _Group:
+    return _Group(
+        task=_task(run),
+        algorithm=run.algorithm,
+        config=json.dumps(run.config.get("config") or {}, sort_keys=True),
+        reward_transform=run.options.get("reward_transform") or "none",
+        networks=tuple(sorted(run.config.get("networks") or ())),
+        steps=int(run.options.get("steps", 0)),
+    )
 
 
 def _task(run: Run) -> Task:
@@ -168,30 +200,38 @@ def _task(run: Run) -> Task:
     name = environment.get("id", "no environment")
     kwargs = environment.get("kwargs") or {}
     if kwargs:
-        name += " " + ", ".join(f"{key}={value!r}" for key, value in sorted(kwargs.items()))
+        name += f" {_arguments(kwargs)}"
     if environment.get("max_episode_steps"):
         name += f", {environment['max_episode_steps']} steps"
-    transforms = dataset.get("transforms") or []
+    for wrapper in (environment.get("gymnasium") or {}).get("additional_wrappers") or ():
+        name += f", {wrapper['name']}({_arguments(wrapper.get('kwargs') or {})})"
+    given = dataset.get("given") or dataset  # evaluation returns are the environment's, whatever a run learned from
     return Task(
-        dataset=" | ".join([dataset.get("source", "no dataset"), *transforms]),
-        fingerprint=dataset.get("fingerprint") or "",
+        dataset=" | ".join([dataset.get("source", "no dataset"), *(given.get("transforms") or ())]),
+        fingerprint=given.get("fingerprint") or "",
         environment=name,
         time_limit=run.config.get("time_limit") or "bootstrap",
         references=ReferenceScores(**references) if references else None,
     )
 
 
-def _labels(keys: Sequence[tuple[Task, str, str, int]]) -> dict[tuple[Task, str, str, int], str]:
-    """The algorithm's name, with the settings in which its rows differ."""
-    labels = {}
-    for key in keys:
-        _, algorithm, settings, _ = key
-        others = [json.loads(other[2]) for other in keys if other[1] == algorithm]
-        mine: dict[str, Any] = json.loads(settings)
-        differing = [name for name in mine if any(other.get(name) != mine[name] for other in others)]
-        label = algorithm + (f" ({', '.join(f'{name}={mine[name]}' for name in differing)})" if differing else "")
-        labels[key] = label
-    return labels
+def _arguments(kwargs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in sorted(kwargs.items()))
+
+
+def _label(group: _Group, groups: Iterable[_Group]) -> str:
+    """The algorithm's name, settings in which its rows differ, the transform of rewards and the user's own networks."""
+    others = [other for other in groups if other.algorithm == group.algorithm]
+    mine: dict[str, Any] = json.loads(group.config)
+    configs = [json.loads(other.config) for other in others]
+    parts = [f"{name}={mine[name]}" for name in mine if any(config.get(name) != mine[name] for config in configs)]
+    if group.reward_transform != "none":
+        parts.append(f"reward_transform={group.reward_transform}")
+    if group.networks:
+        parts.append(f"own {', '.join(group.networks)}")
+    if any(other.steps != group.steps for other in others if other.task == group.task):
+        parts.append(f"steps={group.steps}")
+    return group.algorithm + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _row(task: Task, label: str, runs: Sequence[Run]) -> Row:

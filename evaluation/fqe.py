@@ -5,7 +5,8 @@
     v(s₀) = E_{a ~ π(s₀)} Q̄(s₀, a)                               (3)
 
 The expectation is under the policy, never its mode: exact where the policy's distribution offers `probs` (discrete
-actions), and over sampled actions otherwise. A truncation is not a termination: values are bootstrapped through it.
+actions), and over sampled actions otherwise. A truncation is not a termination: values are bootstrapped through it,
+unless `time_limit="terminal"` says that the limit is part of the task.
 
 Beyond the paper: Q̄ follows Q by Polyak averaging (rate τ) instead of by hand-over after each regression, and is what
 (3) reads, since it averages out the noise of the last updates. Q is the mean plus the spread of the data's own
@@ -24,11 +25,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from herdbook.core.config import COUNT, FRACTION, POSITIVE, require
 from herdbook.core.networks import MLP
 from herdbook.core.random import generator as make_generator
 from herdbook.core.random import scoped_seed
 from herdbook.core.spaces import check_action_space
-from herdbook.core.types import Array, Policy, Step
+from herdbook.core.types import Array, Policy, Step, TimeLimit
 from herdbook.datasets.episodes import Episodes
 
 
@@ -47,13 +49,8 @@ class FQEConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.discount < 1:
             raise ValueError(f"expected discount in [0, 1), got {self.discount}")
-        for name in ("updates", "batch_size", "action_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"expected learning_rate > 0, got {self.learning_rate}")
-        if not 0 < self.tau <= 1:
-            raise ValueError(f"expected tau in (0, 1], got {self.tau}")
+        require(self, updates=COUNT, batch_size=COUNT, action_samples=COUNT, hidden_sizes=COUNT)
+        require(self, learning_rate=POSITIVE, tau=FRACTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +73,7 @@ def fitted_q_evaluation(
     episodes: Episodes,
     config: FQEConfig | None = None,
     *,
+    time_limit: TimeLimit = "bootstrap",
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> FQEEstimate:
@@ -86,15 +84,19 @@ def fitted_q_evaluation(
             its carry. A stochastic one is to sample.
         episodes: Vector or Discrete observations, bounded Box or Discrete actions; only the steps in their mask.
         config: Settings.
+        time_limit: Whether a truncation is bootstrapped through, or is part of the task and ends it.
         seed: Of the network, the batches and the policy's samples.
         device: Where it is computed.
 
     Raises:
-        ValueError: The data are of another kind, or the policy's actions do not fit.
+        ValueError: The data are of another kind, the policy's actions do not fit, or `time_limit` is unknown.
         ArithmeticError: The estimate diverged.
     """
     c = config or FQEConfig()
-    data = _Data(policy, episodes, c, seed, torch.device(device))
+    if time_limit not in ("bootstrap", "terminal"):
+        raise ValueError(f'expected time_limit "bootstrap" or "terminal", got {time_limit!r}')
+    ended = episodes.terminated | episodes.truncated if time_limit == "terminal" else episodes.terminated
+    data = _Data(policy, episodes, ended, c, seed, torch.device(device))
     with scoped_seed(seed):
         network = MLP(data.inputs, data.outputs, c.hidden_sizes).to(device)
     target = copy.deepcopy(network).requires_grad_(False)
@@ -125,7 +127,9 @@ def fitted_q_evaluation(
 class _Data:
     """The recorded steps in the network's units, with the policy's actions at every state drawn once."""
 
-    def __init__(self, policy: Policy, episodes: Episodes, c: FQEConfig, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, policy: Policy, episodes: Episodes, ended: Array, c: FQEConfig, seed: int, device: torch.device
+    ) -> None:
         check_action_space(episodes.action_space, "any", "fitted Q evaluation")
 
         def put(array: Any) -> Tensor:
@@ -142,7 +146,7 @@ class _Data:
             raise ValueError(f"fitted Q evaluation: expected vector or Discrete observations, got {space}")
         returns = discounted_returns(episodes, c.discount)
         self.offset, self.scale = float(returns.mean()), float(returns.std()) or 1.0
-        discounts = c.discount * (1 - episodes.terminated.astype(np.float64))
+        discounts = c.discount * (1 - ended.astype(np.float64))
         shifted = (episodes.rewards - self.offset + discounts * self.offset) / self.scale
         self.rewards, self.discounts = put(shifted.astype(np.float32)), put(discounts.astype(np.float32))
         self.rows, self.first_rows = put(episodes.step_rows), put(episodes.offsets[:-1] + np.arange(len(episodes)))

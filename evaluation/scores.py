@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -27,15 +25,3 @@ def find_references(
     if recorded is not None or environment is None:
         return recorded
     return d4rl_references(environment if isinstance(environment, str) else environment.id)
-
-
-def score_record(returns: ArrayLike, references: ReferenceScores | None) -> dict[str, Any]:
-    """The mean normalised score with its references and their source beside it, for JSON; {} without references."""
-    if references is None:
-        return {}
-    return {
-        "normalized_score": float(normalised_score(returns, references).mean()),
-        "reference_minimum": references.minimum,
-        "reference_maximum": references.maximum,
-        "reference_source": references.source,
-    }

@@ -76,13 +76,21 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, *, seed: int = 0, resamples: in
     """Spearman's rank correlation of pairs, with a 95 % percentile bootstrap interval over the pairs.
 
     Resamples in which either side is constant have no correlation and are left out. Raises ValueError for fewer than
-    three pairs.
+    three pairs, a side that is constant, and where no resample is left.
     """
     a, b = _finite(x), _finite(y)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 3:
         raise ValueError(f"expected two lists of equal length, at least 3, got shapes {a.shape} and {b.shape}")
+    for side in (a, b):
+        if np.ptp(side) == 0:
+            raise ValueError(f"expected values that differ, which a rank needs; got {len(side)} times {side[0]:g}")
     drawn = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
     varied = [i for i in drawn if np.ptp(a[i]) > 0 and np.ptp(b[i]) > 0]
+    if not varied:
+        raise ValueError(
+            f"expected a resample of the {len(a)} pairs in which both sides vary, got none in {resamples}; "
+            "give more resamples, or pairs with fewer ties"
+        )
     found = [_spearman(a[i], b[i]) for i in varied]
     low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(_spearman(a, b), float(low), float(high))

@@ -1,7 +1,7 @@
 """A custom algorithm in under 80 lines: one-step RL (Brandfonbrener et al. 2021, arXiv:2106.08909).
 
-L_Q = mean (r + γ Q̄(s′, a′) − Q(s, a))²,   a′ the data's next action              (1)
-L_π = −mean min(exp(β (Q(s, a) − Q(s, π(s)))), w) log π(a|s)                      (2)
+L_Q = mean (r + γ Q̄(s′, a′) − Q(s, a))²   over steps with a next action a′ in the data, or that terminate   (1)
+L_π = −mean min(exp(β (Q(s, a) − Q(s, π(s)))), w) log π(a|s)                                               (2)
 
 python -m herdbook.cli.main train examples.your_own_algorithm:OneStep --dataset classic/pendulum --steps 20000
 """
@@ -60,12 +60,12 @@ class OneStep:
         policy = self.actor(params["actor"], batch.observations)
         with torch.no_grad():
             next_q = self.critic(params.target["critic"], batch.next_observations, batch.next_actions).amin(0)
-            known = batch.discounts * batch.next_action_mask  # at an episode's end there is no next action
+            known = batch.next_action_mask | (batch.discounts == 0)  # a truncated step has no a′, and is no end
             both = torch.stack([batch.actions, policy.mode()])  # [2, B, A]
             data_q, policy_q = self.critic(params.frozen["critic"], batch.observations, both).amin(0)  # [B] each
             weight = advantage_weight(data_q - policy_q, self.config.beta, self.config.max_weight)
         q = self.critic(params["critic"], batch.observations, batch.actions)  # [2, B]
-        critic_loss = (q - (batch.rewards + known * next_q)).square().mean()  # eq. 1
+        critic_loss = (known * (q - (batch.rewards + batch.discounts * next_q)).square()).mean()  # eq. 1
         return critic_loss - (weight * policy.log_prob(batch.actions)).mean(), {"q": q.mean()}  # eq. 2
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from herdbook.core.config import COUNT, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
 from herdbook.core.networks import Critic, JointHead
 from herdbook.core.policy import FeedForwardPolicy, Scaling
@@ -50,7 +50,7 @@ class BCQConfig:
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=UNIT, soft_minimum=UNIT, perturbation=UNIT, kl_weight=(0, float("inf")))
+        require(self, discount=UNIT, tau=FRACTION, soft_minimum=UNIT, perturbation=UNIT, kl_weight=NOT_NEGATIVE)
         require(self, num_target_actions=COUNT, num_policy_actions=COUNT, batch_size=COUNT, n_step=COUNT)
         require(self, hidden_sizes=COUNT, vae_hidden_sizes=COUNT, lr=POSITIVE)
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdbook.core.config import COUNT, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.distributions import Categorical
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Head
@@ -42,7 +42,7 @@ class DiscreteBCQConfig:
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=UNIT, threshold=(0, 0.9999), logit_penalty=(0, float("inf")))
+        require(self, discount=UNIT, tau=FRACTION, threshold=(0, 0.9999), logit_penalty=NOT_NEGATIVE)
         require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
 
 

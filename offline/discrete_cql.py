@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdbook.core.config import COUNT, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.distributions import Categorical
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Head
@@ -39,7 +39,7 @@ class DiscreteCQLConfig:
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=UNIT, alpha=(0, float("inf")), lr=POSITIVE)
+        require(self, discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lr=POSITIVE)
         require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
 
 

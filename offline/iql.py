@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, GaussianActor, StateValue
 from herdbook.core.policy import FeedForwardPolicy, Scaling
@@ -46,7 +46,7 @@ class IQLConfig:
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, expectile=UNIT, discount=UNIT, tau=UNIT, beta=(0, float("inf")), max_weight=POSITIVE)
+        require(self, expectile=UNIT, discount=UNIT, tau=FRACTION, beta=NOT_NEGATIVE, max_weight=LIMIT)
         require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, actor_decay_updates=COUNT)
         require(self, actor_lr=POSITIVE, critic_lr=POSITIVE, value_lr=POSITIVE)
 

@@ -21,6 +21,7 @@ def write_run(
     *,
     algorithm: str = "cql",
     steps: int = 200,
+    reward_transform: str = "none",
     per_episode: tuple[float, ...] = (-10.0, 10.0),
     **changes: Any,
 ) -> Path:
@@ -34,7 +35,7 @@ def write_run(
         "references": REFERENCES,
         "seeds": sorted(returns),
         "time_limit": "bootstrap",
-        "run": {"steps": steps},
+        "run": {"steps": steps, "reward_transform": reward_transform},
     }
     (path / "config.json").write_text(json.dumps(config | changes))
     with (path / "evaluations.jsonl").open("w") as file:
@@ -44,6 +45,21 @@ def write_run(
                 line = {"step": step, "seed": seed, "return_mean": value, "returns": each, "lengths": [200, 200]}
                 file.write(json.dumps(line) + "\n")
     return path
+
+
+def wrapped(*wrappers: str, **kwargs: Any) -> dict[str, Any]:
+    """The environment as config.json has it, with wrappers of its own; `kwargs` are the last one's."""
+    listed: list[dict[str, Any]] = [{"name": name, "entry_point": "m:C", "kwargs": {}} for name in wrappers]
+    if listed:
+        listed[-1]["kwargs"] = kwargs
+    spec = {"id": "Pendulum-v1", "additional_wrappers": listed}
+    return {"id": "Pendulum-v1", "kwargs": {}, "max_episode_steps": 200, "gymnasium": spec}
+
+
+def learned_from(fingerprint: str, *, given: str = "ab", transforms: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A dataset as config.json has it: what the run learned from, and what it was given."""
+    data = {"source": "herdbook/classic/pendulum-v0", "given": {"fingerprint": given * 32, "transforms": []}}
+    return data | {"fingerprint": fingerprint * 32, "transforms": list(transforms)}
 
 
 def test_final_returns_and_intervals_over_seeds(tmp_path: Path) -> None:
@@ -92,8 +108,10 @@ def test_runs_with_equal_settings_are_one_row_and_others_are_told_apart(tmp_path
         {"time_limit": "terminal"},
         {"environment": {"id": "Pendulum-v2", "kwargs": {}, "max_episode_steps": 200}},
         {"environment": {"id": "Pendulum-v1", "kwargs": {"g": 9.0}, "max_episode_steps": 200}},
+        {"environment": wrapped("ClipAction")},
         {"dataset": {"source": "herdbook/classic/pendulum-v0", "fingerprint": "cd" * 32}},
         {"dataset": {"source": "herdbook/classic/pendulum-v0", "fingerprint": "ab" * 32, "transforms": ["rewards: x"]}},
+        {"dataset": learned_from("ab", given="cd")},
         {"references": {"minimum": 0.0, "maximum": 1.0, "source": "another"}},
         {"references": None},
     ],
@@ -112,6 +130,60 @@ def test_numbers_of_updates_are_not_mixed(tmp_path: Path) -> None:
         write_run(tmp_path / "b", {0: {200: 1.5, 400: 2.0}}, steps=400),
     ]
     assert [row.steps for row in compare(runs).rows] == [200, 400]
+
+
+def test_rows_that_differ_in_steps_say_so(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "a", {0: {200: 1.0}}),
+        write_run(tmp_path / "b", {0: {400: 2.0}}, steps=400),
+        write_run(tmp_path / "c", {0: {400: 2.0}}, steps=400, algorithm="bc"),
+        write_run(tmp_path / "d", {0: {100: 2.0}}, steps=100, algorithm="bc", time_limit="terminal"),  # another section
+    ]
+    assert [row.algorithm for row in compare(runs).rows] == ["cql (steps=200)", "cql (steps=400)", "bc", "bc"]
+
+
+def test_a_transform_of_the_rewards_that_a_run_learned_from_is_a_setting_not_another_task(tmp_path: Path) -> None:
+    """Evaluation returns are the environment's: IQL, which transforms them, stands beside TD3+BC, which does not."""
+    scaled = learned_from("cd", transforms=("rewards: return_range",))
+    runs = [
+        write_run(tmp_path / "a", {0: {200: 1.0}}, algorithm="iql", dataset=scaled, reward_transform="return_range"),
+        write_run(tmp_path / "b", {0: {200: 2.0}}, algorithm="iql", dataset=learned_from("ab")),
+        write_run(tmp_path / "c", {0: {200: 3.0}}, algorithm="td3_bc"),  # written before `given` was
+    ]
+    comparison = compare(runs)
+    assert len(comparison.tasks) == 1
+    assert [row.algorithm for row in comparison.rows] == ["iql (reward_transform=return_range)", "iql", "td3_bc"]
+    assert [row.algorithm for row in compare(runs[:1]).rows] == ["iql (reward_transform=return_range)"]
+
+
+def test_runs_with_networks_of_the_users_own_are_rows_of_their_own(tmp_path: Path) -> None:
+    """The same seed in each: pooled, they would be one seed twice."""
+    runs = [
+        write_run(tmp_path / "a", {0: {200: 1.0}}, networks=[]),
+        write_run(tmp_path / "b", {0: {200: 2.0}}, networks=["actor"]),
+        write_run(tmp_path / "c", {0: {200: 3.0}}, networks=["critic", "actor"]),
+        write_run(tmp_path / "d", {1: {200: 3.0}}),  # before networks were recorded
+    ]
+    rows = compare(runs).rows
+    assert [row.algorithm for row in rows] == ["cql", "cql (own actor)", "cql (own actor, critic)"]
+    assert rows[0].seeds == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        (wrapped(), "Pendulum-v1, 200 steps"),
+        (wrapped() | {"gymnasium": None}, "Pendulum-v1, 200 steps"),
+        (wrapped("ClipAction", "Mine"), "Pendulum-v1, 200 steps, ClipAction(), Mine()"),
+        (
+            wrapped("RescaleAction", min_action=-1, max_action=2),
+            "200 steps, RescaleAction(max_action=2, min_action=-1)",
+        ),
+    ],
+)
+def test_an_environment_is_named_with_its_wrappers(tmp_path: Path, environment: dict[str, Any], name: str) -> None:
+    (row,) = compare([write_run(tmp_path / "a", {0: {200: 1.0}}, environment=environment)]).rows
+    assert row.task.environment.endswith(name)
 
 
 def test_seeds_that_stopped_or_are_not_finite_are_named(tmp_path: Path) -> None:
@@ -151,6 +223,14 @@ def test_everything_is_written(tmp_path: Path) -> None:
     assert records[0]["returns"]["value"] == pytest.approx(10)
     assert records[1]["curve"][0][1]["low"] is None  # one seed: no interval
     assert "our own" in paths["md"].read_text()
+
+
+@pytest.mark.parametrize("out", ["file", "file/deep"])
+def test_a_report_is_not_written_over_a_file(tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=f"{out}: expected a folder for the report, got a file"):
+        compare([write_run(tmp_path / "a", {0: {200: 1.0}})]).write(tmp_path / out)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_seed_counted_twice_is_refused(tmp_path: Path) -> None:

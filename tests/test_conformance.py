@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from herdbook.cli.catalogue import ALGORITHMS, algorithm_class, config_class
 from herdbook.core import checkpoint
 from herdbook.core.networks import Ensemble
+from herdbook.core.spaces import flat_space
 from herdbook.core.types import Spec, Step, to_numpy, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
@@ -44,12 +47,13 @@ BOXES = {
 }
 DISCRETES = {"discrete": spaces.Discrete(3), "from_one": spaces.Discrete(3, start=1)}
 ACTIONS: dict[str, spaces.Space[Any]] = {**BOXES, **DISCRETES}
-IMAGE = spaces.Box(0, 255, (8, 8, 2), np.uint8)
+IMAGE, ARM = spaces.Box(0, 255, (8, 8, 2), np.uint8), spaces.Box(-np.inf, np.inf, (2,), np.float32)
 OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "vector": spaces.Box(-np.inf, np.inf, (3,), np.float32),
     "image": IMAGE,
     "index": spaces.Discrete(5),
-    "mixed": spaces.Dict({"camera": IMAGE, "joints": spaces.Box(-np.inf, np.inf, (2,), np.float32)}),
+    "mixed": spaces.Dict({"camera": IMAGE, "joints": ARM}),
+    "nested": flat_space(spaces.Dict({"robot": spaces.Dict({"camera": IMAGE, "type": ARM}), "keys": ARM})),
 }
 
 
@@ -224,7 +228,7 @@ def test_inductor_equals_eager(name: str, changes: dict[str, Any], seeds: tuple[
         assert_close(compiled.weights(index), eager.weights(index))
 
 
-@pytest.mark.parametrize("observations", ["image", "index", "mixed"])
+@pytest.mark.parametrize("observations", ["image", "index", "mixed", "nested"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_kind_of_observation_trains_and_acts(name: str, observations: str) -> None:
     trial = Trial(name, {}, observations, seeds=(0, 1))
@@ -333,16 +337,17 @@ def test_a_state_of_another_algorithm_or_shape_changes_nothing(name: str) -> Non
 BAD = {
     "batch_size": [0, -1],
     "discount": [-0.1, 1.5, float("nan")],
-    "tau": [-0.1, 1.1],
-    "lr": [0.0, -1e-3],
+    "tau": [0.0, 1.1],
+    "lr": [0.0, -1e-3, float("inf")],
     "actor_lr": [0.0],
     "critic_lr": [0.0],
     "value_lr": [0.0],
     "lagrange_lr": [0.0],
-    "hidden_sizes": [(0,), (8, -1)],
+    "lagrange_threshold": [-1.0, float("inf")],
+    "hidden_sizes": [(0,), (8, -1), (2.5,)],
     "vae_hidden_sizes": [(0,)],
-    "n_step": [0],
-    "alpha": [-1.0],
+    "n_step": [0, 1.5],
+    "alpha": [-1.0, float("inf")],
     "num_actions": [0],
     "num_target_actions": [0],
     "num_policy_actions": [0],
@@ -350,7 +355,7 @@ BAD = {
     "initial_temperature": [0.0],
     "expectile": [-0.1, 1.1],
     "beta": [-1.0],
-    "max_weight": [0.0],
+    "max_weight": [-1.0],
     "actor_decay_updates": [0],
     "policy_noise": [-0.1],
     "noise_clip": [-0.1],
@@ -367,9 +372,48 @@ BAD = {
 def test_numbers_out_of_range_are_named(name: str) -> None:
     config = config_class(algorithm_class(name))
     for field in dataclasses.fields(config):
-        for value in BAD.get(field.name, []):
+        kind = str(field.type)
+        if kind == "bool":
+            continue
+        never = [[64, 64], 64, (True,), (float("nan"),)] if "tuple" in kind else ["1", True, (1,), float("nan")]
+        for value in [*BAD[field.name], *never, *([] if "None" in kind else [None])]:
             with pytest.raises(ValueError, match=f"{config.__name__}: expected {field.name} .*got"):
                 config(**{field.name: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (
+            "cql",
+            {"hidden_sizes": [64, 64]},
+            "CQLConfig: expected hidden_sizes as a tuple of whole numbers, got [64, 64]",
+        ),
+        ("td3_bc", {"hidden_sizes": 64}, "TD3BCConfig: expected hidden_sizes as a tuple of whole numbers, got 64"),
+        ("bc", {"batch_size": 2.5}, "BCConfig: expected batch_size as a whole number, got 2.5"),
+        ("bc", {"batch_size": 0}, "BCConfig: expected batch_size >= 1, got 0"),
+        ("iql", {"tau": 0}, "IQLConfig: expected tau in (0, 1], got 0"),
+        ("iql", {"beta": math.inf}, "IQLConfig: expected beta >= 0 and finite, got inf"),
+        ("bcq", {"lr": True}, "BCQConfig: expected lr as a number, got True"),
+        ("discrete_bcq", {"threshold": 1.0}, "DiscreteBCQConfig: expected threshold in [0, 0.9999], got 1.0"),
+    ],
+)
+def test_what_a_config_says_of_a_wrong_number(config: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        config_class(algorithm_class(config))(**values)
+
+
+@pytest.mark.parametrize(
+    ("config", "values"),
+    [
+        ("iql", {"max_weight": math.inf, "actor_decay_updates": None}),  # no cut, no decay
+        ("td3_bc", {"noise_clip": math.inf, "tau": 1, "discount": np.float32(0.5), "batch_size": np.int64(8)}),
+        ("td3_bc", {"noise_clip": 0.0, "policy_noise": 0.0, "alpha": 0, "hidden_sizes": ()}),
+        ("cql", {"lagrange_threshold": 0.0}),
+    ],
+)
+def test_numbers_at_the_edge_are_allowed(config: str, values: dict[str, Any]) -> None:
+    config_class(algorithm_class(config))(**values)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from herdbook.cli.catalogue import ALGORITHMS
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?P<mark><!-- network -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)```", re.DOTALL)
 STEPS = "60"
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -65,8 +67,14 @@ def test_the_extension_of_a_run_is_longer_than_the_run() -> None:
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
-def test_the_example_runs(example: str, environment: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "error", str(ROOT / "examples" / example), STEPS]
+def test_the_example_runs_as_it_says(example: str, environment: dict[str, str], tmp_path: Path) -> None:
+    """Each says in its header by which command: that of a custom algorithm trains it."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    header = ast.get_docstring(ast.parse((ROOT / "examples" / example).read_text(encoding="utf-8"))) or ""
+    (line,) = re.findall(r"^ *python (.*)$", header, re.MULTILINE)
+    line = cut(re.sub(r"\[(steps|updates)\]", STEPS, line))
+    assert STEPS in line
+    command = [sys.executable, "-W", "error", *shlex.split(line)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{example}\n{done.stdout}\n{done.stderr}"
 
@@ -82,7 +90,15 @@ def test_every_algorithm_has_its_row_and_its_file() -> None:
         assert f"| `{name}` |" in table and f"(../{module}.py)" in table, name
 
 
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text(encoding="utf-8")):
         assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_is_there(page: str) -> None:
+    """In backticks, alone or in a command, with its folder: from the root."""
+    for code in re.findall(r"`[^`]+`", (ROOT / page).read_text(encoding="utf-8")):
+        for path in re.findall(r"[\w./-]*\w/[\w-]+\.py\b", code):
+            assert (ROOT / path).is_file(), f"{page} names {path}"

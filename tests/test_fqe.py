@@ -115,12 +115,23 @@ def loop(*, terminated: bool) -> Episodes:
     )
 
 
-@pytest.mark.parametrize(("terminated", "expected"), [(False, 2.0), (True, 1.0)])
-def test_a_truncation_is_bootstrapped_and_a_termination_is_not(terminated: bool, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("terminated", "time_limit", "expected"),
+    [(False, "bootstrap", 2.0), (True, "bootstrap", 1.0), (False, "terminal", 1.0)],
+)
+def test_a_truncation_is_bootstrapped_unless_it_is_part_of_the_task_and_a_termination_is_not(
+    terminated: bool, time_limit: Any, expected: float
+) -> None:
     """1 + γ + γ² + … = 1 / (1 − 0.5), or 1 and no more."""
-    data = loop(terminated=terminated)
-    estimate = fitted_q_evaluation(RandomPolicy(data.action_space), data, replace(QUICK, discount=0.5))
+    data, config = loop(terminated=terminated), replace(QUICK, discount=0.5)
+    estimate = fitted_q_evaluation(RandomPolicy(data.action_space), data, config, time_limit=time_limit)
     assert estimate.mean == pytest.approx(expected, abs=0.05)
+
+
+def test_an_unknown_time_limit_is_named() -> None:
+    wrong: Any = "none"
+    with pytest.raises(ValueError, match='expected time_limit "bootstrap" or "terminal", got \'none\''):
+        fitted_q_evaluation(_Still(), loop(terminated=True), time_limit=wrong)
 
 
 def bandit() -> Episodes:
@@ -259,6 +270,8 @@ def test_images_and_unbounded_actions_are_refused() -> None:
         {"learning_rate": 0.0},
         {"tau": 0.0},
         {"tau": 1.5},
+        {"learning_rate": np.nan},
+        {"hidden_sizes": [64]},
     ],
 )
 def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:

@@ -247,6 +247,58 @@ def test_a_users_module_with_buffers_is_refused() -> None:
         Learner({"a": Point}, {"a": Adam(lr=0.1)}, networks={"a": lambda: nn.BatchNorm1d(3)})
 
 
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.1), nn.Dropout2d(), nn.AlphaDropout(0.5)])
+def test_a_users_module_with_dropout_is_refused(dropout: nn.Module) -> None:
+    """It would act in the policy, on numbers that no checkpoint holds."""
+    own = {"a": lambda: nn.Sequential(nn.Linear(3, 1), dropout)}
+    with pytest.raises(ValueError, match=r"network 'a': expected a module without dropout, got \['1'\]"):
+        Learner({"a": Point}, {"a": Adam(lr=0.1)}, networks=own)
+
+
+def test_dropout_that_drops_nothing_is_allowed() -> None:
+    Learner({"a": Point}, {"a": Adam(lr=0.1)}, networks={"a": lambda: nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.0))})
+
+
+def half_fixed() -> nn.Module:
+    """Two layers, the first of which is not to be trained."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    module[0].requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 5)])
+def test_what_a_users_module_fixes_stays_fixed_and_is_in_the_state(seeds: tuple[int, ...]) -> None:
+    def make(start: tuple[int, ...] = seeds) -> Learner:
+        return Learner({"a": Point}, {"a": Adam(lr=0.1)}, targets=("a",), networks={"a": half_fixed}, seeds=start)
+
+    own, x = make(), torch.randn(*(seeds[1:] and (len(seeds),)), 8, 3)
+    before = copy.deepcopy(own.state_dict())
+    for _ in range(3):
+        own.step("a", lambda params, x: (own.networks["a"](params["a"], x).square().mean(), {}), x)
+        own.move_targets(0.3)
+    state = own.state_dict()
+    for part in ("online", "target"):
+        same = {key: torch.equal(value, before[part]["a"][key]) for key, value in state[part]["a"].items()}
+        assert same == {"0.weight": True, "0.bias": True, "1.weight": False, "1.bias": False}
+    assert list(state["optimisers"]["a"]["averages"]) == ["a/1.weight", "a/1.bias"]
+    other = make()
+    other.load_state_dict(state)
+    assert_same_bits(other.state_dict(), state)
+
+
+def test_networks_with_nothing_to_train_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"networks \['a'\]: expected a parameter to train, got none"):
+        Learner({"a": Point}, {"a": Adam(lr=0.1)}, networks={"a": lambda: Point().requires_grad_(False)})
+
+
+def test_a_users_module_is_left_as_it_is() -> None:
+    """One object may be given to training and then to loading."""
+    module = nn.Linear(3, 1)
+    for _ in range(2):
+        own = Learner({"a": Point}, {"a": Adam(lr=0.1)}, networks={"a": lambda: module})
+    assert own.params["a"]["weight"].requires_grad and module.weight.requires_grad
+
+
 def test_a_seed_index_out_of_range_is_named() -> None:
     with pytest.raises(IndexError, match=r"expected a seed index in \[0, 1\], got 2"):
         learner(seeds=(4, 5)).parameters_of("a", 2)

@@ -23,10 +23,10 @@ from herdbook.core.networks import (
     SquashedGaussianActor,
     StateValue,
 )
+from herdbook.core.spaces import flat_space
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,))
 IMAGE = spaces.Box(0, 255, (8, 9, 2), np.uint8)
-MIXED = spaces.Dict({"camera": IMAGE, "arm": VECTOR, "gear": spaces.Discrete(4, start=2)})
 
 
 def _images(count: int = 5) -> Tensor:
@@ -109,12 +109,28 @@ def test_large_images_go_through_the_convolutions_of_mnih_2015() -> None:
     assert encoder.size == 64 * 7 * 7
 
 
-def test_encoder_of_a_dict_concatenates_the_parts_in_its_key_order() -> None:
-    encoder = Encoder(MIXED)
-    observations = {"gear": torch.tensor([2, 5]), "arm": torch.randn(2, 3), "camera": _images(2)}
-    parts = [encoder.parts[key](observations[key]) for key in MIXED.spaces]
+@pytest.mark.parametrize("names", [("camera", "arm", "gear"), ("eye.left", "type", "keys"), ("", "training", "0")])
+def test_encoder_of_a_dict_concatenates_the_parts_in_its_key_order(names: tuple[str, str, str]) -> None:
+    """Whatever the names: `flat_space` makes dotted ones, and some are those of a module's own attributes."""
+    camera, arm, gear = names
+    space = spaces.Dict({camera: IMAGE, arm: VECTOR, gear: spaces.Discrete(4, start=2)})
+    encoder = Encoder(space)
+    observations = {gear: torch.tensor([2, 5]), arm: torch.randn(2, 3), camera: _images(2)}
+    parts = [part(observations[key]) for key, part in zip(space.spaces, encoder.parts, strict=True)]
     torch.testing.assert_close(encoder(observations), torch.cat(parts, -1))
     assert encoder(observations).shape == (2, encoder.size)
+
+
+def test_encoder_of_a_nested_space_concatenates_its_flat_parts() -> None:
+    """As it comes from `flat_space`, and as it is."""
+    inner = spaces.Dict({"camera": IMAGE, "type": spaces.Discrete(2)})
+    nested = spaces.Dict({"robot": inner, "goal": VECTOR})
+    values = {"robot": {"camera": _images(2), "type": torch.tensor([0, 1])}, "goal": torch.randn(2, 3)}
+    assert Encoder(nested)(values).shape == (2, Encoder(nested).size)
+    flat = flat_space(nested)
+    assert isinstance(flat, spaces.Dict)
+    assert "robot.camera" in flat.spaces
+    assert Encoder(flat).size == Encoder(nested).size
 
 
 @pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2, 2)), spaces.MultiBinary(3), spaces.Tuple((VECTOR,))])
@@ -183,3 +199,14 @@ def test_an_ensemble_trains_its_copies_and_nothing_else() -> None:
     assert [tuple(p.shape) for p in ensemble.parameters()] == [(2, 8, 5), (2, 8), (2, 1, 8), (2, 1)]
     with pytest.raises(ValueError, match="without buffers"):
         Ensemble(lambda: nn.BatchNorm1d(3), 2)
+    with pytest.raises(ValueError, match="Ensemble: expected a module without dropout"):
+        Ensemble(lambda: nn.Sequential(Mine(), nn.Dropout(0.1)), 2)
+
+
+def test_an_ensemble_keeps_fixed_what_its_module_fixes() -> None:
+    def make() -> Mine:
+        mine = Mine()
+        mine.net[0].requires_grad_(False)
+        return mine
+
+    assert [p.requires_grad for p in Ensemble(make, 2).parameters()] == [False, False, True, True]

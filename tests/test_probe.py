@@ -1,6 +1,8 @@
 """Small decision problems whose values are known: what the algorithms learn there, to the number."""
 
 import dataclasses
+import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,32 @@ def test_values_go_through_truncation_and_end_at_termination(
     values = q_values(learn(name, episodes, 200, time_limit=time_limit), episodes)
     assert float(values.mean()) == pytest.approx(value, abs=0.1)
     assert float((values - value).abs().max()) < 0.3
+
+
+@pytest.mark.parametrize(("ending", "steps", "value"), [("truncated", 3, 10.0), ("terminated", 1, 1.0)])
+def test_the_example_leaves_out_steps_without_a_next_action_and_keeps_terminations(
+    ending: str, steps: int, value: float, repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One state, reward 1, γ = 0.9, two seeds: 1 / (1 − γ) where every episode is cut off, or 1 and no more."""
+    monkeypatch.syspath_prepend(repo_root)
+    example = importlib.import_module("examples.your_own_algorithm")
+    rows = [
+        {
+            "observations": np.array([[1.0, 0.0]] * (steps + 1), np.float32),
+            "actions": actions,
+            "rewards": [1.0] * steps,
+            "terminated": ending == "terminated",
+            "truncated": ending == "truncated",
+        }
+        for actions in np.split(_random_actions(BOX, 20 * steps), 20)
+    ]
+    config = example.OneStepConfig(discount=0.9, tau=0.2, batch_size=60, lr=1e-2, hidden_sizes=(32,))
+    episodes = dataset(rows, BOX)
+    algorithm = example.OneStep(config, episodes.spec(), seeds=(0, 1))
+    replay, generators = ReplayBuffer(episodes), [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    for _ in range(400):
+        metrics = algorithm.update(algorithm.sample(replay, generators))
+    assert metrics["q"].tolist() == pytest.approx([value, value], rel=0.05)
 
 
 @pytest.mark.parametrize("n_step", [1, 3])

@@ -1,12 +1,13 @@
 """Scores and statistics, against tables by hand and against rliable 1.2.0."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
-from herdbook.evaluation.scores import find_references, normalised_score, score_record
+from herdbook.evaluation.scores import find_references, normalised_score
 from herdbook.evaluation.statistics import (
     bootstrap_interval,
     interquartile_mean,
@@ -97,6 +98,20 @@ def test_rank_correlation_by_hand(y: list[float], expected: float) -> None:
         rank_correlation([1, 2], [1, 2])
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "resamples", "message"),
+    [
+        ([1, 1, 1], [1, 2, 3], 2000, "expected values that differ, .* got 3 times 1"),
+        ([1, 2, 3], [5, 5, 5], 2000, "expected values that differ, .* got 3 times 5"),
+        ([0] * 99 + [1], range(100), 1, "expected a resample of the 100 pairs in which both sides vary, got none in 1"),
+        ([1, 2, 3], [1, 2, 3], 0, "got none in 0"),
+    ],
+)
+def test_ranks_that_are_all_ties_have_no_correlation(x: Any, y: Any, resamples: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rank_correlation(x, list(y), resamples=resamples, seed=1)
+
+
 def test_missing_rliable_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "rliable", None)
     with pytest.raises(ImportError, match=r"herdbook\[stats\]"):
@@ -132,17 +147,6 @@ def test_recorded_references_come_first_and_others_have_none() -> None:
     assert find_references(own, "Hopper-v5") is own
     assert find_references(None, "Pendulum-v1") is None
     assert find_references(None) is None
-
-
-def test_a_score_carries_its_references() -> None:
-    record = score_record([0.0, 1.0], ReferenceScores(0, 2, "our own"))
-    assert record == {
-        "normalized_score": 25.0,
-        "reference_minimum": 0,
-        "reference_maximum": 2,
-        "reference_source": "our own",
-    }
-    assert score_record([0.0], None) == {}
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 1), (2, 1), (math.nan, 1), (0, math.inf)])
