@@ -54,8 +54,11 @@ def controllers() -> Iterator[Candidate]:
 
 
 def checkpoints(paths: list[Path], steps: list[int], seed: int) -> Iterator[Candidate]:
-    """Each run's policy at each of the steps. Raises SystemExit for runs on different data."""
-    fingerprints = {path: Run(path).config["dataset"]["fingerprint"] for path in paths}
+    """Each run's policy at each of the steps. Raises SystemExit for runs on different data.
+
+    The data are the same before any run's own transform of rewards, which the estimates do not use.
+    """
+    fingerprints = {path: Run(path).config["dataset"]["given"]["fingerprint"] for path in paths}
     if len(set(fingerprints.values())) > 1:
         raise SystemExit(f"expected runs on one dataset, got fingerprints {fingerprints}")
     for path in paths:

@@ -29,6 +29,7 @@ from herdbook.cli.assemble import (
     merge,
     options_of,
     same_environment,
+    same_record,
     score_line,
     spec_of_record,
     with_arguments,
@@ -224,9 +225,9 @@ def resume(
 def _check_environment(run: Run, task: Task, given: bool) -> None:
     """Raise unless the environment is the run's: one run is evaluated in one."""
     expected, found = run.config["environment"], environment_record(task.environment)
-    if not given and expected != environment_record(task.given.environment):
+    if not given and not same_record(expected, environment_record(task.given.environment)):
         environment_from_record(expected)  # raises where it is code, to be given again
-    if found != expected:
+    if not same_record(expected, found):
         raise RunError(
             f"{run.path}: expected the environment that the run was begun with, {(expected or {}).get('id')}, got "
             f"{(found or {}).get('id')} or other settings of it; another one is for `herdbook eval {run.path} --env`"

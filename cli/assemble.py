@@ -25,7 +25,7 @@ from herdbook.core.environments import (
 )
 from herdbook.core.loop import Evaluate
 from herdbook.core.rollout import EnvironmentFailed, Rollout, fixed_episodes
-from herdbook.core.runs import Run, RunError
+from herdbook.core.runs import Run, RunError, to_json
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Algorithm, OffPolicy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
@@ -233,6 +233,19 @@ def environment_record(environment: EnvironmentSource | None) -> dict[str, Any] 
         "max_episode_steps": described.max_episode_steps,
         "gymnasium": None if described.gymnasium_json is None else json.loads(described.to_json()),
     }
+
+
+def same_record(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether two records say the same environment: id, arguments, time limit and wrappers, as JSON holds them."""
+
+    def identity(record: Mapping[str, Any] | None) -> Any:
+        if record is None:
+            return None
+        wrappers = (record.get("gymnasium") or {}).get("additional_wrappers") or ()
+        # The rest of Gymnasium's spec changes with its version.
+        return to_json([*(record.get(key) for key in ("id", "kwargs", "max_episode_steps")), wrappers])
+
+    return bool(identity(one) == identity(other))
 
 
 def environment_from_record(record: Mapping[str, Any] | None) -> EnvironmentSpec:

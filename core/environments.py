@@ -93,6 +93,8 @@ class EnvironmentSpec:
         try:
             known = json.loads(text)
             identifier = known["id"]
+            if not isinstance(identifier, str):
+                raise TypeError
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"expected an environment spec as JSON with an id, got {text[:200]!r}") from error
         return cls(

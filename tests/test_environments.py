@@ -167,7 +167,7 @@ def test_specs_of_other_gymnasium_versions_are_read() -> None:
     assert make_environment(EnvironmentSpec.from_json(json.dumps(known))).observation_space.shape == (4,)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "null"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"id": 3}'])
 def test_a_spec_without_an_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="with an id"):
         EnvironmentSpec.from_json(text)

@@ -428,6 +428,18 @@ def test_a_run_is_not_resumed_in_another_environment(small_dataset: str) -> None
     assert (run.path / "evaluations.jsonl").read_bytes() == before
 
 
+def test_arguments_that_json_changes_are_still_the_same_environment(small_dataset: str) -> None:
+    """A tuple comes back as a list."""
+    Path("tuples.py").write_text(
+        "import gymnasium\n\ndef make(limits=(3, 4)):\n"
+        "    return gymnasium.make('Pendulum-v1', max_episode_steps=limits[0])\n"
+    )
+    given = {"env": "tuples:make", "env_kwargs": {"limits": (5, 6)}}
+    run = go(small_dataset, steps=4, **given)
+    again, continued = resume(run.path, steps=8, algorithm=MINE, env="tuples:make", quiet=True)
+    assert continued and again.evaluations()[-1]["lengths"] == [5, 5]
+
+
 def test_reference_scores_belong_to_the_recorded_environment(small_dataset: str) -> None:
     episodes = dataclasses.replace(
         load_dataset(small_dataset), reference_scores=ReferenceScores(-200.0, 0.0, "our own")
