@@ -33,7 +33,7 @@ SETTINGS: tuple[Setting, ...] = (
         algorithm="cql",
         patterns=("*pendulum*",),
         config={"hidden_sizes": (64, 64), "num_actions": 4},
-        source="ours, for its cost on a small task; its score is not settled (docs/results/offline.md)",
+        source="ours, for its cost on a small task (docs/results/offline.md)",
     ),
     Setting(
         algorithm="iql",
