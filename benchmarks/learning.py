@@ -94,6 +94,7 @@ def table(rows: list[Row], runs: Path) -> str:
         estimate = t_interval(scores)
         unit = "normalised" if row.normalised else "return"
         each = ", ".join(f"{score:.1f}" for score in scores)
+        each += f" (seeds {row.seeds[0]}–{row.seeds[-1]})" if row.seeds == FRESH else ""
         lines.append(
             f"| {row.dataset} | {row.algorithm} | {row.steps:,} | {unit} **{estimate.value:.1f}** | "
             f"[{estimate.low:.1f}, {estimate.high:.1f}] | {each} | {row.floor} | {row.reference} |"
