@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 ROWS = 512
-"""Rows of a chunk."""
+"""Rows of a chunk, for each of torch's threads: all of them work on one product."""
 
 
 class ChunkedPerceptron(torch.autograd.Function):
@@ -26,13 +26,13 @@ class ChunkedPerceptron(torch.autograd.Function):
     def forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         """The output, then the activations of each hidden layer."""
         weights, biases = parameters[::2], parameters[1::2]
-        copies, rows = x.shape[:2]
+        (copies, rows), size = x.shape[:2], ROWS * torch.get_num_threads()
         layers = [x.new_empty(copies, rows, weight.shape[-1]) for weight in weights]
         for copy in range(copies):
-            for begin in range(0, rows, ROWS):
-                h = x[copy, begin : begin + ROWS]
+            for begin in range(0, rows, size):
+                h = x[copy, begin : begin + size]
                 for layer, weight, bias in zip(layers, weights, biases, strict=True):
-                    out = layer[copy, begin : begin + ROWS]
+                    out = layer[copy, begin : begin + size]
                     torch.addmm(bias[copy], h, weight[copy], out=out)
                     h = out.relu_() if layer is not layers[-1] else out
         return layers[-1], *layers[:-1]
@@ -55,9 +55,10 @@ class ChunkedPerceptron(torch.autograd.Function):
         of_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
         of_weights = [torch.zeros_like(weight) for weight in weights] if need_parameters else []
         of_biases = [weight.new_zeros(weight.shape[0], 1, weight.shape[2]) for weight in weights]
+        size = ROWS * torch.get_num_threads()
         for copy in range(x.shape[0]):
-            for begin in range(0, x.shape[1], ROWS):
-                rows = slice(begin, begin + ROWS)
+            for begin in range(0, x.shape[1], size):
+                rows = slice(begin, begin + size)
                 g = slope[copy, rows]
                 for layer in reversed(range(ctx.layers)):
                     h = inputs[layer][copy, rows]
