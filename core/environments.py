@@ -184,7 +184,7 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
     for pattern, package in _PLUGINS:
         if re.match(pattern, spec.id) and spec.id not in gymnasium.registry:
             _register(package, spec.id)
-    wrappers = [wrapper["entry_point"] for wrapper in known.get("additional_wrappers") or ()]
+    wrappers = [wrapper.get("entry_point") for wrapper in known.get("additional_wrappers") or ()]
     foreign = [name for name in wrappers if not str(name).startswith("gymnasium.wrappers.")]
     if spec.id not in gymnasium.registry:
         if ":" not in spec.id and not known.get("entry_point"):

@@ -276,13 +276,13 @@ def test_concat_keeps_what_reading_noted_and_refuses_other_rewards() -> None:
     one = make(source="one", transforms=("dropped 1 step",))
     other = make(source="other", transforms=("dropped 2 steps",))
     assert one.concat(other, one).transforms == ("dropped 1 step", "dropped 2 steps")
-    done = one.with_rewards(-one.rewards, "minus")
-    assert done.concat(other.with_rewards(-other.rewards, "minus")).transforms[1:] == (
+    negated = one.with_rewards(-one.rewards, "minus")
+    assert negated.concat(other.with_rewards(-other.rewards, "minus")).transforms[1:] == (
         "dropped 2 steps",
         "rewards: minus",
     )
     with pytest.raises(DataError, match=r"other: expected the transforms \('rewards: minus',\) as in one, got \(\)"):
-        done.concat(other)
+        negated.concat(other)
 
 
 def test_concat_of_other_observation_keys_is_refused() -> None:
