@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from herdbook.cli.assemble import (
+    EVALUATION_ENVIRONMENTS,
+    Data,
     Task,
     absolute,
     build_algorithm,
@@ -24,23 +26,34 @@ from herdbook.cli.assemble import (
     dataset_record,
     environment_from_record,
     environment_record,
+    learns_in_environment,
+    load_playground,
     load_task,
+    make_collector,
     make_evaluation,
+    make_replays,
     merge,
     options_of,
+    play,
+    play_options,
+    random_policy,
+    random_task,
     same_environment,
     same_record,
     score_line,
     spec_of_record,
     with_arguments,
+    write_any,
 )
 from herdbook.cli.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, nearest
 from herdbook.cli.options import RunOptions, as_words
 from herdbook.cli.settings import Setting, settings_for
 from herdbook.core.actor import Actor
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
+from herdbook.core.joint import JointSpec
+from herdbook.core.joint_actor import JointActor
 from herdbook.core.logging import Reporter
-from herdbook.core.loop import Cadence, train_offline
+from herdbook.core.loop import Cadence, train_offline, train_online
 from herdbook.core.random import generator
 from herdbook.core.runs import (
     Run,
@@ -51,11 +64,8 @@ from herdbook.core.runs import (
     provenance,
     refuse_existing_run,
 )
-from herdbook.core.specs import spec_from_state, spec_state
-from herdbook.core.types import OffPolicy, Spec
-from herdbook.datasets.episodes import Episodes
-from herdbook.datasets.replay import ReplayBuffer
-from herdbook.evaluation.evaluate import evaluate
+from herdbook.core.specs import any_spec_from_state, any_spec_state
+from herdbook.core.types import Spec
 
 Networks = Mapping[str, Callable[[], torch.nn.Module]]
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
@@ -64,7 +74,7 @@ _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
 def train(
     algorithm: str | type[Any] | Any,
     *,
-    dataset: str | Path | Episodes,
+    dataset: str | Path | Data | None = None,
     env: EnvironmentSource | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     config: Any = None,
@@ -72,13 +82,13 @@ def train(
     quiet: bool = False,
     **options: Any,
 ) -> Run:
-    """Train on a dataset and return the run.
+    """Train on a dataset, or in an environment, and return the run.
 
     Args:
         algorithm: A config (`CQLConfig(alpha=10)`, taken as it is), a name (`"cql"`, `"module:Class"`; the settings of
             the task apply), or a class.
-        dataset: What `load_dataset` takes, or `Episodes`.
-        env: Environment to evaluate in, if not the dataset's: id, `module:callable`, or a callable.
+        dataset: What `load_dataset` takes, `Episodes` or `JointEpisodes`.
+        env: Environment to learn in, or to evaluate in if not the dataset's: id, `module:callable`, or a callable.
         env_kwargs: Its keyword arguments.
         config: The config, where `algorithm` is a name or a class.
         networks: A user's own modules, by the name that the algorithm gives them.
@@ -97,8 +107,8 @@ def train(
         config = algorithm
     applied: list[Setting] = []
     if config is None:
-        named = dataset if isinstance(dataset, (str, Path)) else dataset.source
-        applied = settings_for(name, str(named), env if isinstance(env, str) else None)
+        named = dataset if dataset is None or isinstance(dataset, (str, Path)) else dataset.source
+        applied = settings_for(name, None if named is None else str(named), env if isinstance(env, str) else None)
         values = {key: value for row in applied for key, value in row.config.items()} | values
         run_options = {key: value for row in applied for key, value in row.run.items()} | run_options
         config = build_config(config_class(chosen), values)
@@ -113,7 +123,9 @@ def train(
     for path in ("run_dir", "data_dir"):
         if run_options.get(path) is not None:
             run_options[path] = str(run_options[path])
-    run_options["dataset"] = dataset.source if isinstance(dataset, Episodes) else str(dataset)
+    if dataset is not None:
+        run_options["dataset"] = str(dataset) if isinstance(dataset, (str, Path)) else dataset.source
+    run_options.setdefault("workers", 0)  # a process that is spawned imports the script that calls us
     if isinstance(env, str):
         run_options["env"], env = env, None
     if env_kwargs:
@@ -137,7 +149,7 @@ def start(
     config: Any,
     options: RunOptions,
     *,
-    dataset: str | Path | Episodes | None = None,
+    dataset: str | Path | Data | None = None,
     env: EnvironmentSource | None = None,
     networks: Networks | None = None,
     applied: Sequence[Setting] = (),
@@ -153,9 +165,9 @@ def start(
     path = Path(options.run_dir) if options.run_dir else None
     if path is not None:
         refuse_existing_run(path)
-    task = load_task(options, options.dataset if dataset is None else dataset, env)
+    task = _load(algorithm, options, dataset, env)
     trainer = _Trainer(algorithm, config, options, task, device, networks, env is not None)
-    path = path or next_free_directory("runs", options.name or _slug(f"{name}-{task.episodes.source}"))
+    path = path or next_free_directory("runs", options.name or _slug(f"{name}-{task.source}"))
     run = create_run(
         path,
         {
@@ -184,7 +196,7 @@ def resume(
     *,
     steps: int | None = None,
     algorithm: str | type[Any] | None = None,
-    dataset: str | Path | Episodes | None = None,
+    dataset: str | Path | Data | None = None,
     env: EnvironmentSource | None = None,
     networks: Networks | None = None,
     device: str | None = None,
@@ -208,12 +220,11 @@ def resume(
     _, chosen = _algorithm_of(run, algorithm)
     check_networks(run, networks)
     config = config_from_values(config_class(chosen), run.config["config"])
-    source = dataset if dataset is not None else options.dataset
     options = merge(options, steps=total, device=device, data_dir=data_dir, env=env if isinstance(env, str) else None)
     resolved = choose_device(options.device)
     with locked(run.path):
-        task = load_task(options, source, None if isinstance(env, str) else env)
-        check_dataset(run, task.episodes)
+        task = _load(chosen, _trusted(run, options, env), dataset, None if isinstance(env, str) else env)
+        check_dataset(run, task)
         _check_environment(run, task, given=env is not None)
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
         if steps is not None and steps != run.options["steps"]:
@@ -222,10 +233,32 @@ def resume(
     return Run(run.path), True
 
 
+def _load(
+    algorithm: type[Any], options: RunOptions, dataset: str | Path | Data | None, env: EnvironmentSource | None
+) -> Task:
+    """The dataset or the environment that the algorithm learns from."""
+    named = options.dataset if dataset is None else dataset
+    if learns_in_environment(algorithm):
+        if named is not None:
+            raise UserError(f"{algorithm.__name__} learns in an environment: give --env, not --dataset")
+        return load_playground(options, env)
+    if named is None:
+        raise UserError(f"{algorithm.__name__} learns from a dataset: give --dataset (dataset= in Python)")
+    return load_task(options, named, env)
+
+
+def _trusted(run: Run, options: RunOptions, env: EnvironmentSource | None) -> RunOptions:
+    """Options of a run read from its directory; raises where its environment is code that was not given again."""
+    if run.config["dataset"] is None and env is None:
+        environment_from_record(run.config["environment"])
+    return options
+
+
 def _check_environment(run: Run, task: Task, given: bool) -> None:
     """Raise unless the environment is the run's: one run is evaluated in one."""
     expected, found = run.config["environment"], environment_record(task.environment)
-    if not given and not same_record(expected, environment_record(task.given.environment)):
+    own = None if task.data is None else environment_record(task.data.given.environment)
+    if not given and not same_record(expected, own):
         environment_from_record(expected)  # raises where it is code, to be given again
     if not same_record(expected, found):
         raise RunError(
@@ -249,7 +282,7 @@ class _Trainer:
     ) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self.options, self.device, self.config = options, device, config
+        self.options, self.device, self.config, self.task = options, device, config, task
         self.algorithm = build_algorithm(
             algorithm,
             config,
@@ -268,8 +301,8 @@ class _Trainer:
             required=env_given or options.env is not None,
         )
         self.notices = [] if notice is None else [notice]
-        self.replay = ReplayBuffer(task.episodes, device=device, time_limit=options.time_limit)
-        self.extra = {"config": config_values(config), "spec": spec_state(task.spec)}
+        self.replays: list[Any] = make_replays(task, self.algorithm, options.time_limit, device)
+        self.extra = {"config": config_values(config), "spec": any_spec_state(task.spec)}
 
     def run(self, run: Run, steps: int, quiet: bool, held: bool = False) -> None:
         """The loop; `held`: the caller has locked the directory."""
@@ -291,17 +324,19 @@ class _Trainer:
             raise UserError(str(error)) from error
         for notice in self.notices:
             reporter.notice(notice)
-        train_offline(
-            self.algorithm,
-            self.replay,
-            run,
-            steps=steps,
-            cadence=Cadence.of(steps, options["log_every"], options["evaluate_every"], options["checkpoint_every"]),
-            evaluate=self.evaluate,
-            reporter=reporter,
-            extra=self.extra,
-            device=self.device,
-        )
+        shared: dict[str, Any] = {
+            "steps": steps,
+            "cadence": Cadence.of(steps, options["log_every"], options["evaluate_every"], options["checkpoint_every"]),
+            "evaluate": self.evaluate,
+            "reporter": reporter,
+            "extra": self.extra,
+            "device": self.device,
+        }
+        if self.task.data is not None:
+            train_offline(self.algorithm, self.replays[0], run, **shared)
+        else:
+            collector = make_collector(self.task, self.algorithm, self.options)
+            train_online(self.algorithm, self.replays, collector, run, **shared)
 
 
 def load(
@@ -313,8 +348,8 @@ def load(
     device: str = "cpu",
     networks: Networks | None = None,
     deterministic: bool = True,
-) -> Actor:
-    """The policy of a run, as an `Actor` with NumPy in and out.
+) -> Actor | JointActor:
+    """The policy of a run, as an `Actor` with NumPy in and out (a dict by agent for many agents).
 
     Args:
         path: The run directory.
@@ -332,9 +367,12 @@ def load(
     if chosen not in run.seeds:
         raise RunError(f"{run.path}: there is no seed {chosen}; it has seeds {', '.join(map(str, run.seeds))}")
     device = choose_device(device)
-    built, spec, _ = _restore(run, algorithm, step, chosen, device, networks)
+    built, spec, _ = restore(run, algorithm, step, chosen, device, networks)
     policy = built.policy(run.seeds.index(chosen), deterministic=deterministic)
-    return Actor(policy, spec, device=device, generator=generator(chosen, device=device))
+    noise = generator(chosen, device=device)
+    if isinstance(spec, JointSpec):
+        return JointActor(policy, spec, device=device, generator=noise)
+    return Actor(policy, spec, device=device, generator=noise)
 
 
 def evaluate_run(
@@ -361,23 +399,17 @@ def evaluate_run(
     recorded, trained_in = run.config.get("references"), run.config.get("environment")
     same = trained_in is not None and same_environment(env, env_kwargs or {}, spec_of_record(trained_in))
     references = ReferenceScores(**recorded) if recorded and same else None
+    playing = play_options(options_of(run))
     results = []
     for index, each in enumerate(run.seeds):
-        built, spec, at = _restore(run, algorithm, step, each, device, networks)
-        result = evaluate(
-            built.policy(index),
-            bound,  # type: ignore[arg-type]  # not None: source is not
-            episodes,
-            seed,
-            num_envs=min(episodes, 20),
-            device=device,
-            spec=spec,
-        )
+        built, spec, at = restore(run, algorithm, step, each, device, networks)
+        task = Task(data=None, spec=spec, environment=bound, references=references, play=playing)
+        result = play(built.policy(index), bound, episodes, seed, task, device)  # type: ignore[arg-type]  # source is not None
         results.append({"seed": each, "step": at, **score_line(result, references)})
     return {
         "run": str(run.path),
         "algorithm": run.algorithm,
-        "dataset": run.config["dataset"]["source"],
+        "dataset": (run.config["dataset"] or {}).get("source"),
         "environment": environment_record(bound),
         "references": recorded if references is not None else None,
         "episodes": episodes,
@@ -387,14 +419,65 @@ def evaluate_run(
     }
 
 
-def _restore(
+def collect(
+    policy: str | Path,
+    *,
+    out: str,
+    episodes: int,
+    seed: int = 0,
+    env: EnvironmentSource | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    step: int | None = None,
+    run_seed: int | None = None,
+    deterministic: bool = True,
+    algorithm: str | type[Any] | None = None,
+    networks: Networks | None = None,
+    data_dir: str | None = None,
+    num_envs: int = EVALUATION_ENVIRONMENTS,
+    device: str = "cpu",
+) -> tuple[Data, Path]:
+    """Play a run's policy, or `"random"`, and write the episodes as the Minari dataset `out`.
+
+    Episode i is reset with `seed + i`. Returns the episodes and where they are.
+
+    Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
+    """
+    device = choose_device(device)
+    if policy == "random":
+        if env is None:
+            raise UserError("expected env=, the environment to play in")
+        source = with_arguments(env, env_kwargs or {})
+        assert source is not None  # env is not
+        task = random_task(source)
+        player = random_policy(task.spec)
+    else:
+        run = Run(policy)
+        chosen = run.seeds[0] if run_seed is None else run_seed
+        if chosen not in run.seeds:
+            raise RunError(f"{run.path}: there is no seed {chosen}; it has seeds {', '.join(map(str, run.seeds))}")
+        built, spec, _ = restore(run, algorithm, step, chosen, device, networks)
+        own = env if env is not None else environment_from_record(run.config["environment"])
+        task = Task(
+            data=None,
+            spec=spec,
+            environment=with_arguments(own, env_kwargs or {}),
+            references=None,
+            play=play_options(options_of(run)),
+        )
+        player = built.policy(run.seeds.index(chosen), deterministic=deterministic)
+    assert task.environment is not None
+    played = play(player, task.environment, episodes, seed, task, device, num_envs, state=True)
+    return played, write_any(played, out, data_dir)
+
+
+def restore(
     run: Run,
     algorithm: str | type[Any] | None,
     step: int | None,
     seed: int,
     device: str,
     networks: Networks | None,
-) -> tuple[OffPolicy, Spec, int]:
+) -> tuple[Any, Spec | JointSpec, int]:
     """The algorithm as it was at a checkpoint: the given one, or the last that is good for `seed`."""
     name, chosen = _algorithm_of(run, algorithm)
     check_networks(run, networks)
@@ -404,7 +487,7 @@ def _restore(
     at = int(state["step"])
     if state["algorithm"] != name:
         raise RunError(f"{run.checkpoints.path(at)}: expected a checkpoint of {name}, got one of {state['algorithm']}")
-    spec = spec_from_state(state["spec"])
+    spec = any_spec_from_state(state["spec"])
     config = config_from_values(config_class(chosen), state["config"])
     built = build_algorithm(chosen, config, spec, seeds=run.seeds, device=device, networks=networks)
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch
 
 from herdbook.cli.catalogue import UserError, nearest
 from herdbook.cli.options import RESERVED, RunOptions, literal_pairs
+from herdbook.cli.others import RunPlayer
+from herdbook.core.book import Evaluate
+from herdbook.core.collection import Collector, Plan
 from herdbook.core.environments import (
     EnvironmentSource,
     EnvironmentSpec,
@@ -23,62 +27,127 @@ from herdbook.core.environments import (
     describe_environment,
     registered_only,
 )
-from herdbook.core.loop import Evaluate
-from herdbook.core.rollout import EnvironmentFailed, Rollout, fixed_episodes
+from herdbook.core.joint import JointSpec
+from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout
+from herdbook.core.rollout import EnvironmentFailed, RandomPolicy, Rollout, fixed_episodes
 from herdbook.core.runs import Run, RunError, to_json
+from herdbook.core.seeds import SeedBySeed
 from herdbook.core.spaces import check_action_space
-from herdbook.core.types import Algorithm, OffPolicy, Spec
+from herdbook.core.types import Algorithm, Policy, Spec, TimeLimit
 from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.joint_episodes import JointEpisodes
+from herdbook.datasets.joint_minari import save_joint
+from herdbook.datasets.joint_replay import JointReplay
 from herdbook.datasets.load import load_dataset, local_path
+from herdbook.datasets.minari import write_minari
+from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import transform_rewards
 from herdbook.evaluation.evaluate import evaluate
+from herdbook.evaluation.joint import evaluate_joint
 from herdbook.evaluation.scores import find_references, normalised_score
 
 EVALUATION_ENVIRONMENTS = 20  # stepped side by side
 
 
+Data = Episodes | JointEpisodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """The dataset that a run learns from."""
+
+    given: Data  # as it was loaded
+    episodes: Data  # with the run's own transform of rewards
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a run learns from and is evaluated in."""
+    """What a run learns from, and what it plays and is evaluated in."""
 
-    given: Episodes  # as they were loaded
-    episodes: Episodes  # with the run's own transform of rewards
-    spec: Spec
+    data: Recorded | None  # None: it learns in the environment
+    spec: Spec | JointSpec
     environment: EnvironmentSource | None
     references: ReferenceScores | None
+    play: Mapping[str, Any] = field(default_factory=dict)  # who learns and who plays the others, for `JointRollout`
+
+    @property
+    def source(self) -> str:
+        """What it is called by."""
+        if self.data is not None:
+            return self.data.episodes.source
+        record = environment_record(self.environment)
+        return "environment" if record is None else str(record["id"])
 
 
-def load_task(options: RunOptions, dataset: str | Path | Episodes, env: EnvironmentSource | None) -> Task:
+def learns_in_environment(algorithm: type[Any]) -> bool:
+    """Whether an algorithm plays while it learns; else it learns from a dataset."""
+    return hasattr(algorithm, "updates_due")
+
+
+def learns_jointly(algorithm: type[Any]) -> bool:
+    """Whether it is one for many agents."""
+    return bool(getattr(algorithm, "joint", False))
+
+
+def load_playground(options: RunOptions, env: EnvironmentSource | None) -> Task:
+    """The environment that a run learns in. Raises EnvironmentUnavailable or UserError."""
+    source = with_arguments(env or options.env, literal_pairs(options.env_kwargs))
+    if source is None:
+        raise UserError("expected --env (env= in Python), an environment to learn in; got none")
+    play = play_options(options)
+    rollout = JointRollout(source, 1, **play)
+    rollout.close()
+    return Task(data=None, spec=rollout.spec, environment=source, references=None, play=play)
+
+
+def play_options(options: RunOptions) -> dict[str, Any]:
+    """Who learns and who plays the others, as `JointRollout` takes them. Raises UserError or RunError."""
+    if not options.learn:
+        if options.others != "random":
+            raise UserError("others: expected --learn beside it, which names the agents that learn; got none")
+        return {}
+    others = None if options.others == "random" else RunPlayer(str(Path(options.others).resolve()))
+    return {"learners": options.learn, "others": others}
+
+
+def load_task(options: RunOptions, dataset: str | Path | Data, env: EnvironmentSource | None) -> Task:
     """Load the dataset, transform its rewards, and find the environment to evaluate in.
 
     Raises DataError, EnvironmentUnavailable or UserError.
     """
-    if isinstance(dataset, Episodes):
-        episodes = dataset
+    if isinstance(dataset, (Episodes, JointEpisodes)):
+        given = dataset
     else:
         try:
-            episodes = load_dataset(dataset, data_dir=options.data_dir, observation_keys=options.observation_keys)
+            given = load_dataset(dataset, data_dir=options.data_dir, observation_keys=options.observation_keys)
         except DataError:
             raise
         except ValueError as error:
             raise UserError(str(error)) from error
     chosen, arguments = env or options.env, literal_pairs(options.env_kwargs)
-    recorded, references = episodes.environment, find_references(episodes.reference_scores, episodes.environment)
+    recorded, references = given.environment, find_references(given.reference_scores, given.environment)
     if recorded is not None and not same_environment(chosen, arguments, recorded):
         references = None  # those of the dataset's environment say nothing about another one
-    try:
-        transformed = transform_rewards(episodes, options.reward_transform)
-    except DataError:
-        raise
-    except ValueError as error:  # an unknown name
-        raise UserError(str(error)) from error
     return Task(
-        given=episodes,
-        episodes=transformed,
-        spec=episodes.spec(),
+        data=Recorded(given=given, episodes=_transformed(given, options.reward_transform)),
+        spec=given.spec if isinstance(given, JointEpisodes) else given.spec(),
         environment=with_arguments(chosen or recorded, arguments),
         references=references,
     )
+
+
+def _transformed(given: Data, transform: str) -> Data:
+    """The run's own transform of the rewards. Raises UserError for an unknown name."""
+    if isinstance(given, JointEpisodes):
+        if transform != "none":
+            raise UserError(f"reward_transform: expected none for data of many agents, got {transform}")
+        return given
+    try:
+        return transform_rewards(given, transform)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def same_environment(chosen: EnvironmentSource | None, arguments: Mapping[str, Any], recorded: EnvironmentSpec) -> bool:
@@ -141,14 +210,14 @@ def check_reserved(config_class: type[Any]) -> None:
 def build_algorithm(
     algorithm: type[Any],
     config: Any,
-    spec: Spec,
+    spec: Spec | JointSpec,
     *,
     seeds: Sequence[int],
     device: str,
     networks: Mapping[str, Callable[[], torch.nn.Module]] | None = None,
     compile: str = "off",
-) -> OffPolicy:
-    """Construct an algorithm for these spaces.
+) -> Any:
+    """Construct an algorithm for these spaces: one of all seeds, or several of one seed where it trains so.
 
     `networks` and `compile` are passed only where they are used, so that a user's own class need not know them.
     Raises UserError if it cannot learn in these spaces.
@@ -156,12 +225,26 @@ def build_algorithm(
     optional: dict[str, Any] = {} if networks is None else {"networks": networks}
     if compile == "on" or (compile == "auto" and device.startswith("cuda")):
         optional["compile"] = True
+    one_by_one = learns_in_environment(algorithm) or getattr(config, "recurrent", False)
     try:
-        check_action_space(spec.action_space, getattr(algorithm, "action_space", "any"), algorithm.__name__)
-        built: OffPolicy = algorithm(config, spec, seeds=tuple(seeds), device=device, **optional)
+        _check_agents(algorithm, spec)
+        if one_by_one:
+            return SeedBySeed([algorithm(config, spec, seeds=(seed,), device=device, **optional) for seed in seeds])
+        return algorithm(config, spec, seeds=tuple(seeds), device=device, **optional)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return built
+
+
+def _check_agents(algorithm: type[Any], spec: Spec | JointSpec) -> None:
+    """Raise ValueError unless the algorithm is one for as many agents, and for such actions."""
+    if isinstance(spec, JointSpec) != learns_jointly(algorithm):
+        there = "many agents" if isinstance(spec, JointSpec) else "one agent"
+        raise ValueError(
+            f"{algorithm.__name__} is an algorithm for {'many agents' if learns_jointly(algorithm) else 'one agent'}, "
+            f"the data are of {there}; `herdbook list algorithms` says which there are"
+        )
+    if isinstance(spec, Spec):
+        check_action_space(spec.action_space, getattr(algorithm, "action_space", "any"), algorithm.__name__)
 
 
 def make_evaluation(
@@ -175,12 +258,15 @@ def make_evaluation(
     if episodes == 0:
         return None, None
     if task.environment is None:
-        return None, f"{task.episodes.source}: names no environment, so nothing is evaluated; name one with --env"
+        return None, f"{task.source}: names no environment, so nothing is evaluated; name one with --env"
     source = task.environment
     try:  # now rather than after the first updates
         if not required and isinstance(source, EnvironmentSpec):
             source = registered_only(source)
-        Rollout(source, 1, fixed_episodes(1, seed), spec=task.spec, device=device).close()
+        if isinstance(task.spec, JointSpec):
+            JointRollout(source, 1, spec=task.spec, device=device, **task.play).close()
+        else:
+            Rollout(source, 1, fixed_episodes(1, seed), spec=task.spec, device=device).close()
     except (EnvironmentUnavailable, EnvironmentFailed) as error:
         if required and isinstance(error, EnvironmentUnavailable):
             raise UserError(str(error)) from error
@@ -189,31 +275,120 @@ def make_evaluation(
         return None, f"training goes on without evaluation: {error}"
 
     def function(seed_index: int, step: int) -> dict[str, Any]:
-        result = evaluate(
-            algorithm.policy(seed_index),
-            source,
-            episodes,
-            seed,
-            num_envs=min(episodes, EVALUATION_ENVIRONMENTS),
-            device=device,
-            spec=task.spec,
-            reference_scores=task.references,
-        )
-        return score_line(result, task.references)
+        return score_line(play(algorithm.policy(seed_index), source, episodes, seed, task, device), task.references)
 
     return function, None
 
 
-def score_line(result: Episodes, references: ReferenceScores | None) -> dict[str, Any]:
-    """The numbers of one evaluation; `normalized_score` is the mean of the scores ×100, None without references."""
+def play(
+    policy: Policy,
+    source: EnvironmentSource,
+    episodes: int,
+    seed: int,
+    task: Task,
+    device: str,
+    num_envs: int = EVALUATION_ENVIRONMENTS,
+    state: bool = False,
+) -> Data:
+    """Evaluate a policy in an environment, of one agent or of many; `state`: with the global state."""
+    lanes = min(episodes, num_envs)
+    if isinstance(task.spec, JointSpec):
+        return evaluate_joint(
+            policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec, state=state, **task.play
+        )
+    return evaluate(policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+
+
+def random_task(source: EnvironmentSource) -> Task:
+    """An environment to play in: of one agent if it is Gymnasium's, else of many. Raises EnvironmentUnavailable."""
+    spec: Spec | JointSpec
+    try:
+        single = Rollout(source, 1, fixed_episodes(1, 0))
+    except EnvironmentUnavailable:
+        joint = JointRollout(source, 1)
+        joint.close()
+        spec = joint.spec
+    else:
+        single.close()
+        raw = single.raw_observation_space
+        spec = Spec(single.observation_space, single.action_space, None if raw == single.observation_space else raw)
+    return Task(data=None, spec=spec, environment=source, references=None)
+
+
+def random_policy(spec: Spec | JointSpec) -> Policy:
+    """Uniform legal actions. Raises UserError for actions without bounds."""
+    try:
+        return JointRandomPolicy(spec) if isinstance(spec, JointSpec) else RandomPolicy(spec.action_space)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def write_any(episodes: Data, dataset_id: str, data_dir: str | None) -> Path:
+    """Episodes of one agent or of many as a Minari dataset; returns its folder."""
+    if isinstance(episodes, JointEpisodes):
+        return save_joint(episodes, dataset_id, data_dir=data_dir)
+    return write_minari(episodes, dataset_id, data_dir=data_dir)
+
+
+def make_replays(task: Task, algorithm: Any, time_limit: TimeLimit, device: str) -> list[Any]:
+    """The dataset's replay, or an empty one for each seed that learns in the environment."""
+    if task.data is None:
+        assert isinstance(task.spec, JointSpec)
+        return [
+            JointReplay.online(
+                task.spec,
+                one.config.replay_steps,
+                device=device,
+                time_limit=time_limit,
+                state=keeps_state(one, task.spec),
+            )
+            for one in algorithm.algorithms
+        ]
+    if isinstance(task.data.episodes, JointEpisodes):
+        state = keeps_state(algorithm, task.data.episodes.spec)
+        return [JointReplay(task.data.episodes, device=device, time_limit=time_limit, state=state)]
+    return [ReplayBuffer(task.data.episodes, device=device, time_limit=time_limit)]
+
+
+def keeps_state(algorithm: Any, spec: JointSpec) -> bool:
+    """Whether the global state is recorded: for algorithms that read it, where there is one."""
+    first = algorithm.algorithms[0] if isinstance(algorithm, SeedBySeed) else algorithm
+    return spec.state_space is not None and getattr(first, "reads_state", False)
+
+
+def make_collector(task: Task, algorithm: Any, options: RunOptions) -> Collector:
+    """What plays the environment while the seeds learn."""
+    assert isinstance(task.spec, JointSpec) and task.environment is not None
+    first = algorithm.algorithms[0]
+    plan = Plan(
+        algorithm=type(first),
+        config=first.config,
+        spec=task.spec,
+        source=task.environment,
+        num_envs=options.num_envs,
+        rollout={**task.play, "state": keeps_state(first, task.spec)},
+    )
+    workers = min(1, (os.cpu_count() or 1) - 1) if options.workers is None else options.workers
+    return Collector(plan, options.seeds, workers)
+
+
+def score_line(result: Data, references: ReferenceScores | None) -> dict[str, Any]:
+    """The numbers of one evaluation; `normalized_score` is the mean of the scores ×100, None without references.
+
+    Of many agents the return is the team's, the sum over the agents, and `agent_returns` are the means of their own.
+    """
     returns = result.returns()
     score = None if references is None else float(np.mean(normalised_score(returns, references)))
+    of_agents: dict[str, Any] = {}
+    if isinstance(result, JointEpisodes):
+        of_agents["agent_returns"] = dict(zip(result.spec.agents, result.agent_returns().mean(0).tolist(), strict=True))
     return {
         "return_mean": float(returns.mean()),
         "return_std": float(returns.std()),
         "normalized_score": score,
         "returns": returns.tolist(),
         "lengths": result.lengths().tolist(),
+        **of_agents,
     }
 
 
@@ -304,7 +479,7 @@ def merge(options: RunOptions, **changes: Any) -> RunOptions:
 
 def absolute(options: RunOptions) -> RunOptions:
     """Options whose paths hold from any working directory, so that a run can be resumed from another one."""
-    dataset = local_path(options.dataset)
+    dataset = None if options.dataset is None else local_path(options.dataset)
     return replace(
         options,
         dataset=options.dataset if dataset is None else str(dataset.resolve()),
@@ -325,8 +500,11 @@ def options_of(run: Run) -> RunOptions:
         raise RunError(f"{run.path / 'config.json'}: {error}") from error
 
 
-def check_dataset(run: Run, episodes: Episodes) -> None:
+def check_dataset(run: Run, task: Task) -> None:
     """Raise RunError unless these are the data that the run was begun with."""
+    if task.data is None:
+        return
+    episodes = task.data.episodes
     expected, found = run.config["dataset"].get("fingerprint"), episodes.fingerprint()
     if found != expected:
         raise RunError(
@@ -345,13 +523,19 @@ def check_networks(run: Run, networks: Mapping[str, Any] | None) -> None:
         )
 
 
-def dataset_record(task: Task) -> dict[str, Any]:
+def dataset_record(task: Task) -> dict[str, Any] | None:
     """What config.json says of a dataset; `given` is what it was before the run's own transform of rewards."""
-    episodes, given = task.episodes, task.given
+    if task.data is None:
+        return None
+    episodes, given = task.data.episodes, task.data.given
     return {
         "source": episodes.source,
         "fingerprint": episodes.fingerprint(),
-        "transforms": list(episodes.transforms),
-        "given": {"fingerprint": given.fingerprint(), "transforms": list(given.transforms)},
+        "transforms": _transforms(episodes),
+        "given": {"fingerprint": given.fingerprint(), "transforms": _transforms(given)},
         "statistics": episodes.statistics(),
     }
+
+
+def _transforms(data: Data) -> list[str]:
+    return [] if isinstance(data, JointEpisodes) else list(data.transforms)

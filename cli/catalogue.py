@@ -16,6 +16,13 @@ ALGORITHMS = {
     "discrete_cql": "herdbook.offline.discrete_cql:DiscreteCQL",
     "td3_bc": "herdbook.offline.td3_bc:TD3BC",
     "iql": "herdbook.offline.iql:IQL",
+    "independent_q": "herdbook.marl.independent_q:IndependentQ",
+    "vdn": "herdbook.marl.vdn:VDN",
+    "qmix": "herdbook.marl.qmix:QMIX",
+    "maddpg": "herdbook.marl.maddpg:MADDPG",
+    "matd3": "herdbook.marl.matd3:MATD3",
+    "matd3_bc": "herdbook.marl.matd3_bc:MATD3BC",
+    "qmix_cql": "herdbook.marl.qmix_cql:QMIXCQL",
 }
 SUMMARIES = {
     "bc": "behaviour cloning, continuous or discrete",
@@ -25,6 +32,13 @@ SUMMARIES = {
     "discrete_cql": "conservative Q-learning, discrete (Kumar et al. 2020)",
     "td3_bc": "TD3 with behaviour cloning (Fujimoto & Gu 2021)",
     "iql": "implicit Q-learning (Kostrikov et al. 2021)",
+    "independent_q": "independent Q-learning, many agents (Tan 1993; Mnih et al. 2015)",
+    "vdn": "value decomposition, many agents (Sunehag et al. 2018)",
+    "qmix": "monotonic value mixing, many agents (Rashid et al. 2018)",
+    "maddpg": "actors with centralised critics, many agents (Lowe et al. 2017)",
+    "matd3": "MADDPG with twin delayed critics (Ackermann et al. 2019)",
+    "matd3_bc": "MATD3 with behaviour cloning, many agents, from a dataset",
+    "qmix_cql": "QMIX with conservative Q-learning, many agents, from a dataset",
 }
 
 

@@ -96,6 +96,7 @@ def _list(parsed: ListArguments) -> None:
 
 
 def _show(parsed: ShowArguments) -> None:
+    from herdbook.datasets.joint_episodes import JointEpisodes
     from herdbook.datasets.load import load_dataset
 
     episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
@@ -104,16 +105,27 @@ def _show(parsed: ShowArguments) -> None:
         name: f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}"
         for name, value in episodes.statistics().items()
     }
+    if isinstance(episodes, JointEpisodes):
+        spaces = {
+            f"agents {', '.join(kind.agents)}": f"observe {kind.observation_space}, act in {kind.action_space}"
+            for kind in episodes.spec.kinds
+        }
+        transforms = "none"
+    else:
+        spaces = {
+            "observations": str(episodes.raw_observation_space or episodes.observation_space),
+            "actions": str(episodes.action_space),
+        }
+        transforms = ", ".join(episodes.transforms) or "none"
     facts = {
         "dataset": episodes.source,
         "environment": "none recorded" if environment is None else environment.id,
-        "observations": str(episodes.raw_observation_space or episodes.observation_space),
-        "actions": str(episodes.action_space),
+        **spaces,
         **numbers,
         "references": "none"
         if references is None
         else f"0 is {references.minimum:g}, 100 is {references.maximum:g} ({references.source})",
-        "transforms": ", ".join(episodes.transforms) or "none",
+        "transforms": transforms,
         "megabytes": f"{episodes.nbytes / 1e6:.1f}",
         "fingerprint": episodes.fingerprint(),
     }
@@ -139,9 +151,9 @@ def _make(parsed: MakeArguments) -> None:
 
 
 def _convert(parsed: ConvertArguments) -> None:
+    from herdbook.cli.assemble import write_any
     from herdbook.datasets.load import load_dataset
-    from herdbook.datasets.minari import write_minari
 
     episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
-    folder = write_minari(episodes, parsed.out, data_dir=parsed.data_dir)
+    folder = write_any(episodes, parsed.out, parsed.data_dir)
     show(f"{parsed.out}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, in {folder}")

@@ -36,6 +36,8 @@ class EvalArguments:
     """Where the policies run."""
     out: str | None = None
     """Write the results there as JSON."""
+    video: str | None = None
+    """Film the episode that is reset with `seed` there: a .gif, or an .mp4 (extra video)."""
 
     def __post_init__(self) -> None:
         from herdbook.cli.options import check
@@ -72,11 +74,25 @@ def run(arguments: Sequence[str]) -> int:
 
         Path(parsed.out).write_text(json.dumps(to_json(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         show(f"written: {parsed.out}")
+    if parsed.video is not None:
+        from herdbook.cli.video import record
+
+        frames = record(
+            parsed.run_dir,
+            parsed.video,
+            seed=parsed.seed,
+            step=parsed.step,
+            algorithm=parsed.algorithm,
+            env=parsed.env,
+            env_kwargs=literal_pairs(parsed.env_kwargs),
+        )
+        show(f"written: {parsed.video}, {frames} frames")
     return 0
 
 
 def print_results(results: Mapping[str, Any]) -> None:
     """A table of one row per seed, and one over the seeds."""
+    import numpy as np
     from rich.console import Console
     from rich.table import Table
 
@@ -88,7 +104,13 @@ def print_results(results: Mapping[str, Any]) -> None:
     rows = [(f"seed {line['seed']}", line["step"], mean_interval(line["returns"])) for line in results["seeds"]]
     table = Table(title=f"{results['algorithm']} · {results['run']} · {results['episodes']} episodes", title_style="")
     table.add_column("")
-    for column in ("step", "return", "95 % interval", *(["normalised score"] if references else [])):
+    joint = "agent_returns" in results["seeds"][0]
+    for column in (
+        "step",
+        "team return" if joint else "return",
+        "95 % interval",
+        *(["normalised score"] if references else []),
+    ):
         table.add_column(column, justify="right")
     if len(rows) > 1:
         means = t_interval([line["return_mean"] for line in results["seeds"]])
@@ -99,6 +121,10 @@ def print_results(results: Mapping[str, Any]) -> None:
             cells.append(f"{float(normalised_score(estimate.value, references)):.1f}")
         table.add_row(*cells)
     Console(highlight=False).print(table)
+    if joint:
+        agents = results["seeds"][0]["agent_returns"]
+        own = {a: np.mean([line["agent_returns"][a] for line in results["seeds"]]) for a in agents}
+        show("team return: the sum over the agents; " + ", ".join(f"{a} {mean:.1f}" for a, mean in own.items()))
     show("intervals: bootstrap over the episodes of a seed; Student's t over the means of the seeds")
     if references is not None:
         show(

@@ -36,10 +36,14 @@ def _environments() -> None:
 
     import gymnasium
 
+    from herdbook.core.environments import joint_names
+
     if importlib.util.find_spec("gymnasium_robotics") is not None:
         import gymnasium_robotics
 
         gymnasium.register_envs(gymnasium_robotics)
     for name in sorted(gymnasium.registry):
+        show(name)
+    for name in joint_names():
         show(name)
     show("or your own, as module:callable")

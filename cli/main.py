@@ -16,9 +16,10 @@ from pathlib import Path
 from herdbook.cli.catalogue import UserError, nearest
 
 COMMANDS = {
-    "train": "train an algorithm on a dataset",
+    "train": "train an algorithm on a dataset, or in an environment",
     "resume": "continue an interrupted run exactly, or extend a finished one",
     "eval": "evaluate the policies of a run in its environment",
+    "collect": "write a policy's episodes, trained or random, as a Minari dataset",
     "compare": "table with intervals and learning curves of several runs",
     "data": "list, show, make and convert datasets",
     "list": "list algorithms, environments or settings",
@@ -27,6 +28,7 @@ _EXAMPLES = """\
 examples:
   herdbook train cql --dataset classic/pendulum --steps 20000 --seeds 0 1 2
   herdbook train cql --help          every field of the algorithm and of the run
+  herdbook train qmix --env mpe2/simple_spread_v3 --steps 2000000
   herdbook resume runs/cql-classic-pendulum-v0
   herdbook eval runs/cql-classic-pendulum-v0 --episodes 100"""
 

@@ -14,10 +14,10 @@ from herdbook.cli.catalogue import UserError
 class RunOptions:
     """What is trained on, for how long, and what is written when. Raises UserError for values out of range."""
 
-    dataset: str
+    dataset: str | None = None
     """Minari id (D4RL/pointmaze/umaze-v2), recipe (classic/pendulum), D4RL .hdf5 file or Minari directory."""
     steps: int = 100_000
-    """Updates."""
+    """Updates; of an algorithm that learns in an environment, environment steps of each seed."""
     seeds: tuple[int, ...] = (0,)
     """Trained together as one program; each has its own parameters, batches and scores."""
     run_dir: str | None = None
@@ -36,19 +36,29 @@ class RunOptions:
     data_dir: str | None = None
     """Where Minari datasets are; by default Minari's own directory."""
     env: str | None = None
-    """Environment to evaluate in (Gymnasium id or module:callable); by default the dataset's."""
+    """Environment to learn in, or to evaluate in (by default the dataset's): a Gymnasium id, a PettingZoo name
+    (mpe2/simple_spread_v3) or module:callable."""
     env_kwargs: tuple[str, ...] = ()
     """Its keyword arguments, as `name value name value …` (Python literals, else text)."""
+    num_envs: int = 8
+    """Environments stepped side by side while learning: episodes per round and seed."""
+    workers: int | None = None
+    """Processes that step them while the learner learns; by default 1 where there is a second core. The results are
+    the same for any number."""
+    learn: tuple[str, ...] = ()
+    """Names of the agents that learn, * for any letters ('adversary_*'); by default all."""
+    others: str = "random"
+    """Who plays the others: random (legal actions), or the directory of a run."""
     log_every: int | None = None
-    """Updates between log lines; by default 1 % of the steps, at most 1000."""
+    """Steps between log lines; by default 1 % of the steps, at most 1000."""
     evaluate_every: int | None = None
-    """Updates between evaluations; by default 10 % of the steps. The final policies are always evaluated."""
+    """Steps between evaluations; by default 10 % of the steps. The final policies are always evaluated."""
     eval_episodes: int = 10
     """Episodes of each evaluation; 0 for none."""
     eval_seed: int = 10_000
     """Episode i of an evaluation is reset with eval_seed + i."""
     checkpoint_every: int | None = None
-    """Updates between checkpoints; by default 5 % of the steps."""
+    """Steps between checkpoints; by default 5 % of the steps."""
     keep: int = 2
     """How many of the newest checkpoints are kept (at least 2)."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -64,9 +74,10 @@ class RunOptions:
         check(min(self.seeds) >= 0, "seeds", "numbers of 0 or more", self.seeds)
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
         check(not twice, "seeds", "each one once", " ".join(map(str, self.seeds)))
-        for name in ("log_every", "evaluate_every", "checkpoint_every", "threads"):
+        for name in ("log_every", "evaluate_every", "checkpoint_every", "threads", "num_envs"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, "1 or more", value)
+        check(self.workers is None or self.workers >= 0, "workers", "0 or more", self.workers)
         check(self.eval_episodes >= 0, "eval_episodes", "0 or more", self.eval_episodes)
         check(self.eval_seed >= 0, "eval_seed", "0 or more", self.eval_seed)
         check(self.keep >= 2, "keep", "2 or more", self.keep)

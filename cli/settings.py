@@ -48,6 +48,15 @@ SETTINGS: tuple[Setting, ...] = (
         run={"reward_transform": "return_range"},
         source="D4RL locomotion in the authors' code, ikostrikov/implicit_q_learning",
     ),
+    *(
+        Setting(
+            algorithm=name,
+            patterns=("mpe2/*",),
+            run={"time_limit": "terminal", "eval_episodes": 100},
+            source="Papoudakis et al. 2021, arXiv:2006.07869: the limit of 25 steps ends the game; 100 test episodes",
+        )
+        for name in ("independent_q", "vdn", "qmix", "maddpg", "matd3")
+    ),
 )
 
 

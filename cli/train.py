@@ -1,4 +1,4 @@
-"""`herdbook train ALGORITHM --dataset … [--FIELD VALUE …]`."""
+"""`herdbook train ALGORITHM --dataset … | --env … [--FIELD VALUE …]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def usage() -> str:
     width = max(map(len, ALGORITHMS))
     names = "\n".join(f"  {name:<{width}}  {SUMMARIES[name]}" for name in ALGORITHMS)
     return (
-        "usage: herdbook train ALGORITHM --dataset ID_OR_PATH [--steps N] [--seeds 0 1 2] [--FIELD VALUE …]\n\n"
+        "usage: herdbook train ALGORITHM --dataset ID_OR_PATH | --env ID [--steps N] [--seeds 0 1 2] "
+        "[--FIELD VALUE …]\n\n"
         f"algorithms:\n{names}\n  module:Class  your own\n\n"
         "herdbook train ALGORITHM --help lists every field."
     )
@@ -38,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     import tyro
 
     from herdbook.cli.api import start
-    from herdbook.cli.assemble import build_config, check_reserved
+    from herdbook.cli.assemble import build_config, check_reserved, learns_in_environment
     from herdbook.cli.catalogue import UserError
     from herdbook.cli.options import RunOptions
     from herdbook.cli.settings import settings_for
@@ -55,13 +56,14 @@ def run(arguments: Sequence[str]) -> int:
             ("config", Annotated[config_type, tyro.conf.arg(name="")]),
         ],
     )
+    required = "env" if learns_in_environment(algorithm) else "dataset"
     try:
         parsed: Any = parse(
             both,
             words,
             f"train {name}",
             description=(algorithm.__doc__ or config_type.__doc__ or name),
-            default=both(RunOptions(dataset=tyro.MISSING, **run_defaults), build_config(config_type, defaults)),
+            default=both(RunOptions(**{required: tyro.MISSING}, **run_defaults), build_config(config_type, defaults)),
         )
     except UserError:
         raise

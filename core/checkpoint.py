@@ -155,9 +155,28 @@ class Checkpoints:
             advice = f"; the checkpoint of step {', '.join(others)} is another one to try" if others else ""
             raise CheckpointError(f"{error}{advice}") from error
 
-    def save(self, step: int, state: Mapping[str, Any], protected: Iterable[int] = ()) -> None:
-        """Write the state of `step`, point `last` to it, and remove what is neither newest nor protected."""
+    def load_replay(self, step: int) -> dict[str, Any]:
+        """The replay of the newest checkpoint, `step`. Raises CheckpointError if it is of another, or damaged."""
+        return load(self._replay(step))
+
+    def _replay(self, step: int) -> Path:
+        return self.directory / f"replay_{step}"
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        protected: Iterable[int] = (),
+        *,
+        replay: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the state of `step`, point `last` to it, and remove what is neither newest nor protected.
+
+        `replay` is written beside it, and is there of the newest checkpoint only.
+        """
         try:
+            if replay is not None:
+                save(self._replay(step), replay)
             save(self.path(step), state)
             link = self.directory / f".last.tmp-{os.getpid()}"
             link.unlink(missing_ok=True)
@@ -180,7 +199,9 @@ class Checkpoints:
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self.path(step), ignore_errors=True)
-        for leftover in self.directory.glob(".step_*"):
+        leftovers = [*self.directory.glob(".step_*"), *self.directory.glob(".replay_*")]
+        leftovers += [path for path in self.directory.glob("replay_*") if path != self._replay(newest)]
+        for leftover in leftovers:
             shutil.rmtree(leftover, ignore_errors=True)
 
 

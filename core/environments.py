@@ -1,7 +1,8 @@
 """Environments by name: how they are recorded beside a dataset, made, and checked.
 
-A name is a Gymnasium id (`Hopper-v5`; the registry is asked first), or `module:callable` for a user's own environment;
-in Python a callable serves everywhere a name does.
+A name is a Gymnasium id (`Hopper-v5`; the registry is asked first), `package/name_v<n>` for an environment with many
+agents (`core.joint_environments` makes those), or `module:callable` for a user's own environment; in Python a callable
+serves everywhere a name does.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import importlib
 import importlib.util
 import json
 import math
+import pkgutil
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any
@@ -70,7 +73,7 @@ class EnvironmentSpec:
         """The Gymnasium `EnvSpec`, with fields that this version of Gymnasium does not know left out."""
         known: dict[str, Any] = json.loads(self.gymnasium_json) if self.gymnasium_json else {}
         known |= {"id": self.id, "kwargs": dict(self.kwargs), "max_episode_steps": self.max_episode_steps}
-        if "entry_point" not in known and _is_callable_name(self.id):
+        if "entry_point" not in known and is_callable_name(self.id):
             known["entry_point"] = self.id
         names = {f.name for f in dataclass_fields(EnvSpec) if f.init}
         known = {name: value for name, value in known.items() if name in names}
@@ -105,7 +108,7 @@ class EnvironmentSpec:
         )
 
 
-def _is_callable_name(name: str) -> bool:
+def is_callable_name(name: str) -> bool:
     """`module:callable`; Gymnasium's own `module:Name-v0` is not one."""
     return re.fullmatch(r"[\w.]+:[A-Za-z_][\w.]*", name) is not None
 
@@ -125,6 +128,8 @@ _PLUGINS = (  # ids that a package registers when it is imported
     (r"ALE/", "ale_py"),
     (r"Meta-World/", "metaworld"),
 )
+_PETTINGZOO = {"butterfly": "butterfly", "sisl": "sisl", "classic": "classic", "atari": "pettingzoo-atari"}
+"""Package of PettingZoo's environments to the extra of ours that brings what it needs."""
 
 
 def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None = None, **kwargs: Any) -> Env:
@@ -144,8 +149,8 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
     if isinstance(source, str):
         source = EnvironmentSpec(id=source)
     name = source.id if isinstance(source, EnvironmentSpec) else getattr(source, "__qualname__", repr(source))
-    try:
-        if isinstance(source, EnvironmentSpec) and not _is_callable_name(source.id):
+    with making(name, kwargs):
+        if isinstance(source, EnvironmentSpec) and not is_callable_name(source.id):
             if max_episode_steps is not None:
                 kwargs["max_episode_steps"] = max_episode_steps
             env: Any = gymnasium.make(_registered(source), disable_env_checker=True, **kwargs)
@@ -153,10 +158,21 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
             if isinstance(source, EnvironmentSpec):
                 kwargs = {**source.kwargs, **kwargs}
                 max_episode_steps = max_episode_steps or source.max_episode_steps
-                source = _import_callable(source.id)
+                source = import_callable(source.id)
             env = source(**kwargs)
             if isinstance(env, gymnasium.Env) and max_episode_steps is not None:
                 env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
+    if not isinstance(env, gymnasium.Env):
+        raise EnvironmentUnavailable(f"{name}: expected a gymnasium.Env, got {type(env).__name__}")
+    silence_mujoco_log()  # once more: a callable may have imported MuJoCo only now
+    return env
+
+
+@contextmanager
+def making(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever is raised while an environment is made into EnvironmentUnavailable that says what to do."""
+    try:
+        yield
     except EnvironmentUnavailable:
         raise
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
@@ -165,17 +181,43 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
         arguments = f" with {kwargs}" if kwargs else ""
         kind = "" if isinstance(error, gymnasium.error.Error) else f"{type(error).__name__}: "
         raise EnvironmentUnavailable(f"cannot make environment {name}{arguments}: {kind}{error}") from error
-    if not isinstance(env, gymnasium.Env):
-        raise EnvironmentUnavailable(f"{name}: expected a gymnasium.Env, got {type(env).__name__}")
-    silence_mujoco_log()  # once more: a callable may have imported MuJoCo only now
-    return env
+
+
+def joint_module(name: str) -> str | None:
+    """The module of an environment with many agents, `package/name_v<n>`; None for any other name."""
+    if name in gymnasium.registry or re.fullmatch(r"[A-Za-z_]\w*/[A-Za-z_]\w*_v\d+", name) is None:
+        return None
+    package, _, module = name.partition("/")
+    return f"pettingzoo.{package}.{module}" if package in _PETTINGZOO else f"{package}.{module}"
+
+
+def joint_names() -> list[str]:
+    """The ids of mpe2's and PettingZoo's environments, as far as these are installed."""
+    packages = {package: f"pettingzoo.{package}" for package in _PETTINGZOO} | {"mpe2": "mpe2"}
+    found = {package: importlib.util.find_spec(module) for package, module in packages.items()}
+    return [
+        f"{package}/{module.name}"
+        for package, spec in found.items()
+        for module in pkgutil.iter_modules([] if spec is None else spec.submodule_search_locations)
+        if re.fullmatch(r"\w+_v\d+", module.name)
+    ]
+
+
+def unknown_environment(name: str) -> EnvironmentUnavailable:
+    """The error that names the nearest id."""
+    near = difflib.get_close_matches(name, [*gymnasium.registry, *joint_names()], n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return EnvironmentUnavailable(
+        f"unknown environment {name!r}{hint} `herdbook list environments` lists the names; "
+        "your own environment is named 'module:callable'"
+    )
 
 
 def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
     """A spec that came out of a file, made safe to make: no code that only the file names is imported or called.
 
     Its id must be in Gymnasium's registry (or be that of a package that we know), whose own entry point is used, and
-    its wrappers must be Gymnasium's.
+    its wrappers must be Gymnasium's; or it must be PettingZoo's or mpe2's.
 
     Raises:
         EnvironmentUnavailable: It names other code; says which, and how to give it.
@@ -187,9 +229,12 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
     wrappers = [wrapper.get("entry_point") for wrapper in known.get("additional_wrappers") or ()]
     foreign = [name for name in wrappers if not str(name).startswith("gymnasium.wrappers.")]
     if spec.id not in gymnasium.registry:
-        if ":" not in spec.id and not known.get("entry_point"):
+        module = joint_module(spec.id)
+        if module is not None and module.partition(".")[0] in ("pettingzoo", "mpe2"):
+            return replace(spec, gymnasium_json=None)
+        if module is None and ":" not in spec.id and not known.get("entry_point"):
             return spec  # an unknown id: making it says which one is near
-        foreign.insert(0, known.get("entry_point") or spec.id)
+        foreign.insert(0, module or known.get("entry_point") or spec.id)
     if foreign:
         raise EnvironmentUnavailable(
             f"environment {spec.id} is code, {', '.join(map(str, foreign))}; code that a file names is not imported: "
@@ -208,11 +253,11 @@ def describe_environment(source: EnvironmentSource, **kwargs: Any) -> Environmen
     if callable(source):
         module, qualname = getattr(source, "__module__", None), getattr(source, "__qualname__", "")
         name = f"{module}:{qualname}"
-        if module in (None, "__main__") or not _is_callable_name(name):
+        if module in (None, "__main__") or not is_callable_name(name):
             return None
         return EnvironmentSpec(id=name, kwargs=kwargs)
     if isinstance(source, str):
-        registered = None if _is_callable_name(source) else gymnasium.registry.get(source)
+        registered = None if is_callable_name(source) else gymnasium.registry.get(source)
         source = EnvironmentSpec(id=source) if registered is None else EnvironmentSpec.from_gymnasium(registered)
     if not kwargs:
         return source
@@ -291,13 +336,13 @@ def _registered(source: EnvironmentSpec) -> EnvSpec:
         module, _, name = source.id.partition(":")
         importlib.import_module(module)
         return _registered(EnvironmentSpec(id=name, kwargs=source.kwargs, max_episode_steps=source.max_episode_steps))
-    else:
-        near = difflib.get_close_matches(source.id, gymnasium.registry, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+    elif joint_module(source.id) is not None:
         raise EnvironmentUnavailable(
-            f"unknown environment {source.id!r}{hint} `herdbook list environments` lists the names; "
-            "your own environment is named 'module:callable'"
+            f"{source.id} has many agents, and one that acts alone was expected; `herdbook list algorithms` says which "
+            "algorithms are for many"
         )
+    else:
+        raise unknown_environment(source.id)
     if spec.entry_point is None:
         spec.entry_point = gymnasium.registry[spec.id].entry_point if spec.id in gymnasium.registry else None
     if isinstance(spec.entry_point, str):
@@ -314,7 +359,8 @@ def _register(package: str, name: str) -> None:
         raise _missing_package(name, error) from error
 
 
-def _import_callable(name: str) -> Callable[..., Any]:
+def import_callable(name: str) -> Callable[..., Any]:
+    """The object that `module:callable` names. Raises EnvironmentUnavailable where there is none."""
     module_name, _, path = name.partition(":")
     if importlib.util.find_spec(module_name.split(".")[0]) is None:
         raise EnvironmentUnavailable(
@@ -342,6 +388,11 @@ def _installed(module: str) -> bool:
 
 def _missing_package(name: str, error: BaseException) -> EnvironmentUnavailable:
     """The error that names the extra, read from the module that failed to import."""
+    extra = _PETTINGZOO.get(name.partition("/")[0])
+    if extra is not None:
+        return EnvironmentUnavailable(
+            f"environment {name} needs a package that cannot be imported ({error}): pip install 'herdbook[{extra}]'"
+        )
     text = " ".join(str(e) for e in (error, error.__cause__) if e is not None)
     for module, extra in _EXTRAS.items():
         if re.search(rf"\b{module}\b", text, re.IGNORECASE) and not _installed(module):

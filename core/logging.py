@@ -119,7 +119,7 @@ class Reporter:
             self._bar.refresh()
             return
         left = (self.steps - self._step) / rate if rate > 0 else 0.0
-        parts = (f"step {self._step:,}/{self.steps:,}", f"{rate:,.0f} updates/s", f"{_duration(left)} left", scores)
+        parts = (f"step {self._step:,}/{self.steps:,}", f"{rate:,.0f} steps/s", f"{_duration(left)} left", scores)
         self.notice(" · ".join(part for part in parts if part))
 
     def _send(self, step: int, seed: int, values: Mapping[str, float]) -> None:

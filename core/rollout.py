@@ -357,7 +357,7 @@ def _check_spaces(spec: Spec, env: Env) -> None:
     """Raise EnvironmentUnavailable unless the environment has the spaces that the data had."""
     wanted = spec.observation_space
     found = flat_space(env.observation_space, spec.observation_keys)
-    if not _alike(wanted, found):
+    if not alike(wanted, found):
         raise EnvironmentUnavailable(
             f"{_name(env)}: expected observations in {wanted}, as in the data, got {found}; "
             "check the environment's id, version and keyword arguments"
@@ -368,17 +368,17 @@ def _check_spaces(spec: Spec, env: Env) -> None:
         or not isinstance(spec.action_space, spaces.Box)
         or (np.allclose(actions.low, spec.action_space.low) and np.allclose(actions.high, spec.action_space.high))
     )
-    if not _alike(spec.action_space, actions) or not same_bounds:
+    if not alike(spec.action_space, actions) or not same_bounds:
         raise EnvironmentUnavailable(
             f"{_name(env)}: expected actions in {spec.action_space}, as in the data, got {actions}; "
             "check the environment's id, version and keyword arguments"
         )
 
 
-def _alike(a: Space[Any], b: Space[Any]) -> bool:
+def alike(a: Space[Any], b: Space[Any]) -> bool:
     """Equal up to the bounds of boxes, which environments declare loosely."""
     if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
-        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
     if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):
         return a.shape == b.shape and a.dtype == b.dtype
     return a == b

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 
+from herdbook.core.joint import JointSpec
 from herdbook.core.types import Array, Spec
 
 
@@ -36,6 +37,41 @@ def spec_from_state(state: Mapping[str, Any]) -> Spec:
         observation_mean=_array(state["observation_mean"]),
         observation_std=_array(state["observation_std"]),
     )
+
+
+def joint_spec_state(spec: JointSpec) -> dict[str, Any]:
+    """A JointSpec as dicts, lists and tensors. Raises TypeError for spaces that are not gymnasium's own."""
+    return {
+        "agents": [
+            [agent, space_state(spec.observation_spaces[agent]), space_state(spec.action_spaces[agent])]
+            for agent in spec.agents
+        ],
+        "state_space": None if spec.state_space is None else space_state(spec.state_space),
+        "masked": spec.masked,
+        "turn_based": spec.turn_based,
+    }
+
+
+def joint_spec_from_state(state: Mapping[str, Any]) -> JointSpec:
+    """The inverse of `joint_spec_state`."""
+    return JointSpec(
+        agents=tuple(agent for agent, _, _ in state["agents"]),
+        observation_spaces={agent: space_from_state(space) for agent, space, _ in state["agents"]},
+        action_spaces={agent: space_from_state(space) for agent, _, space in state["agents"]},
+        state_space=None if state["state_space"] is None else space_from_state(state["state_space"]),
+        masked=state["masked"],
+        turn_based=state["turn_based"],
+    )
+
+
+def any_spec_state(spec: Spec | JointSpec) -> dict[str, Any]:
+    """`spec_state` or `joint_spec_state`."""
+    return joint_spec_state(spec) if isinstance(spec, JointSpec) else spec_state(spec)
+
+
+def any_spec_from_state(state: Mapping[str, Any]) -> Spec | JointSpec:
+    """The inverse of `any_spec_state`."""
+    return joint_spec_from_state(state) if "agents" in state else spec_from_state(state)
 
 
 def space_state(space: Space[Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Segments:
 @batch_type
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a policy sees. Every leaf is `[environments, …]`."""
+    """What a policy sees. Every leaf is `[environments, …]`; of many agents with an agent axis after it, by kind."""
 
     observations: Tree
     previous_actions: Tree
@@ -99,8 +99,10 @@ class Step:
     """A new episode begins here."""
     reset: Tensor
     """Forget the carry here: `first`, except inside a meta-RL trial."""
-    action_mask: Tensor | None = None
+    action_mask: Tree | None = None
     """Legal actions."""
+    alive: Tensor | None = None
+    """Many agents: `[environments, N]`, who acts now."""
 
 
 @dataclass(frozen=True, slots=True)

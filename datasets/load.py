@@ -13,7 +13,9 @@ from pathlib import Path
 
 from herdbook.datasets.d4rl import read_d4rl, read_d4rl_package
 from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.minari import list_minari, minari_root, read_minari, write_minari
+from herdbook.datasets.joint_episodes import JointEpisodes
+from herdbook.datasets.joint_minari import read_joint
+from herdbook.datasets.minari import JOINT, list_minari, minari_root, read_metadata, read_minari, write_minari
 
 logger = logging.getLogger("herdbook")
 _D4RL = (".hdf5", ".h5")
@@ -25,8 +27,8 @@ def load_dataset(
     data_dir: str | Path | None = None,
     observation_keys: Sequence[str] | None = None,
     download: bool = True,
-) -> Episodes:
-    """The episodes of a dataset by name.
+) -> Episodes | JointEpisodes:
+    """The episodes of a dataset by name; `JointEpisodes` where its metadata says that it is one of many agents.
 
     - a Minari id (`D4RL/pointmaze/umaze-v2`): from this machine, else downloaded where `download` allows it; without a
       version, the newest on this machine;
@@ -50,18 +52,18 @@ def load_dataset(
             raise DataError(f"{path}: there is no such file; expected the path of a D4RL HDF5 file")
         return _whole(read_d4rl(path), observation_keys)
     if path is not None:
-        return read_minari(path, observation_keys=observation_keys)
+        return _read(path, observation_keys)
     root = find_dataset(text, data_dir=data_dir) or _make_recipe(text, data_dir)
     if root is not None:
-        return read_minari(root, observation_keys=observation_keys)
+        return _read(root, observation_keys)
     newest = _newest_version(text, data_dir)
     if newest is not None:
-        return read_minari(newest, observation_keys=observation_keys)
+        return _read(newest, observation_keys)
     if not re.search(r"-v\d+$", text):
         raise DataError(f"{_not_here(text, data_dir)}; an id ends in its version, as in {text}-v0")
     if not download:
         raise DataError(f"{_not_here(text, data_dir)}; {_how_to_get(text, data_dir)}")
-    return read_minari(_download(text, data_dir), observation_keys=observation_keys)
+    return _read(_download(text, data_dir), observation_keys)
 
 
 def local_path(name: str | Path) -> Path | None:
@@ -90,6 +92,16 @@ def find_dataset(dataset_id: str, *, data_dir: str | Path | None = None) -> Path
 def list_datasets(data_dir: str | Path | None = None) -> list[str]:
     """Ids of the datasets on this machine, sorted."""
     return sorted({name for root in dataset_roots(data_dir) for name in list_minari(root)})
+
+
+def _read(folder: Path, observation_keys: Sequence[str] | None) -> Episodes | JointEpisodes:
+    """The Minari dataset in a folder, of one agent or of many."""
+    _, metadata = read_metadata(folder)
+    if JOINT not in metadata:
+        return read_minari(folder, observation_keys=observation_keys)
+    if observation_keys is not None:
+        raise DataError(f"{folder}: observation_keys chooses parts of a single agent's; these are many agents'")
+    return read_joint(folder)
 
 
 def _whole(episodes: Episodes, observation_keys: Sequence[str] | None) -> Episodes:

@@ -7,6 +7,7 @@ one reads each of them once, straight into flat arrays. Minari validates nothing
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import tempfile
@@ -38,6 +39,35 @@ REFERENCE_SOURCE = "herdbook_reference_source"
 """The metadata key that keeps where reference scores come from; Minari has none for it."""
 TRANSFORMS = "herdbook_transforms"
 """The metadata key that keeps `Episodes.transforms`."""
+JOINT = "herdbook_many_agents"
+"""The metadata key of a dataset of many agents, which `joint_minari` reads."""
+
+
+class Field(NamedTuple):
+    """One array of each episode: its path in the file, and how many rows it has more than there are steps."""
+
+    path: str
+    dtype: type[np.generic]
+    extra: int = 0
+
+
+STEPS = (Field("rewards", np.float64), Field("terminations", np.bool_), Field("truncations", np.bool_))
+
+
+class Stored(NamedTuple):
+    """What was read: one array per path over all episodes, the offsets of the steps, and each episode's metadata."""
+
+    arrays: Mapping[str, Array]
+    offsets: Array
+    episode_metadata: tuple[Mapping[str, Any], ...]
+
+    def tree(self, space: Space[Any], path: str) -> Tree:
+        """The arrays below `path` in the structure of `space`."""
+        if isinstance(space, spaces.Dict):
+            return {key: self.tree(part, f"{path}/{key}") for key, part in space.spaces.items()}
+        if isinstance(space, spaces.Tuple):
+            return tuple(self.tree(part, f"{path}/_index_{i}") for i, part in enumerate(space.spaces))
+        return self.arrays[path]
 
 
 def minari_root(data_dir: str | Path | None = None) -> Path:
@@ -60,6 +90,8 @@ def read_minari(
     """
     folder, metadata = read_metadata(dataset, data_dir=data_dir)
     source = str(metadata.get("dataset_id", folder))
+    if JOINT in metadata:
+        raise DataError(f"{source}: expected a dataset of one agent, got one of many; read it with load_dataset")
     environment = _environment(source, metadata)
     raw_space, raw_actions = _spaces(source, metadata, environment)
     chosen = select_keys(raw_space, observation_keys)
@@ -67,27 +99,25 @@ def read_minari(
         space, action_space = flat_space(chosen), flat_action_space(raw_actions)
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
-    direct = metadata.get("data_format", "hdf5") == "hdf5" and not _has_jpeg(metadata, chosen)
-    if not direct and not (metadata.get("observation_space") and metadata.get("action_space")):
-        raise DataError(  # Minari would make the environment of env_spec, whatever code that names
-            f"{source}: expected both spaces in metadata.json, as datasets that Minari itself decodes (JPEG, Arrow) "
-            "need; add observation_space and action_space"
-        )
-    read = _read_hdf5 if direct else _read_through_minari
-    observations, actions, fields = read(source, folder, chosen, raw_actions)
-    offsets = fields["offsets"]
+    wanted = [*space_fields(chosen, "observations", extra=1), *space_fields(raw_actions, "actions"), *STEPS]
+    stored = read_fields(source, folder, metadata, chosen, wanted)
+    offsets, actions = stored.offsets, stored.arrays["actions"]
     with located(source, "observations", offsets + np.arange(len(offsets))):
-        flat = flatten_batch(chosen, observations)
+        flat = flatten_batch(chosen, stored.tree(chosen, "observations"))
     return Episodes(
         observations=flat,
         actions=actions.reshape(len(actions), -1) if isinstance(action_space, spaces.Box) else actions,
-        **fields,
+        rewards=stored.arrays["rewards"],
+        terminated=stored.arrays["terminations"],
+        truncated=stored.arrays["truncations"],
+        offsets=offsets,
+        episode_metadata=stored.episode_metadata,
         observation_space=space,
         action_space=action_space,
         raw_observation_space=raw_space,
         observation_keys=None if observation_keys is None else tuple(observation_keys),
         environment=environment,
-        reference_scores=_reference_scores(source, metadata, environment),
+        reference_scores=reference_scores(source, metadata, environment),
         source=source,
         transforms=tuple(metadata.get(TRANSFORMS, ())),
     )
@@ -127,14 +157,9 @@ def _environment(source: str, metadata: Mapping[str, Any]) -> EnvironmentSpec | 
 def _spaces(
     source: str, metadata: Mapping[str, Any], environment: EnvironmentSpec | None
 ) -> tuple[Space[Any], Space[Any]]:
-    from minari.serialization import deserialize_space
-
     found = [metadata.get("observation_space"), metadata.get("action_space")]
     if all(found):
-        try:
-            return deserialize_space(found[0]), deserialize_space(found[1])
-        except (NotImplementedError, KeyError, ValueError, TypeError) as error:
-            raise DataError(f"{source}: cannot read the spaces in metadata.json: {error}") from error
+        return read_space(source, found[0]), read_space(source, found[1])
     if environment is None:
         raise DataError(f"{source}: metadata.json holds neither both spaces nor an environment to take them from")
     try:
@@ -144,7 +169,27 @@ def _spaces(
     return env.observation_space, env.action_space
 
 
-def _reference_scores(
+def read_space(source: str, text: Any) -> Space[Any]:
+    """A space as Minari stores it, the parts of a Dict in the order in which they were stored. Raises `DataError`."""
+    from minari.serialization import deserialize_space
+
+    try:
+        return _in_stored_order(deserialize_space(text), json.loads(text))
+    except (NotImplementedError, KeyError, ValueError, TypeError, AssertionError) as error:
+        raise DataError(f"{source}: cannot read the spaces in metadata.json: {error}") from error
+
+
+def _in_stored_order(space: Space[Any], stored: Mapping[str, Any]) -> Space[Any]:
+    """Gymnasium sorts the keys of a Dict that is made from a mapping, which moves the columns of its flat vector."""
+    if isinstance(space, spaces.Dict):
+        parts = stored["subspaces"].items()
+        return spaces.Dict([(key, _in_stored_order(space.spaces[key], part)) for key, part in parts])
+    if isinstance(space, spaces.Tuple):
+        return spaces.Tuple(map(_in_stored_order, space.spaces, stored["subspaces"]))
+    return space
+
+
+def reference_scores(
     source: str, metadata: Mapping[str, Any], environment: EnvironmentSpec | None
 ) -> ReferenceScores | None:
     """The dataset's own; else D4RL's by the environment's family, which is a convention and labelled so."""
@@ -170,6 +215,11 @@ def _has_jpeg(metadata: Mapping[str, Any], space: Space[Any]) -> bool:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+def space_fields(space: Space[Any], path: str, extra: int = 0) -> list[Field]:
+    """The arrays of a value of `space` that is stored at `path`."""
+    return [Field(at, _dtype(leaf), extra) for at, leaf in _leaves(space, path)]
+
+
 def _leaves(space: Space[Any], path: str) -> Iterator[tuple[str, Space[Any]]]:
     """(path in the file, space) of each array of a value of `space`."""
     if isinstance(space, spaces.Dict):
@@ -182,28 +232,34 @@ def _leaves(space: Space[Any], path: str) -> Iterator[tuple[str, Space[Any]]]:
         yield path, space
 
 
-def _tree(space: Space[Any], arrays: Iterator[Array]) -> Tree:
-    """The arrays of `_leaves` in the structure of `space`."""
-    if isinstance(space, spaces.Dict):
-        return {key: _tree(part, arrays) for key, part in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        return tuple(_tree(part, arrays) for part in space.spaces)
-    return next(arrays)
-
-
 def _dtype(space: Space[Any]) -> type[np.generic]:
     if is_image(space):
         return np.uint8
     return np.float32 if isinstance(space, spaces.Box) else np.int64
 
 
-def _read_hdf5(
-    source: str, folder: Path, space: Space[Any], action_space: Space[Any]
-) -> tuple[Tree, Array, dict[str, Any]]:
+def read_fields(
+    source: str, folder: Path, metadata: Mapping[str, Any], observation_space: Space[Any], wanted: Sequence[Field]
+) -> Stored:
+    """The arrays `wanted` of a dataset's folder, `rewards` among them, which says how long each episode is.
+
+    Raises `DataError` for a truncated or corrupt file, lengths that disagree, and values that a field cannot hold.
+    """
+    if metadata.get("data_format", "hdf5") == "hdf5" and not _has_jpeg(metadata, observation_space):
+        return _read_hdf5(source, folder, wanted)
+    if not (metadata.get("observation_space") and metadata.get("action_space")):
+        raise DataError(  # Minari would make the environment of env_spec, whatever code that names
+            f"{source}: expected both spaces in metadata.json, as datasets that Minari itself decodes (JPEG, Arrow) "
+            "need; add observation_space and action_space"
+        )
+    return _read_through_minari(source, folder, wanted)
+
+
+def _read_hdf5(source: str, folder: Path, wanted: Sequence[Field]) -> Stored:
     path = folder / "main_data.hdf5"
     try:
         with h5py.File(path, "r") as file:
-            return _read_open(source, file, space, action_space)
+            return _read_open(source, file, wanted)
     except DataError:
         raise
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:  # as HDF5 sees fit
@@ -213,35 +269,22 @@ def _read_hdf5(
         ) from error
 
 
-def _read_open(
-    source: str, file: h5py.File, space: Space[Any], action_space: Space[Any]
-) -> tuple[Tree, Array, dict[str, Any]]:
+def _read_open(source: str, file: h5py.File, wanted: Sequence[Field]) -> Stored:
     groups = [h5g.open(file.id, f"episode_{i}".encode()) for i in range(len(file))]
     if not groups:
         raise DataError(f"{source}: the dataset is empty (0 episodes)")
     lengths = np.array([h5d.open(group, b"rewards").shape[0] for group in groups])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-
-    def allocate(path: str, dtype: type[np.generic], extra: int = 0) -> _Field:
-        shape = h5d.open(groups[0], path.encode()).shape[1:]
-        return _Field(path, np.empty((offsets[-1] + extra * len(groups), *shape), dtype), extra)
-
-    observations = [allocate(path, _dtype(leaf), extra=1) for path, leaf in _leaves(space, "observations")]
-    actions = allocate("actions", _dtype(action_space))
-    rewards = allocate("rewards", np.float64)
-    terminated, truncated = allocate("terminations", np.bool_), allocate("truncations", np.bool_)
+    columns = []
+    for field in wanted:
+        shape = h5d.open(groups[0], field.path.encode()).shape[1:]
+        columns.append((field, np.empty((offsets[-1] + field.extra * len(groups), *shape), field.dtype)))
     direct: dict[str, h5t.TypeID] = {}
     for number, group in enumerate(groups):  # once through the file, in its order
-        for field in (*observations, actions, rewards, terminated, truncated):
-            rows = field.array[
-                offsets[number] + field.extra * number : offsets[number + 1] + field.extra * (number + 1)
-            ]
+        for field, array in columns:
+            rows = array[offsets[number] + field.extra * number : offsets[number + 1] + field.extra * (number + 1)]
             stored = h5d.open(group, field.path.encode())
-            if stored.shape != rows.shape:
-                raise DataError(
-                    f"{source}: expected {field.path} of shape {rows.shape} in episode {number} "
-                    f"(T{'+1' if field.extra else ''} for its T = {lengths[number]} rewards), got {stored.shape}"
-                )
+            _check_rows(source, field, number, rows.shape, stored.shape, lengths[number])
             kind = stored.get_type()
             if kind == direct.get(field.path) or _hdf5_converts(stored.dtype, rows.dtype):
                 direct[field.path] = kind  # comparing is fast, a dtype is not
@@ -249,25 +292,22 @@ def _read_open(
             else:
                 with located(source, field.path, episode=number):
                     rows[...] = cast(h5py.Dataset(stored)[()], rows.dtype)
-    for field in (terminated, truncated):
-        with located(source, field.path, offsets):  # HDF5 stores a bool as a byte, and does not look at it
-            field.array[...] = cast(field.array.view(np.uint8), np.bool_)
-    fields = {
-        "rewards": rewards.array,
-        "terminated": terminated.array,
-        "truncated": truncated.array,
-        "offsets": offsets,
-        "episode_metadata": _episode_metadata(_attributes(group) for group in groups),
-    }
-    return _tree(space, iter([field.array for field in observations])), actions.array, fields
+    for field, array in columns:
+        if field.dtype is np.bool_:
+            with located(source, field.path, offsets + field.extra * np.arange(len(offsets))):
+                array[...] = cast(array.view(np.uint8), np.bool_)  # HDF5 stores a bool as a byte, and does not look
+    arrays = {field.path: array for field, array in columns}
+    return Stored(arrays, offsets, _episode_metadata(_attributes(group) for group in groups))
 
 
-class _Field(NamedTuple):
-    """One array of the file, over all episodes, each of which has its length + `extra` rows."""
-
-    path: str
-    array: Array
-    extra: int
+def _check_rows(
+    source: str, field: Field, number: int, expected: tuple[int, ...], shape: tuple[int, ...], length: int
+) -> None:
+    if shape != expected:
+        raise DataError(
+            f"{source}: expected {field.path} of shape {expected} in episode {number} "
+            f"(T{'+1' if field.extra else ''} for its T = {length} rewards), got {shape}"
+        )
 
 
 def _attributes(group: h5g.GroupID) -> dict[str, Any]:
@@ -282,9 +322,7 @@ def _hdf5_converts(stored: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
     return stored == wanted or (stored.kind in "iu" and wanted.kind in "iu" and np.can_cast(stored, wanted))
 
 
-def _read_through_minari(
-    source: str, folder: Path, space: Space[Any], action_space: Space[Any]
-) -> tuple[Tree, Array, dict[str, Any]]:
+def _read_through_minari(source: str, folder: Path, wanted: Sequence[Field]) -> Stored:
     """Formats that Minari decodes itself: JPEG images, Arrow."""
     from minari.dataset.minari_storage import MinariStorage
 
@@ -299,43 +337,29 @@ def _read_through_minari(
         raise DataError(f"{folder}: Minari cannot read this dataset ({type(error).__name__}: {error})") from error
     if not episodes:
         raise DataError(f"{source}: the dataset is empty (0 episodes)")
-
-    def gather(path: str, dtype: type[np.generic], extra: int = 0) -> Array:
-        parts = [_pick(source, number, episode, path, dtype) for number, episode in enumerate(episodes)]
+    lengths = [len(_pick(source, number, episode, STEPS[0])) for number, episode in enumerate(episodes)]
+    arrays = {}
+    for field in wanted:
+        parts = [_pick(source, number, episode, field) for number, episode in enumerate(episodes)]
         for number, (part, length) in enumerate(zip(parts, lengths, strict=True)):
-            expected = (length + extra, *parts[0].shape[1:])
-            if part.shape != expected:
-                raise DataError(
-                    f"{source}: expected {path} of shape {expected} in episode {number} "
-                    f"(T{'+1' if extra else ''} for its T = {length} rewards), got {part.shape}"
-                )
-        return np.concatenate(parts)
-
-    lengths = [len(_pick(source, number, episode, "rewards", np.float64)) for number, episode in enumerate(episodes)]
-    observations = _tree(space, (gather(path, _dtype(leaf), extra=1) for path, leaf in _leaves(space, "observations")))
-    fields = {
-        "rewards": gather("rewards", np.float64),
-        "terminated": gather("terminations", np.bool_),
-        "truncated": gather("truncations", np.bool_),
-        "offsets": np.concatenate([[0], np.cumsum(lengths)]),
-        "episode_metadata": metadata,
-    }
-    return observations, gather("actions", _dtype(action_space)), fields
+            _check_rows(source, field, number, (length + field.extra, *parts[0].shape[1:]), part.shape, length)
+        arrays[field.path] = np.concatenate(parts)
+    return Stored(arrays, np.concatenate([[0], np.cumsum(lengths)]), metadata)
 
 
 def _at(value: Tree, path: str) -> Any:
-    for key in path.split("/"):
+    for key in filter(None, path.split("/")):
         value = value[int(key.removeprefix("_index_"))] if isinstance(value, tuple) else value[key]
     return value
 
 
-def _pick(source: str, number: int, episode: Mapping[str, Any], path: str, dtype: type[np.generic]) -> Array:
+def _pick(source: str, number: int, episode: Mapping[str, Any], field: Field) -> Array:
     try:
-        values = _at(episode, path)
+        values = _at(episode, field.path)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise DataError(f"{source}: expected {path} in episode {number}, but it is not there") from error
-    with located(source, path, episode=number):
-        return cast(values, dtype)
+        raise DataError(f"{source}: expected {field.path} in episode {number}, but it is not there") from error
+    with located(source, field.path, episode=number):
+        return cast(values, field.dtype)
 
 
 def _episode_metadata(attributes: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
@@ -355,6 +379,14 @@ def _episode_metadata(attributes: Iterable[Mapping[str, Any]]) -> tuple[Mapping[
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
+class Column(NamedTuple):
+    """One array over all episodes, of which each has its steps and `extra` rows, that goes to `path` of each."""
+
+    path: str
+    array: Array
+    extra: int = 0
+
+
 def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | None = None, **metadata: Any) -> Path:
     """Write `episodes` as a Minari dataset under `minari_root(data_dir)` and return its folder.
 
@@ -364,6 +396,56 @@ def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | 
 
     Raises `DataError` where the id is malformed or taken, or the episodes carry a mask (select episodes instead).
     """
+    if episodes.mask is not None:
+        raise DataError(f"{episodes.source}: subsampled steps cannot be stored; write the whole episodes")
+    raw_space = episodes.raw_observation_space or episodes.observation_space
+    raw_space = select_keys(raw_space, episodes.observation_keys)
+    known: dict[str, Any] = {}
+    if episodes.environment is not None:
+        known["env_spec"] = episodes.environment.to_json()
+    if episodes.transforms:
+        known[TRANSFORMS] = list(episodes.transforms)
+    columns = [
+        *space_columns(raw_space, "observations", unflatten_batch(raw_space, episodes.observations), extra=1),
+        Column("actions", episodes.actions),
+        Column("rewards", episodes.rewards),
+        Column("terminations", episodes.terminated),
+        Column("truncations", episodes.truncated),
+    ]
+    return write_dataset(
+        dataset_id,
+        data_dir=data_dir,
+        observation_space=raw_space,
+        action_space=episodes.action_space,
+        offsets=episodes.offsets,
+        columns=columns,
+        episode_metadata=episodes.episode_metadata,
+        references=episodes.reference_scores,
+        metadata={**metadata, **known},
+    )
+
+
+def space_columns(space: Space[Any], path: str, values: Tree, extra: int = 0) -> list[Column]:
+    """The arrays of `values`, which have the structure of `space`, below `path`."""
+    return [Column(at, _at(values, at[len(path) + 1 :]), extra) for at, _ in _leaves(space, path)]
+
+
+def write_dataset(
+    dataset_id: str,
+    *,
+    data_dir: str | Path | None,
+    observation_space: Space[Any],
+    action_space: Space[Any],
+    offsets: Array,
+    columns: Sequence[Column],
+    episode_metadata: Sequence[Mapping[str, Any]],
+    references: ReferenceScores | None,
+    metadata: Mapping[str, Any],
+) -> Path:
+    """Write a Minari dataset under `minari_root(data_dir)`, all of it or nothing, and return its folder.
+
+    Raises `DataError` where the id is malformed or taken.
+    """
     from minari import __version__ as minari_version
     from minari.dataset.minari_dataset import DATASET_ID_RE
     from minari.serialization import serialize_space
@@ -371,39 +453,31 @@ def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | 
     match = DATASET_ID_RE.fullmatch(dataset_id)
     if match is None or match["version"] is None:
         raise DataError(f"expected a Minari id such as 'namespace/name-v0', with a version, got {dataset_id!r}")
-    if episodes.mask is not None:
-        raise DataError(f"{episodes.source}: subsampled steps cannot be stored; write the whole episodes")
-    target = minari_root(data_dir) / dataset_id
+    root = minari_root(data_dir)
+    target = root / dataset_id
     if target.exists():
         raise DataError(f"{dataset_id} exists at {target}; choose another id or version, or delete that folder")
-    raw_space = episodes.raw_observation_space or episodes.observation_space
-    raw_space = select_keys(raw_space, episodes.observation_keys)
     known: dict[str, Any] = {
-        "total_episodes": len(episodes),
-        "total_steps": episodes.num_steps,
+        "total_episodes": len(offsets) - 1,
+        "total_steps": int(offsets[-1]),
         "data_format": "hdf5",
         "jpeg_encoding": False,
-        "observation_space": serialize_space(raw_space),
-        "action_space": serialize_space(episodes.action_space),
+        "observation_space": serialize_space(observation_space),
+        "action_space": serialize_space(action_space),
         "dataset_id": dataset_id,
         "minari_version": minari_version,
     }
-    if episodes.environment is not None:
-        known["env_spec"] = episodes.environment.to_json()
-    if episodes.reference_scores is not None:
-        scores = episodes.reference_scores
-        known |= {"ref_min_score": scores.minimum, "ref_max_score": scores.maximum, REFERENCE_SOURCE: scores.source}
-    if episodes.transforms:
-        known[TRANSFORMS] = list(episodes.transforms)
+    if references is not None:
+        low, high, source = references.minimum, references.maximum, references.source
+        known |= {"ref_min_score": low, "ref_max_score": high, REFERENCE_SOURCE: source}
     for name in ("author", "author_email"):  # Minari reads these back as sets
         if isinstance(metadata.get(name), str):
-            metadata[name] = [metadata[name]]
-    root = minari_root(data_dir)
+            known[name] = [metadata[name]]
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=root) as scratch:
         folder = Path(scratch) / "dataset" / "data"
         folder.mkdir(parents=True)
-        _write_hdf5(episodes, raw_space, folder / "main_data.hdf5")
+        _write_hdf5(folder / "main_data.hdf5", offsets, columns, episode_metadata)
         known["dataset_size"] = round((folder / "main_data.hdf5").stat().st_size / 1e6, 1)
         (folder / "metadata.json").write_text(json.dumps({**metadata, **known}))
         _make_namespaces(root, target.parent)
@@ -416,24 +490,16 @@ def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | 
     return target
 
 
-def _write_hdf5(episodes: Episodes, raw_space: Space[Any], path: Path) -> None:
-    values = unflatten_batch(raw_space, episodes.observations)
-    columns = [(name, _at({"observations": values}, name)) for name, _ in _leaves(raw_space, "observations")]
-    per_step = {
-        "actions": episodes.actions,
-        "rewards": episodes.rewards,
-        "terminations": episodes.terminated,
-        "truncations": episodes.truncated,
-    }
+def _write_hdf5(
+    path: Path, offsets: Array, columns: Sequence[Column], episode_metadata: Sequence[Mapping[str, Any]]
+) -> None:
     with h5py.File(path, "w", track_order=True) as file:
-        for number, (start, end) in enumerate(zip(episodes.offsets[:-1], episodes.offsets[1:], strict=True)):
+        for number, (start, end) in enumerate(itertools.pairwise(offsets)):
             group = file.create_group(f"episode_{number}")
-            recorded = episodes.episode_metadata[number] if episodes.episode_metadata else {}
+            recorded = episode_metadata[number] if episode_metadata else {}
             group.attrs.update({**_flat(recorded), "id": number, "total_steps": int(end - start)})
-            for name, rows in columns:
-                group[name] = rows[start + number : end + number + 1]
-            for name, array in per_step.items():
-                group[name] = array[start:end]
+            for name, array, extra in columns:
+                group[name] = array[start + extra * number : end + extra * (number + 1)]
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ further. Sampling draws entries of the step table uniformly (the only randomness
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,10 +42,7 @@ class ReplayBuffer:
         self, episodes: Episodes, *, device: torch.device | str = "cpu", time_limit: TimeLimit = "bootstrap"
     ) -> None:
         check_memory(episodes.nbytes if torch.device(device).type != "cpu" else 0, device, "the dataset")
-
-        def put(array: Array) -> Tensor:  # torch warns of arrays that it cannot write to
-            return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
-
+        put = functools.partial(to_table, device=device)
         steps = episodes.num_steps
         last = np.zeros(steps, dtype=np.bool_)
         last[episodes.offsets[1:] - 1] = True
@@ -54,7 +52,7 @@ class ReplayBuffer:
             observations=tree_map(put, episodes.observations),
             rows=put(episodes.step_rows),
             actions=put(episodes.actions),
-            rewards=put(_single(episodes, "rewards", episodes.rewards)),
+            rewards=put(single(episodes.source, episodes.offsets, "rewards", episodes.rewards)),
             terminated=put(episodes.terminated),
             truncated=put(episodes.truncated),
             last=put(last),
@@ -96,9 +94,9 @@ class ReplayBuffer:
 
         self._fill(
             time_limit,
-            observations=_empty(spec.observation_space, n_rows, device),
+            observations=empty_table(spec.observation_space, (n_rows,), device),
             rows=zeros(torch.int64),
-            actions=_empty(actions, n_steps, device),
+            actions=empty_table(actions, (n_steps,), device),
             rewards=zeros(torch.float32),
             terminated=zeros(torch.bool),
             truncated=zeros(torch.bool),
@@ -110,9 +108,7 @@ class ReplayBuffer:
         return self
 
     def _fill(self, time_limit: TimeLimit, **tables: Any) -> None:
-        if time_limit not in ("bootstrap", "terminal"):
-            raise ValueError(f'expected time_limit "bootstrap" or "terminal", got {time_limit!r}')
-        self.time_limit = time_limit
+        self.time_limit = checked_time_limit(time_limit)
         self._observations: Tree = tables["observations"]  # leaves [rows, …]
         self._rows: Tensor = tables["rows"]  # [steps] the observation row of a step; its next observation follows
         self._actions: Tensor = tables["actions"]
@@ -143,13 +139,7 @@ class ReplayBuffer:
 
     def draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Entries of the step table `[B]`, or `[S, B]` for S > 1 generators: uniform, with replacement."""
-        size = len(self)
-        if batch_size < 1:
-            raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
-        if not size:
-            raise ValueError("the replay is empty: add steps before sampling")
-        drawn = [torch.randint(size, (batch_size,), generator=g, device=g.device) for g in generators]
-        numbers = (drawn[0] if len(drawn) == 1 else torch.stack(drawn)).to(self.device)
+        numbers = drawn_numbers(len(self), batch_size, generators, self.device)
         if self._drawable is not None:
             return self._drawable[numbers]
         if self._rings is not None and self._rings.first:
@@ -195,8 +185,7 @@ class ReplayBuffer:
         frame_stack: observations are `[*B, k, …]`, oldest first; the first frame of an episode is repeated before it.
         reward: replaces the stored reward of every single step before the n-step sum.
         """
-        if not 0 <= discount <= 1:
-            raise ValueError(f"expected a discount in [0, 1], got {discount}")
+        check_discount(discount)
         if n_step < 1 or not 1 <= frame_stack <= self.frame_stack:
             raise ValueError(
                 f"expected n_step >= 1 and frame_stack in [1, {self.frame_stack}], got {n_step} and {frame_stack}"
@@ -394,9 +383,11 @@ class ReplayBuffer:
             )
         rings = copy.copy(self._rings)
         rings.load_state_dict(state["rings"])
-        pairs = list(_pairs("observations", self._observations, state["observations"], rings.filled_rows * self._lanes))
+        pairs = list(
+            saved_pairs("observations", self._observations, state["observations"], rings.filled_rows * self._lanes)
+        )
         for name in _STEP_TABLES:
-            pairs += _pairs(name, getattr(self, f"_{name}"), state[name], rings.filled_steps * self._lanes)
+            pairs += saved_pairs(name, getattr(self, f"_{name}"), state[name], rings.filled_steps * self._lanes)
         self._rings = rings
         for table, saved in pairs:
             table.copy_(saved)
@@ -405,14 +396,42 @@ class ReplayBuffer:
 _STEP_TABLES = ("rows", "actions", "rewards", "terminated", "truncated", "last", "positions", "continues")
 
 
-def _pairs(name: str, table: Tree, saved: Tree, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def checked_time_limit(time_limit: TimeLimit) -> TimeLimit:
+    """The same one. Raises ValueError for another word."""
+    if time_limit not in ("bootstrap", "terminal"):
+        raise ValueError(f'expected time_limit "bootstrap" or "terminal", got {time_limit!r}')
+    return time_limit
+
+
+def check_discount(discount: float) -> None:
+    """Raise ValueError outside [0, 1]."""
+    if not 0 <= discount <= 1:
+        raise ValueError(f"expected a discount in [0, 1], got {discount}")
+
+
+def drawn_numbers(
+    size: int, batch_size: int, generators: Sequence[torch.Generator], device: torch.device | str
+) -> Tensor:
+    """Numbers below `size`, uniform and with replacement: `[B]`, or `[S, B]` for S > 1 generators.
+
+    Raises ValueError for a replay that holds nothing.
+    """
+    if batch_size < 1:
+        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+    if not size:
+        raise ValueError("the replay is empty: add steps before sampling")
+    drawn = [torch.randint(size, (batch_size,), generator=g, device=g.device) for g in generators]
+    return (drawn[0] if len(drawn) == 1 else torch.stack(drawn)).to(device)
+
+
+def saved_pairs(name: str, table: Tree, saved: Tree, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(the first `count` rows of each leaf of `table`, what was saved of them). Raises ValueError for other shapes."""
     if isinstance(table, dict):
         if not isinstance(saved, Mapping) or set(saved) != set(table):
             came = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__
             raise ValueError(f"expected a replay of {name} with the keys {sorted(table)}, got {came}")
         for key, leaf in table.items():
-            yield from _pairs(f"{name}[{key!r}]", leaf, saved[key], count)
+            yield from saved_pairs(f"{name}[{key!r}]", leaf, saved[key], count)
         return
     rows = table[:count]
     if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (rows.shape, rows.dtype):
@@ -421,35 +440,43 @@ def _pairs(name: str, table: Tree, saved: Tree, count: int) -> Iterator[tuple[Te
     yield rows, saved
 
 
-def _single(episodes: Episodes, name: str, values: Array) -> Array:
-    """`[steps]` float32. Raises `DataError` where that overflows."""
+def single(source: str, offsets: Array, name: str, values: Array) -> Array:
+    """`[steps, …]` float32. Raises `DataError` where that overflows."""
     with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    check_finite(episodes.source, f"{name} as float32", single, episodes.offsets)
-    return single
+        converted = values.astype(np.float32)
+    check_finite(source, f"{name} as float32", converted, offsets)
+    return converted
 
 
 def _returns_to_go(episodes: Episodes) -> Array:
     """`[steps]` float32: the undiscounted sum of the rewards from each step to its episode's end."""
     total = np.cumsum(episodes.rewards[::-1])[::-1]
     after = np.append(total, 0.0)[episodes.offsets[1:]]
-    return _single(episodes, "returns-to-go", total - np.repeat(after, episodes.lengths()))
+    returns = total - np.repeat(after, episodes.lengths())
+    return single(episodes.source, episodes.offsets, "returns-to-go", returns)
 
 
 def _leaves(observations: Tree) -> list[Tensor]:
     return list(observations.values()) if isinstance(observations, dict) else [observations]
 
 
-def _empty(space: Space[Any], count: int, device: torch.device | str) -> Tree:
+def to_table(array: Array, device: torch.device | str) -> Tensor:
+    """An array as a tensor; on the CPU it shares the memory."""
+    writeable = array if array.flags.writeable else array.copy()  # torch warns of arrays that it cannot write to
+    return torch.from_numpy(writeable).to(device)
+
+
+def empty_table(space: Space[Any], rows: tuple[int, ...], device: torch.device | str) -> Tree:
+    """Zeros `[*rows, …]` of a flat space, as they are stored."""
     if isinstance(space, spaces.Dict):
-        return {name: _empty(part, count, device) for name, part in space.spaces.items()}
+        return {name: empty_table(part, rows, device) for name, part in space.spaces.items()}
     if isinstance(space, spaces.Discrete):
-        return torch.zeros(count, dtype=torch.int64, device=device)
+        return torch.zeros(rows, dtype=torch.int64, device=device)
     assert isinstance(space, spaces.Box)
     dtype = torch.uint8 if space.dtype == np.uint8 else torch.float32
-    return torch.zeros(count, *space.shape, dtype=dtype, device=device)
+    return torch.zeros(*rows, *space.shape, dtype=dtype, device=device)
 
 
 def _bytes(space: Space[Any]) -> int:
     """Bytes of one stored value."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in _leaves(_empty(space, 1, "cpu")))
+    return sum(leaf.numel() * leaf.element_size() for leaf in _leaves(empty_table(space, (1,), "cpu")))

@@ -92,10 +92,27 @@ class Rings:
         self.rows_added += 1
         self.added += 1
         self.position = np.where(ended, 0, self.position + 1)
+        self._forget()
+        return written
+
+    def append_episodes(self, step_rows: Array, rows: int) -> tuple[Array, Array]:
+        """Make room for whole episodes in the only lane: the entries of their steps, and of their `rows` rows.
+
+        step_rows: `[steps]`, the row of each step, counted from 0.
+        """
+        steps = (self.added + np.arange(len(step_rows))) % self.steps
+        first = int(self.rows_added[0])
+        self.needed[steps, 0] = first + step_rows
+        self.added += len(step_rows)
+        self.rows_added += rows
+        self._forget()
+        return steps, (first + np.arange(rows)) % self.rows
+
+    def _forget(self) -> None:
+        """The steps that were written over, and those whose rows were, can be drawn no more."""
         self.first = max(self.first, self.added - self.steps)
         while (self.needed[self.first % self.steps] < self.rows_added - self.rows).any():
             self.first += 1
-        return written
 
     def _row_entries(self, numbers: Array) -> Array:
         return numbers % self.rows * self.lanes + np.arange(self.lanes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,12 +20,13 @@ class DataError(ValueError):
     """A dataset that cannot be found, read or trusted."""
 
 
-def leaves(observations: Tree) -> Iterator[tuple[str, Array]]:
+def leaves(tree: Tree, name: str = "observations") -> Iterator[tuple[str, Array]]:
     """(field name for messages, array) of each leaf of an observation tree."""
-    if isinstance(observations, dict):
-        yield from ((f"observations[{name!r}]", leaf) for name, leaf in observations.items())
+    if isinstance(tree, dict):
+        for key, part in tree.items():
+            yield from leaves(part, f"{name}[{key!r}]")
     else:
-        yield "observations", observations
+        yield name, tree
 
 
 def cast_observations(space: Space[Any], observations: Tree, part: str = "") -> Tree:
@@ -73,11 +74,22 @@ def check_offsets(source: str, offsets: Array) -> None:
 
 def check_layout(source: str, offsets: Array, fields: dict[str, Array], observations: Tree) -> None:
     """Lengths agree, and there are T+1 observations for T actions."""
-    steps, episodes = int(offsets[-1]), len(offsets) - 1
-    for name, values in fields.items():
+    check_steps(source, offsets, fields.items())
+    check_rows(source, offsets, leaves(observations))
+
+
+def check_steps(source: str, offsets: Array, fields: Iterable[tuple[str, Array]]) -> None:
+    """What there is of each step."""
+    steps = int(offsets[-1])
+    for name, values in fields:
         if len(values) != steps:
             raise DataError(f"{source}: expected {name} for {steps} steps (the last offset), got {len(values)}")
-    for name, leaf in leaves(observations):
+
+
+def check_rows(source: str, offsets: Array, fields: Iterable[tuple[str, Array]]) -> None:
+    """What is seen: T+1 rows for T steps."""
+    steps, episodes = int(offsets[-1]), len(offsets) - 1
+    for name, leaf in fields:
         if len(leaf) == steps:
             raise DataError(
                 f"{source}: expected T+1 observations for T actions ({steps + episodes} rows of {name} for {steps} "
@@ -95,35 +107,40 @@ def check_shapes(
     source: str, observation_space: Space[Any], observations: Tree, action_space: Any, actions: Array
 ) -> None:
     """Every row has the shape of its space."""
-    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
-    for (name, leaf), space in zip(leaves(observations), parts.values(), strict=True):
-        if leaf.shape[1:] != space.shape:
-            raise DataError(f"{source}: expected {name} of shape {space.shape} (from {space}), got {leaf.shape[1:]}")
-    if actions.shape[1:] != action_space.shape:
-        raise DataError(
-            f"{source}: expected actions of shape {action_space.shape} (from {action_space}), got {actions.shape[1:]}"
-        )
+    check_shape(source, "observations", observation_space, observations)
+    check_shape(source, "actions", action_space, actions)
+
+
+def check_shape(source: str, name: str, space: Space[Any], tree: Tree, lead: tuple[int, ...] = ()) -> None:
+    """Every row of every leaf is `[*lead, …]` with the shape of its space."""
+    for (leaf_name, leaf), part in zip(leaves(tree, name), _parts(space), strict=True):
+        expected = (*lead, *(part.shape or ()))
+        if leaf.shape[1:] != expected:
+            raise DataError(f"{source}: expected {leaf_name} of shape {expected} (from {part}), got {leaf.shape[1:]}")
 
 
 def check_values(
     source: str, offsets: Array, observation_space: Space[Any], observations: Tree, rewards: Array
 ) -> None:
     """No NaN or infinity, and discrete observations inside their space."""
-    rows = offsets + np.arange(len(offsets))
-    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
-    for (name, leaf), space in zip(leaves(observations), parts.values(), strict=True):
-        check_finite(source, name, leaf, rows)
-        if isinstance(space, spaces.Discrete):
-            _check_discrete(source, name, leaf, rows, space)
+    check_inside(source, "observations", offsets + np.arange(len(offsets)), observation_space, observations)
     check_finite(source, "rewards", rewards, offsets)
 
 
-def check_actions(source: str, offsets: Array, space: Any, actions: Array) -> None:
+def check_inside(source: str, name: str, starts: Array, space: Space[Any], tree: Tree) -> None:
+    """What is seen is finite, and inside its space where that is discrete. `starts`: first row of each episode."""
+    for (leaf_name, leaf), part in zip(leaves(tree, name), _parts(space), strict=True):
+        check_finite(source, leaf_name, leaf, starts)
+        if isinstance(part, spaces.Discrete):
+            _check_discrete(source, leaf_name, leaf, starts, part)
+
+
+def check_actions(source: str, offsets: Array, space: Any, actions: Array, name: str = "actions") -> None:
     """Actions are finite and inside their space, up to `ACTION_TOLERANCE`."""
     if isinstance(space, spaces.Discrete):
-        _check_discrete(source, "actions", actions, offsets, space)
+        _check_discrete(source, name, actions, offsets, space)
         return
-    check_finite(source, "actions", actions, offsets)
+    check_finite(source, name, actions, offsets)
     low, high = space.low - ACTION_TOLERANCE, space.high + ACTION_TOLERANCE
     if (actions.min(axis=0) >= low).all() and (actions.max(axis=0) <= high).all():
         return
@@ -131,7 +148,7 @@ def check_actions(source: str, offsets: Array, space: Any, actions: Array) -> No
     episode, inside = locate(step, offsets)
     column = actions[:, dimension]
     raise DataError(
-        f"{source}: expected actions in [{space.low[dimension]:g}, {space.high[dimension]:g}], got "
+        f"{source}: expected {name} in [{space.low[dimension]:g}, {space.high[dimension]:g}], got "
         f"[{column.min():g}, {column.max():g}] in dimension {dimension}, first at episode {episode}, step {inside}; "
         "clip the actions or give the action space that they were taken in"
     )
@@ -173,6 +190,10 @@ def locate(row: int, starts: Array) -> tuple[int, int]:
     """Row number -> (episode, row within the episode), where episode e begins at `starts[e]`."""
     episode = int(np.searchsorted(starts, row, side="right")) - 1
     return episode, int(row - starts[episode])
+
+
+def _parts(space: Space[Any]) -> list[Space[Any]]:
+    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
 
 
 def _check_discrete(source: str, name: str, values: Array, starts: Array, space: spaces.Discrete) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from herdbook.core.environments import ReferenceScores
 from herdbook.core.runs import Run, to_json
+from herdbook.evaluation.marl_eval import marl_eval_records
 from herdbook.evaluation.scores import normalised_score
 from herdbook.evaluation.statistics import Estimate, bootstrap_interval, t_interval
 
@@ -40,7 +41,8 @@ class Task:
 
     @property
     def title(self) -> str:
-        return f"{self.dataset} [{self.fingerprint[:12]}], {self.environment}, time limit: {self.time_limit}"
+        data = f"{self.dataset} [{self.fingerprint[:12]}], " if self.fingerprint else ""
+        return f"{data}{self.environment}, time limit: {self.time_limit}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Row:
     task: Task
     algorithm: str
     steps: int
-    """Updates at the final evaluation."""
+    """Updates, or environment steps where the run learned in one, at the final evaluation."""
     seeds: tuple[int, ...]
     """Those with a final evaluation."""
     episodes: int
@@ -81,6 +83,8 @@ class Row:
     """(step, mean over seeds) of the normalised score, or of the return without references."""
     runs: tuple[str, ...]
     notes: tuple[str, ...]
+    joint: bool = False
+    """Of many agents: the return is the team's, the sum over the agents."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,8 @@ class Comparison:
             lines = [f"### {task.title}", "", _line(header), _line(["---"] * len(header))]
             lines += [_line(list(_cells(row).values())) for row in rows]
             lines += ["", "Final evaluation, mean [95 % interval]. " + _reference_text(task)]
+            if any(row.joint for row in rows):
+                lines[-1] += " The return is the team's: the sum over the agents."
             lines += [f"- {row.algorithm}: {note}" for row in rows for note in row.notes]
             sections.append("\n".join(lines))
         return "\n\n".join(sections) + "\n"
@@ -112,6 +118,8 @@ class Comparison:
 
     def write(self, out: str | os.PathLike[str]) -> dict[str, Path]:
         """Write report.md, report.csv, report.json and learning_curves.png into a folder; returns where they are.
+
+        Of runs of many agents also marl_eval.json, for the tools of marl-eval.
 
         Raises:
             ValueError: `out`, or a part of its path, is a file.
@@ -131,6 +139,11 @@ class Comparison:
             writer.writeheader()
             writer.writerows(table)
         self.plot(paths["png"])
+        joint = [(row.algorithm, Run(path)) for row in self.rows for path in row.runs if row.joint]
+        if joint:
+            paths["marl-eval"] = folder / "marl_eval.json"
+            text = json.dumps(to_json(marl_eval_records(joint)), indent=2, allow_nan=False)
+            paths["marl-eval"].write_text(text + "\n", encoding="utf-8")
         return paths
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -155,7 +168,7 @@ class Comparison:
                 )
                 low, high = ([getattr(e, side) for _, e in row.curve] for side in ("low", "high"))
                 axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-            axes.set(title=task.title, xlabel="updates", ylabel=_quantity(task))
+            axes.set(title=task.title, xlabel="steps", ylabel=_quantity(task))
             axes.title.set_fontsize("small")
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(fontsize="small")
@@ -277,6 +290,7 @@ def _row(task: Task, label: str, runs: Sequence[Run]) -> Row:
         curve=_curve(lines, references),
         runs=tuple(str(run.path) for run in runs),
         notes=tuple(notes),
+        joint=any("agent_returns" in line for line in finished.values()),
     )
 
 
@@ -299,7 +313,7 @@ def _cells(row: Row) -> dict[str, str]:
     """The row as the Markdown table shows it."""
     return {
         "algorithm": row.algorithm,
-        "updates": str(row.steps),
+        "steps": str(row.steps),
         "seeds": str(len(row.seeds)),
         "episodes": str(row.episodes),
         "return": _text(row.returns),

@@ -286,7 +286,8 @@ def test_a_users_config_with_a_reserved_name_is_refused(herdbook, user_module: s
 
 def test_the_catalogue_is_complete() -> None:
     assert ALGORITHMS.keys() == SUMMARIES.keys()
-    files = {p.stem for p in (Path(demo.__file__).resolve().parent.parent / "offline").glob("*.py")} - {"__init__"}
+    root = Path(demo.__file__).resolve().parent.parent
+    files = {path.stem for family in ("offline", "marl") for path in (root / family).glob("*.py")}
     assert {target.partition(":")[0].rpartition(".")[2] for target in ALGORITHMS.values()} == files
 
 

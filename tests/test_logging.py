@@ -48,7 +48,7 @@ def test_a_terminal_shows_a_bar_with_rate_time_left_and_scores(tmp_path: Path) -
 def test_elsewhere_plain_lines_say_the_same(tmp_path: Path) -> None:
     text = shown(tmp_path, terminal=False)
     assert "\x1b" not in text
-    assert "step 50/100" in text and "updates/s" in text and "left" in text and "seed 1: 12.5" in text
+    assert "step 50/100" in text and "steps/s" in text and "left" in text and "seed 1: 12.5" in text
 
 
 def test_tensorboard_gets_every_number(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,7 +18,8 @@ import herdbook
 from herdbook.cli.api import evaluate_run, resume
 from herdbook.cli.assemble import config_from_values, config_values
 from herdbook.cli.catalogue import UserError
-from herdbook.core import loop, runs
+from herdbook.core import runs
+from herdbook.core.book import Book
 from herdbook.core.checkpoint import CheckpointError, Checkpoints
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores
 from herdbook.core.loop import Cadence
@@ -93,9 +95,9 @@ def test_the_first_checkpoint_is_of_step_0(small_dataset: str, monkeypatch: pyte
     saved: list[int] = []
     original = Checkpoints.save
 
-    def save(self: Checkpoints, step: int, *rest: object) -> None:
+    def save(self: Checkpoints, step: int, *rest: Any, **options: Any) -> None:
         saved.append(step)
-        original(self, step, *rest)
+        original(self, step, *rest, **options)
 
     monkeypatch.setattr(Checkpoints, "save", save)
     go(small_dataset, steps=100, checkpoint_every=None)
@@ -132,7 +134,7 @@ def test_a_run_that_dies_anywhere_resumes_to_the_bit(
     kind, number = when
     owner, name = {
         "update": (user_code.Mine, "update"),
-        "checkpoint": (loop._Book, "checkpoint"),
+        "checkpoint": (Book, "checkpoint"),
         "link": (os, "replace"),
         "line": (JSONLines, "write"),
     }[kind]

@@ -1,0 +1,121 @@
+"""What the adapter for many agents costs: steps/s of PettingZoo's own parallel API, and of `JointRollout` around it.
+
+    python benchmarks/joint_adapter.py [--rounds 8] [--lanes 8]
+
+Both play the same episodes with the same actions, resets included; the rollout records whole episodes besides, and its
+policy is a table look-up, so that no network is timed. The two take turns, and the ratio is the median of the rounds'.
+Seconds are those of one processor, so that other work on the machine does not count. The global state is asked for in
+the last column only, as bare stepping does not either. Prints a markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import statistics
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from herdbook.core.environments import EnvironmentSpec, joint_module
+from herdbook.core.joint import JointSpec
+from herdbook.core.joint_rollout import JointRollout
+from herdbook.core.types import Carry, Step
+
+# (environment, arguments that keep its episodes short, lanes at most, episodes per lane and round)
+TASKS: tuple[tuple[str, dict[str, Any], int, int], ...] = (
+    ("mpe2/simple_spread_v3", {}, 8, 2),
+    ("mpe2/simple_speaker_listener_v4", {}, 8, 4),
+    ("butterfly/pistonball_v6", {"max_cycles": 20}, 2, 1),  # a step is 3.3 MB
+    ("sisl/pursuit_v5", {"max_cycles": 25}, 8, 1),
+)
+
+
+class Table:
+    """Actions drawn before, one row after the other."""
+
+    def __init__(self, spec: JointSpec, lanes: int, rows: int = 64) -> None:
+        generator = np.random.default_rng(0)
+        self.actions, self.rows, self.calls = {}, rows, 0
+        for kind in spec.kinds:
+            shape, space = (rows, lanes, len(kind.agents)), kind.action_space
+            if isinstance(space, spaces.Discrete):
+                self.actions[kind.name] = torch.from_numpy(generator.integers(space.n, size=shape))
+            else:
+                drawn = generator.uniform(space.low, space.high, (*shape, *space.shape)).astype(np.float32)
+                self.actions[kind.name] = torch.from_numpy(drawn)
+
+    def initial(self, num_envs: int) -> Carry:
+        self.calls = 0
+        return None
+
+    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Any, Carry]:
+        row = self.calls % self.rows
+        self.calls += 1
+        return {name: leaf[row] for name, leaf in self.actions.items()}, carry
+
+    def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
+        raise NotImplementedError
+
+
+def bare(env: Any, spec: JointSpec, table: Table, seeds: range) -> float:
+    """Steps/s of the parallel API, the actions looked up as the rollout's are."""
+    rows = {name: leaf[:, 0].numpy() for name, leaf in table.actions.items()}
+    if spec.discrete:
+        rows = {name: leaf.tolist() for name, leaf in rows.items()}
+    steps, start = 0, time.process_time()
+    for seed in seeds:
+        env.reset(seed=seed)
+        while env.agents:
+            row = steps % table.rows
+            env.step({agent: rows[kind.name][row][i] for kind in spec.kinds for i, agent in enumerate(kind.agents)})
+            steps += 1
+    return steps / (time.process_time() - start)
+
+
+def adapted(rollout: JointRollout, table: Table, seeds: range) -> float:
+    """Steps/s of the rollout."""
+    start = time.process_time()
+    played = rollout.run(table, seeds)
+    assert not played.failures, played.failures
+    return sum(len(episode) for episode in played.episodes if episode) / (time.process_time() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--lanes", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| environment | lanes | bare, steps/s | adapter, steps/s | adapter's time / bare's | with state, steps/s |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for name, kwargs, most, episodes in TASKS:
+        lanes = min(options.lanes, most)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PettingZoo recommends its registry
+            env = importlib.import_module(str(joint_module(name))).parallel_env(**kwargs)
+        source = EnvironmentSpec(id=name, kwargs=kwargs)
+        rollout, stated = JointRollout(source, lanes, state=False), JointRollout(source, lanes)
+        table = Table(rollout.spec, lanes)
+        rates: list[tuple[float, float, float]] = []
+        for number in range(options.rounds + 1):
+            first = number * lanes * episodes
+            seeds = range(first, first + lanes * episodes)
+            rates.append(
+                (bare(env, rollout.spec, table, seeds), adapted(rollout, table, seeds), adapted(stated, table, seeds))
+            )
+        rates = rates[1:]  # the first round warms up
+        plain, ours, with_state = (statistics.median(column) for column in zip(*rates, strict=True))
+        ratio = statistics.median(b / a for b, a, _ in rates)
+        print(f"| {name} | {lanes} | {plain:,.0f} | {ours:,.0f} | {ratio:.2f} | {with_state:,.0f} |", flush=True)
+        rollout.close()
+        stated.close()
+        env.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""`herdbook collect RUN_DIR|random --env ID --episodes N --out MINARI_ID`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from herdbook.cli.catalogue import UserError
+from herdbook.cli.parse import parse, show
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectArguments:
+    """Write the episodes of a policy, trained or random, of one agent or of many, as a Minari dataset."""
+
+    policy: tyro.conf.Positional[str]
+    """The directory of a run, or random."""
+    episodes: int
+    """How many."""
+    out: str
+    """Id of the new dataset, as mine/spread-expert-v0."""
+    env: str | None = None
+    """Environment to play in; by default the run's."""
+    env_kwargs: tuple[str, ...] = ()
+    """Its keyword arguments, as `name value name value …`."""
+    seed: int = 0
+    """Episode i is reset with seed + i; evaluations use 10000 and on."""
+    step: int | None = None
+    """Of the run's checkpoint; by default the last."""
+    run_seed: int | None = None
+    """Which of the run's seeds plays; by default the first."""
+    deterministic: bool = True
+    """The policy's mode; else it samples, or explores as it does at the end of its training."""
+    algorithm: str | None = None
+    """module:Class, for a run of your own algorithm."""
+    data_dir: str | None = None
+    """Where the dataset is written; by default Minari's own directory."""
+    num_envs: int = 20
+    """Environments stepped side by side."""
+    device: str = "cpu"
+    """Where the policy runs."""
+
+    def __post_init__(self) -> None:
+        from herdbook.cli.options import check
+
+        for name in ("episodes", "num_envs"):
+            check(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        check(self.seed >= 0, "seed", "0 or more", self.seed)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Collect; returns the exit status."""
+    parsed = parse(CollectArguments, arguments, "collect")
+    if parsed.policy == "random" and parsed.env is None:
+        raise UserError("collect random: expected --env, the environment to play in")
+
+    from herdbook.cli.api import collect
+    from herdbook.cli.options import literal_pairs
+
+    episodes, folder = collect(
+        parsed.policy,
+        out=parsed.out,
+        episodes=parsed.episodes,
+        seed=parsed.seed,
+        env=parsed.env,
+        env_kwargs=literal_pairs(parsed.env_kwargs),
+        step=parsed.step,
+        run_seed=parsed.run_seed,
+        deterministic=parsed.deterministic,
+        algorithm=parsed.algorithm,
+        data_dir=parsed.data_dir,
+        num_envs=parsed.num_envs,
+        device=parsed.device,
+    )
+    returns = episodes.returns()
+    show(
+        f"{parsed.out}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, return {returns.mean():.1f} ± "
+        f"{returns.std():.1f}, in {folder}"
+    )
+    return 0

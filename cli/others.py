@@ -1,0 +1,37 @@
+"""Those who play beside the agents that learn: the policies of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class RunPlayer:
+    """The final policies of a run as players; loaded where they first act, so that it can be sent to a worker."""
+
+    def __init__(self, path: str) -> None:
+        """Raises RunError or UserError if there is no run of many agents at `path`."""
+        self.path = path
+        self._actor: Any = None
+        self._loaded()
+        self._actor = None  # a worker gets the path, and loads it again
+
+    def reset(self) -> None:
+        """A new episode begins."""
+        self._loaded().reset()
+
+    def act(self, observations: Mapping[str, Any]) -> dict[str, Any]:
+        """Actions of these agents, by name."""
+        actions: dict[str, Any] = self._loaded().act(observations)
+        return actions
+
+    def _loaded(self) -> Any:
+        if self._actor is None:
+            from herdbook.cli.api import load
+            from herdbook.cli.catalogue import UserError
+            from herdbook.core.joint_actor import JointActor
+
+            self._actor = load(self.path)
+            if not isinstance(self._actor, JointActor):
+                raise UserError(f"{self.path}: expected a run of many agents, got one of a single agent")
+        return self._actor

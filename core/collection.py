@@ -1,0 +1,207 @@
+"""Collecting episodes while the learner learns.
+
+In every round each seed plays a batch of whole episodes. Round k + 1 is played with the parameters from before the
+updates that follow round k, in this process or in worker processes that overlap with those updates: a fixed lag, so
+the bits are the same for any number of workers. What is played is a function of (parameters, run seed, round).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from herdbook.core.environments import EnvironmentSource
+from herdbook.core.joint import JointEpisode, JointSpec
+from herdbook.core.joint_rollout import JointRollout
+from herdbook.core.random import derive, generator
+from herdbook.core.rollout import PolicyFailed
+from herdbook.core.runs import RunFailed
+from herdbook.core.seeds import Interactive
+from herdbook.core.types import Array
+
+RESETS, NOISE = 101, 102  # streams of randomness of one seed: reset seeds of episodes, exploration
+GROUP = 8
+"""Lanes that are stepped together. It does not depend on the number of workers, and so neither do the bits."""
+
+Parameters = Mapping[str, Mapping[str, Array]]
+"""Network to its parameters by name, on the host."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to play: all that a worker process needs to make its environments and its policy."""
+
+    algorithm: type[Any]
+    config: Any
+    spec: JointSpec
+    source: EnvironmentSource
+    num_envs: int
+    rollout: Mapping[str, Any]
+    """Further arguments of `JointRollout`."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    parameters: Parameters
+    step: int
+    seed: int
+    round: int
+    group: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one seed played in a round: its episodes, why others were lost, and why its policy failed."""
+
+    episodes: list[JointEpisode]
+    failures: list[str]
+    policy_failed: str | None = None
+
+
+class _Player:
+    """Environments and a policy, in the process that plays."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.lanes = plan, min(plan.num_envs, GROUP)
+        self.algorithm: Interactive = plan.algorithm(plan.config, plan.spec, seeds=(0,), device="cpu")
+        self.rollout = JointRollout(plan.source, self.lanes, spec=plan.spec, **plan.rollout)
+
+    def play(self, task: _Task) -> Batch:
+        for name, parameters in task.parameters.items():
+            for key, value in self.algorithm.learner.parameters_of(name).items():
+                value.copy_(torch.from_numpy(parameters[key]))
+        policy = self.algorithm.policy(deterministic=False, step=task.step)
+        first = task.round * self.plan.num_envs + task.group * GROUP
+        last = min(first + GROUP, (task.round + 1) * self.plan.num_envs)
+        seeds = [derive(task.seed, RESETS, number) % 2**31 for number in range(first, last)]  # some take a C int
+        try:
+            played = self.rollout.run(policy, seeds, generator(task.seed, NOISE, task.round, task.group))
+        except PolicyFailed as error:
+            return Batch([], [], str(error))
+        return Batch([episode for episode in played.episodes if episode is not None], played.failures)
+
+
+class Collector:
+    """Plays the rounds of every seed. `start` a round, learn meanwhile, `finish` it.
+
+    Raises RunFailed where a worker process ends by itself; what it raised is raised here.
+    """
+
+    def __init__(self, plan: Plan, seeds: Sequence[int], workers: int = 0) -> None:
+        self.plan, self.seeds = plan, tuple(seeds)
+        self.groups = -(-plan.num_envs // GROUP)
+        self._player = _Player(plan) if workers == 0 else None
+        self._workers = [_Worker(plan) for _ in range(min(workers, len(seeds) * self.groups))]
+        self._playing: dict[int, list[Iterator[Batch]]] = {}
+
+    def start(self, acting: Mapping[int, Parameters], steps: Mapping[int, int], rounds: Mapping[int, int]) -> None:
+        """Begin a round of some seeds, by index: their parameters, their steps so far, and the round's number."""
+        tasks = [
+            (index, _Task(parameters, steps[index], self.seeds[index], rounds[index], group))
+            for index, parameters in acting.items()
+            for group in range(self.groups)
+        ]
+        self._playing = {index: [] for index in acting}
+        for number, (index, task) in enumerate(tasks):
+            if self._player is not None:
+                self._playing[index].append(iter([self._player.play(task)]))
+            else:
+                self._playing[index].append(self._workers[number % len(self._workers)].submit(task))
+
+    def finish(self) -> dict[int, Batch]:
+        """What was played in the round that was started last, by the index of the seed."""
+        finished = {}
+        for index, groups in self._playing.items():
+            batches = [next(group) for group in groups]
+            finished[index] = Batch(
+                [episode for batch in batches for episode in batch.episodes],
+                [failure for batch in batches for failure in batch.failures],
+                next((batch.policy_failed for batch in batches if batch.policy_failed), None),
+            )
+        self._playing = {}
+        return finished
+
+    def close(self) -> None:
+        """End the workers, and close the environments."""
+        if self._player is not None:
+            self._player.rollout.close()
+        for worker in self._workers:
+            worker.close()
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Worker:
+    """A process with a player. Tasks are answered in the order in which they were submitted."""
+
+    def __init__(self, plan: Plan) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, plan), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def submit(self, task: _Task) -> Iterator[Batch]:
+        try:
+            self.connection.send(task)
+        except OSError as error:
+            raise self._ended() from error
+        return self._answer()
+
+    def _answer(self) -> Iterator[Batch]:
+        try:
+            answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._ended() from error
+        if isinstance(answer, Exception):
+            raise answer
+        yield answer
+
+    def _ended(self) -> RunFailed:
+        self.process.join()
+        return RunFailed(
+            f"a worker process that steps environments ended by itself (exit code {self.process.exitcode}); "
+            "--workers 0 steps them in this process"
+        )
+
+    def close(self) -> None:
+        self.connection.close()  # it ends where it reads, or where it writes
+        self.process.join()
+
+
+def _serve(connection: Connection, plan: Plan) -> None:
+    """The worker process: play what is asked for until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the learner ends us
+    torch.set_num_threads(1)
+    tasks: SimpleQueue[_Task | None] = SimpleQueue()
+    # Read at once, so that neither end waits for the other to take what it sends.
+    threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
+    player: _Player | None = None
+    with suppress(BrokenPipeError, ConnectionResetError):
+        while (task := tasks.get()) is not None:
+            try:
+                player = player or _Player(plan)
+                answer: Any = player.play(task)
+            except Exception as error:
+                answer = error
+            connection.send(answer)
+
+
+def _receive(connection: Connection, tasks: SimpleQueue[_Task | None]) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            tasks.put(connection.recv())
+    tasks.put(None)

@@ -1,0 +1,540 @@
+"""`JointEpisodes`: a dataset of many agents in memory.
+
+Laid out as `Episodes` is: flat arrays over all steps, an offset per episode, and T+1 rows of what is seen for T steps,
+so that step t of episode e reads rows t+e and t+e+1. What agents of different shapes have is by kind,
+`[…, N_kind, …]`; what is one number per agent is `[…, N]` in the order of `JointSpec.agents`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.core.joint import ByKind, JointEpisode, JointSpec, Kind
+from herdbook.core.spaces import BadValues, cast
+from herdbook.core.types import Array, Tree, tree_map
+from herdbook.datasets import validation
+from herdbook.datasets.episodes import _joined, _offsets, _ranges, _space_text
+from herdbook.datasets.validation import DataError, located
+
+logger = logging.getLogger("herdbook")
+
+STEP_FIELDS = ("actions", "rewards", "terminated", "truncated")
+"""What there is T times in an episode of T steps."""
+ROW_FIELDS = ("observations", "alive", "action_mask", "state")
+"""What there is T+1 times."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JointEpisodes:
+    """Recorded episodes of many agents; immutable, and validated once when built.
+
+    Values are cast at the door; arrays of the right type are kept without a copy. An agent whose last step carries
+    neither flag counts as truncated there, with a notice in the log. Where an agent does not act, its discrete action
+    is the first of its space.
+
+    Raises `DataError`, naming the field, the agent, the episode and the step, for NaN or infinite values, lengths that
+    disagree, T instead of T+1 rows, values outside their space, actions that the mask forbids, an agent that acts after
+    its end or at a final row, observations or actions of an absent agent that are not zero, a step at which nobody acts
+    (but the only one of an episode that was over at once), and empty data.
+    """
+
+    observations: ByKind
+    """Leaves `[steps + episodes, N_kind, …]`: float32 vectors, uint8 images, int64 discrete; a dict of these."""
+    actions: ByKind
+    """`[steps, N_kind, A]` float32, or `[steps, N_kind]` int64 in the numbering of the Discrete space."""
+    rewards: Array
+    """`[steps, N]` float64."""
+    terminated: Array
+    """`[steps, N]` bool: the MDP ended here for this agent."""
+    truncated: Array
+    alive: Array
+    """`[steps + episodes, N]` bool: the agent acts at this row."""
+    offsets: Array
+    """`[episodes + 1]` int64: the steps of episode e are `offsets[e]:offsets[e + 1]`."""
+    spec: JointSpec
+    action_mask: ByKind | None = None
+    """`[steps + episodes, N_kind, n]` bool for each kind with discrete actions, where `spec.masked`."""
+    state: Tree | None = None
+    """Leaves `[steps + episodes, …]` in `spec.state_space`; None where it was not recorded."""
+    environment: EnvironmentSpec | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the packages that the environment came from: a reward can change without a new id."""
+    reference_scores: ReferenceScores | None = None
+    """In team returns."""
+    episode_metadata: tuple[Mapping[str, Any], ...] = ()
+    """One mapping per episode (`seed`, …), or empty."""
+    source: str = "episodes"
+    """Dataset id or path; begins every error message."""
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        source, spec = self.source, self.spec
+        _check_parts(source, spec, self.observations, self.actions, self.action_mask, self.state)
+        put("offsets", _offsets(source, self.offsets))
+        starts, row_starts = self.offsets, self.offsets + np.arange(len(self.offsets))
+        for name, at, kinds in (
+            ("observations", row_starts, spec.kinds),
+            ("actions", starts, spec.kinds),
+            ("action_mask", row_starts, [kind for kind, _ in masked_kinds(spec)]),
+        ):
+            if kinds:
+                of = getattr(self, name)
+                put(name, {k.name: _cast(source, name, at, k.agents, of[k.name], _kind_cast(name, k)) for k in kinds})
+        for name, at, dtype in (
+            ("rewards", starts, np.float64),
+            ("terminated", starts, np.bool_),
+            ("truncated", starts, np.bool_),
+            ("alive", row_starts, np.bool_),
+        ):
+            put(name, _cast(source, name, at, spec.agents, getattr(self, name), partial(cast, dtype=dtype)))
+        if spec.state_space is not None and self.state is not None:
+            with located(source, "state", row_starts):
+                put("state", validation.cast_observations(spec.state_space, self.state))
+        validation.check_steps(source, starts, self._leaves(STEP_FIELDS))
+        validation.check_rows(source, starts, self._leaves(ROW_FIELDS))
+        self._check_shapes()
+        last = _check_alive(self)
+        put("truncated", self._truncated_at_open_ends(last))
+        put("actions", {kind.name: self._idle_as_first(kind) for kind in spec.kinds})
+        _check_values(self, last)
+        if self.episode_metadata and len(self.episode_metadata) != len(self):
+            raise DataError(
+                f"{source}: expected metadata for {len(self)} episodes or none, got {len(self.episode_metadata)}"
+            )
+
+    def _leaves(self, names: Sequence[str]) -> Iterator[tuple[str, Array]]:
+        """(name for messages, array) of each array of these fields that is there."""
+        for name in names:
+            if getattr(self, name) is not None:
+                yield from validation.leaves(getattr(self, name), name)
+
+    def _check_shapes(self) -> None:
+        for kind in self.spec.kinds:
+            lead = (len(kind.agents),)
+            for name, space in (("observations", kind.observation_space), ("actions", kind.action_space)):
+                tree = getattr(self, name)[kind.name]
+                validation.check_shape(self.source, f"{name}[{kind.name!r}]", space, tree, lead)
+        for kind, actions in masked_kinds(self.spec):
+            assert self.action_mask is not None
+            mask, lead = self.action_mask[kind.name], (len(kind.agents),)
+            legal = spaces.MultiBinary(actions)
+            validation.check_shape(self.source, f"action_mask[{kind.name!r}]", legal, mask, lead)
+        if self.state is not None and self.spec.state_space is not None:
+            validation.check_shape(self.source, "state", self.spec.state_space, self.state)
+        for name in ("rewards", "terminated", "truncated", "alive"):
+            values, agents = getattr(self, name), len(self.spec.agents)
+            if values.shape[1:] != (agents,):
+                raise DataError(
+                    f"{self.source}: expected {name} of {agents} agents in each row, got shape {values.shape}"
+                )
+
+    def _idle_as_first(self, kind: Kind) -> Array:
+        """The actions of a kind; the zeros of agents that do not act become actions that can be looked up."""
+        actions: Array = self.actions[kind.name]
+        start = int(getattr(kind.action_space, "start", 0))
+        if start == 0:
+            return actions
+        acts = self.alive[self.step_rows][:, [self.spec.index[agent] for agent in kind.agents]]
+        return np.where(acts | (actions != 0), actions, start)
+
+    def _truncated_at_open_ends(self, last: Array) -> Array:
+        """`last` `[episodes, N]`: the last step at which each agent acts, or -1."""
+        numbers, agents = np.nonzero(last >= 0)
+        ends = last[numbers, agents]
+        unflagged = ~(self.terminated | self.truncated)[ends, agents]
+        if not unflagged.any():
+            return self.truncated
+        logger.warning(
+            "%s: in %d of %d episodes agents end with neither flag; they count as truncated",
+            self.source,
+            len(np.unique(numbers[unflagged])),
+            len(self),
+        )
+        truncated = self.truncated.copy()
+        truncated[ends[unflagged], agents[unflagged]] = True
+        return truncated
+
+    @classmethod
+    def from_episodes(cls, episodes: Iterable[JointEpisode], spec: JointSpec, **fields: Any) -> JointEpisodes:
+        """Build from single episodes; `fields` are further fields of `JointEpisodes`."""
+        items, source = list(episodes), fields.get("source", "episodes")
+        if not items:
+            raise DataError(f"{source}: the dataset is empty (0 episodes)")
+        for number, item in enumerate(items):
+            _check_episode(source, number, item)
+        metadata = tuple(item.metadata for item in items)
+        return cls(
+            **{name: _gathered(source, name, items) for name in (*STEP_FIELDS, *ROW_FIELDS)},
+            offsets=np.concatenate([[0], np.cumsum([len(item) for item in items])]),
+            spec=spec,
+            **{"episode_metadata": metadata if any(metadata) else (), **fields},
+        )
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return self.offsets.nbytes + sum(leaf.nbytes for _, leaf in self._leaves((*STEP_FIELDS, *ROW_FIELDS)))
+
+    @cached_property
+    def step_rows(self) -> Array:
+        """`[steps]` int64: the row of each step; what it led to is one row further."""
+        return np.arange(self.num_steps) + np.repeat(np.arange(len(self)), self.lengths())
+
+    def lengths(self) -> Array:
+        """`[episodes]` int64: steps of each episode."""
+        return np.diff(self.offsets)
+
+    def returns(self) -> Array:
+        """`[episodes]` float64: the team's return, the undiscounted sum of the rewards of all agents."""
+        return np.add.reduceat(self.rewards.sum(1), self.offsets[:-1])
+
+    def agent_returns(self) -> Array:
+        """`[episodes, N]` float64: the undiscounted sum of each agent's own rewards."""
+        return np.add.reduceat(self.rewards, self.offsets[:-1], axis=0)
+
+    def terminated_for_all(self) -> Array:
+        """`[episodes]` bool: every agent that was still in the game terminated at the episode's last step."""
+        last = self.offsets[1:] - 1
+        terminated = self.terminated[last]
+        inside = self.alive[self.step_rows[last]] | terminated | self.truncated[last]
+        return np.asarray((terminated | ~inside).all(1) & inside.any(1))  # all of nobody is no end
+
+    def episode(self, number: int) -> JointEpisode:
+        """One episode, sharing its memory. Raises IndexError outside `[0, len)`."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"expected an episode in [0, {len(self) - 1}], got {number}")
+        start, end = self.offsets[number], self.offsets[number + 1]
+        steps, rows = slice(start, end), slice(start + number, end + number + 1)
+        return JointEpisode(
+            **{name: _rows(getattr(self, name), steps) for name in STEP_FIELDS},
+            **{name: _rows(getattr(self, name), rows) for name in ROW_FIELDS},
+            metadata=self.episode_metadata[number] if self.episode_metadata else {},
+        )
+
+    def select(self, numbers: Sequence[int] | Array) -> JointEpisodes:
+        """The episodes with these numbers, in this order. Raises IndexError outside `[0, len)`."""
+        chosen = np.asarray(numbers, dtype=np.int64).reshape(-1)
+        if len(chosen) and not (0 <= chosen.min() and chosen.max() < len(self)):
+            raise IndexError(f"expected episodes in [0, {len(self) - 1}], got {chosen.min()} to {chosen.max()}")
+        lengths = self.lengths()[chosen]
+        steps = _ranges(self.offsets[chosen], lengths)
+        rows = _ranges(self.offsets[chosen] + chosen, lengths + 1)
+        return replace(
+            self,
+            **{name: _rows(getattr(self, name), steps) for name in STEP_FIELDS},
+            **{name: _rows(getattr(self, name), rows) for name in ROW_FIELDS},
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            episode_metadata=tuple(self.episode_metadata[i] for i in chosen) if self.episode_metadata else (),
+        )
+
+    def split(
+        self, fraction: float, generator: np.random.Generator | None = None
+    ) -> tuple[JointEpisodes, JointEpisodes]:
+        """Whole episodes into two parts: about `fraction` of them, and the rest.
+
+        In stored order, or shuffled by `generator`. Each part holds at least one episode.
+        """
+        if not 0 < fraction < 1 or len(self) < 2:
+            raise ValueError(
+                f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {len(self)} episodes"
+            )
+        order = np.arange(len(self)) if generator is None else generator.permutation(len(self))
+        first = min(max(round(fraction * len(self)), 1), len(self) - 1)
+        return self.select(order[:first]), self.select(order[first:])
+
+    def filter(self, keep: Array | Sequence[bool] | Callable[[JointEpisode], bool]) -> JointEpisodes:
+        """The episodes for which `keep` holds: `[episodes]` bool, or a function of one episode.
+
+        Example: `episodes.filter(episodes.returns() > -40)`. Raises `DataError` when none is left.
+        """
+        if callable(keep):
+            keep = np.array([keep(self.episode(i)) for i in range(len(self))])
+        chosen = np.asarray(keep)
+        if chosen.dtype != np.bool_ or chosen.shape != (len(self),):
+            raise ValueError(f"expected {len(self)} booleans, one per episode; got {chosen.dtype} {chosen.shape}")
+        return self.select(np.flatnonzero(chosen))
+
+    def concat(self, *others: JointEpisodes) -> JointEpisodes:
+        """These episodes followed by those of `others`.
+
+        Specs must be equal, and all parts with or without the state (DataError otherwise); environment, packages and
+        reference scores are kept where all agree.
+        """
+        parts = (self, *others)
+        for other in others:
+            if other.spec != self.spec:
+                raise DataError(f"{other.source}: expected {self.spec} as in {self.source}, got {other.spec}")
+            if (other.state is None) != (self.state is None):
+                raise DataError(
+                    f"{other.source}: expected the global state where {self.source} has it, and there only; "
+                    "replace(episodes, state=None) leaves it out"
+                )
+        starts = np.cumsum([0, *(part.num_steps for part in parts)])
+        metadata = tuple(m for part in parts for m in part.episode_metadata or ({},) * len(part))
+        agreed = {
+            name: getattr(self, name)
+            for name in ("environment", "packages", "reference_scores")
+            if all(getattr(part, name) == getattr(self, name) for part in others)
+        }
+        return JointEpisodes(
+            **{name: _gathered(self.source, name, parts) for name in (*STEP_FIELDS, *ROW_FIELDS)},
+            offsets=np.concatenate([[0], *(p.offsets[1:] + start for p, start in zip(parts, starts, strict=False))]),
+            spec=self.spec,
+            episode_metadata=metadata if any(metadata) else (),
+            source=" + ".join(dict.fromkeys(part.source for part in parts)),
+            **agreed,
+        )
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers that describe the data; the team's are sums over the agents, `return_mean/x` is agent x's own."""
+        returns, lengths, over = self.returns(), self.lengths(), self.terminated_for_all()
+        team_rewards = self.rewards.sum(1)
+        numbers = {
+            "episodes": len(self),
+            "steps": self.num_steps,
+            "agents": len(self.spec.agents),
+            "team_return_mean": returns.mean(),
+            "team_return_std": returns.std(),
+            "team_return_min": returns.min(),
+            "team_return_max": returns.max(),
+            **{
+                f"return_mean/{agent}": mean
+                for agent, mean in zip(self.spec.agents, self.agent_returns().mean(0), strict=True)
+            },
+            "length_mean": lengths.mean(),
+            "length_min": lengths.min(),
+            "length_max": lengths.max(),
+            "team_reward_mean": team_rewards.mean(),
+            "team_reward_min": team_rewards.min(),
+            "team_reward_max": team_rewards.max(),
+            "agents_acting_mean": self.alive[self.step_rows].sum(1).mean(),
+            "terminated_episodes": over.sum(),
+            "truncated_episodes": (~over).sum(),
+        }
+        return {name: float(value) for name, value in numbers.items()}
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of every array and of the spec; it changes when one value changes."""
+        digest = hashlib.sha256()
+        for name, array in (*self._leaves((*STEP_FIELDS, *ROW_FIELDS)), ("offsets", self.offsets)):
+            digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+        spec = self.spec
+        for agent in spec.agents:
+            spaces_of = spec.observation_spaces[agent], spec.action_spaces[agent]
+            digest.update(f"{agent} {' '.join(map(_space_text, spaces_of))};".encode())
+        state = None if spec.state_space is None else _space_text(spec.state_space)
+        digest.update(f"state {state} masked {spec.masked} turns {spec.turn_based}".encode())
+        return digest.hexdigest()
+
+
+def masked_kinds(spec: JointSpec) -> list[tuple[Kind, int]]:
+    """(kind, number of actions) of the kinds that have an action mask: with discrete actions, if the task has masks."""
+    discrete = ((kind, kind.action_space) for kind in spec.kinds if spec.masked)
+    return [(kind, int(space.n)) for kind, space in discrete if isinstance(space, spaces.Discrete)]
+
+
+def present_rows(alive: Array, step_rows: Array) -> Array:
+    """`[rows, N]` bool: the agent acts at this row, or sees there what its last step led to."""
+    present = alive.copy()
+    present[step_rows + 1] |= alive[step_rows]
+    return present
+
+
+def _check_parts(
+    source: str, spec: JointSpec, observations: Any, actions: Any, action_mask: Any, state: Tree | None
+) -> None:
+    """Every kind has its arrays, and there are masks and a state only where the spec says so."""
+    masks = [kind for kind, _ in masked_kinds(spec)]
+    for name, by_kind, kinds in (
+        ("observations", observations, spec.kinds),
+        ("actions", actions, spec.kinds),
+        ("action_mask", action_mask, masks),
+    ):
+        if name == "action_mask" and (by_kind is None) != (not masks):
+            there = "the legal actions (spec.masked)" if masks else "no action_mask (spec.masked is False)"
+            raise DataError(f"{source}: expected {there}, got {'none' if by_kind is None else 'one'}")
+        names = [kind.name for kind in kinds]
+        if by_kind is not None and (not isinstance(by_kind, Mapping) or sorted(by_kind) != sorted(names)):
+            came = sorted(by_kind) if isinstance(by_kind, Mapping) else type(by_kind).__name__
+            raise DataError(f"{source}: expected {name} by kind, {names}, got {came}")
+    if state is not None and spec.state_space is None:
+        raise DataError(f"{source}: expected no state (spec.state_space is None), got one")
+
+
+def _kind_cast(name: str, kind: Kind) -> Callable[[Tree], Tree]:
+    """How a field by kind is cast."""
+    if name == "observations":
+        return partial(validation.cast_observations, kind.observation_space)
+    discrete = isinstance(kind.action_space, spaces.Discrete)
+    return partial(cast, dtype=np.bool_ if name == "action_mask" else np.int64 if discrete else np.float32)
+
+
+def _cast(
+    source: str, name: str, starts: Array, agents: Sequence[str], values: Tree, one: Callable[[Tree], Tree]
+) -> Tree:
+    """`one(values)`, leaves `[…, agents, …]`. Where a value does not fit, the error names its agent."""
+    with located(source, name, starts):
+        try:
+            return one(values)
+        except BadValues as error:
+            arrays = [leaf for _, leaf in validation.leaves(values)]
+            if error.row is not None and all(np.shape(leaf)[1:2] == (len(agents),) for leaf in arrays):
+                for number, agent in enumerate(agents):
+                    with located(source, f"{name} of {agent}", starts):
+                        one(_rows(values, (slice(None), number)))
+            raise
+
+
+def _check_alive(episodes: JointEpisodes) -> Array:
+    """Who acts when, and how each agent ends; returns `[episodes, N]`, the last step at which it acts, or -1."""
+    source, agents, offsets = episodes.source, episodes.spec.agents, episodes.offsets
+    acts = episodes.alive[episodes.step_rows]  # [steps, N]
+    at_the_end = episodes.alive[offsets[1:] + np.arange(len(episodes))]
+    if at_the_end.any():
+        number, agent = np.argwhere(at_the_end)[0]
+        raise DataError(
+            f"{source}: expected nobody to act at the last row of episode {number}, its final observation, "
+            f"but {agents[agent]} is alive there"
+        )
+    lengths = episodes.lengths()
+    idle = ~acts.any(1) & np.repeat(lengths > 1, lengths)
+    if idle.any():
+        number, step = validation.locate(int(np.argmax(idle)), offsets)
+        raise DataError(f"{source}: expected an agent that acts, nobody does at episode {number}, step {step}")
+    steps = np.arange(len(acts))[:, None]
+    last: Array = np.maximum.reduceat(np.where(acts, steps, -1), offsets[:-1])
+    of_step = np.repeat(last, lengths, axis=0)  # [steps, N]
+    for name in ("terminated", "truncated"):
+        wrong = getattr(episodes, name) & (of_step != steps) & (of_step >= 0)  # who never acts may end at any step
+        if wrong.any():
+            step, agent = np.argwhere(wrong)[0]
+            number, inside = validation.locate(int(step), offsets)
+            end = last[number, agent] - offsets[number]
+            what = "acts after its end" if end > inside else "ends where it does not act"
+            raise DataError(
+                f"{source}: {agents[agent]} {what}: it is {name} at episode {number}, step {inside}, and acts last at "
+                f"step {end}"
+            )
+    return last
+
+
+def _check_values(episodes: JointEpisodes, last: Array) -> None:
+    """Finite, inside their spaces, legal; zeros of an absent agent."""
+    source, spec, starts = episodes.source, episodes.spec, episodes.offsets
+    rows, row_starts = episodes.step_rows, starts + np.arange(len(starts))
+    acts, present = episodes.alive[rows], present_rows(episodes.alive, rows)
+    looks = present | np.repeat(last < 0, episodes.lengths() + 1, axis=0)  # who never acts may have seen how it ended
+    if episodes.state is not None:
+        assert spec.state_space is not None
+        validation.check_inside(source, "state", row_starts, spec.state_space, episodes.state)
+    for kind in spec.kinds:
+        for place, agent in enumerate(kind.agents):
+            number, mine, space = spec.index[agent], (slice(None), place), kind.action_space
+            acting = acts[:, number]
+            validation.check_finite(source, f"rewards of {agent}", episodes.rewards[:, number], starts)
+            name, seen = f"observations of {agent}", _rows(episodes.observations[kind.name], mine)
+            for leaf_name, leaf in validation.leaves(seen, name):
+                _check_absent(source, leaf_name, leaf, looks[:, number], row_starts)
+            seen = _filled(kind.observation_space, seen, present[:, number])
+            validation.check_inside(source, name, row_starts, kind.observation_space, seen)
+            name, actions = f"actions of {agent}", episodes.actions[kind.name][mine]
+            _check_absent(source, name, actions, acting, starts, int(getattr(space, "start", 0)))
+            validation.check_actions(source, starts, space, _filled(space, actions, acting), name)
+            if episodes.action_mask is not None and isinstance(space, spaces.Discrete):
+                legal = episodes.action_mask[kind.name][mine]  # [rows, n]
+                chosen = legal[rows, actions - space.start] | ~acting
+                _check_legal(source, agent, legal, chosen, actions, starts)
+
+
+def _check_absent(source: str, name: str, values: Array, present: Array, starts: Array, nothing: int = 0) -> None:
+    if present.all():
+        return
+    wrong = ~present & (values != nothing).reshape(len(values), -1).any(1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        episode, step = validation.locate(row, starts)
+        raise DataError(
+            f"{source}: expected {nothing} as {name} at episode {episode}, step {step}, where it is absent, "
+            f"got {values[row][values[row] != nothing].flat[0]}"
+        )
+
+
+def _filled(space: Space[Any], values: Tree, present: Array) -> Tree:
+    """The same values, with one inside the space for the zeros of an absent agent, which need not be."""
+    if present.all():
+        return values
+    if isinstance(space, spaces.Dict):
+        return {name: _filled(part, values[name], present) for name, part in space.spaces.items()}
+    if isinstance(space, spaces.Discrete):
+        return np.where(present | (values != 0), values, space.start)
+    assert isinstance(space, spaces.Box)
+    inside = np.clip(np.zeros_like(space.low), space.low, space.high)
+    column = present.reshape(-1, *(1,) * (values.ndim - 1))
+    return np.where(column, values, inside) if inside.any() else values
+
+
+def _check_legal(source: str, agent: str, legal: Array, chosen: Array, actions: Array, starts: Array) -> None:
+    """`legal` `[rows, n]`; `chosen` `[steps]`: the mask allows the action, or the agent does not act."""
+    if not legal.any(1).all():
+        row = int(np.argmin(legal.any(1)))
+        episode, step = validation.locate(row, starts + np.arange(len(starts)))
+        raise DataError(
+            f"{source}: expected an action that is legal in action_mask of {agent} at episode {episode}, step {step}, "
+            "got none; allow all of them where it is absent"
+        )
+    if not chosen.all():
+        number = int(np.argmin(chosen))
+        episode, step = validation.locate(number, starts)
+        raise DataError(
+            f"{source}: expected actions of {agent} that action_mask allows, got {actions[number]} at "
+            f"episode {episode}, step {step}"
+        )
+
+
+def _check_episode(source: str, number: int, episode: JointEpisode) -> None:
+    """Lengths within one episode agree; named by episode, which the flat arrays could not."""
+    steps = len(episode)
+    for names, length, what in ((STEP_FIELDS, steps, "T"), (ROW_FIELDS, steps + 1, "T+1")):
+        for name in names:
+            tree = getattr(episode, name)
+            for leaf_name, leaf in () if tree is None else validation.leaves(tree, name):
+                if len(leaf) != length:
+                    raise DataError(
+                        f"{source}: expected {what} = {length} rows of {leaf_name} for the T = {steps} rewards of "
+                        f"episode {number}, got {len(leaf)}"
+                    )
+
+
+def _gathered(source: str, name: str, parts: Sequence[JointEpisode | JointEpisodes]) -> Tree:
+    """One field of all parts, row after row; None where none has it."""
+    values = [getattr(part, name) for part in parts]
+    missing = [number for number, value in enumerate(values) if value is None]
+    if len(missing) == len(values):
+        return None
+    if missing:
+        raise DataError(f"{source}: expected {name} in every episode or in none, it is missing in episode {missing[0]}")
+    return _joined(source, name, values)
+
+
+def _rows(tree: Tree, index: Any) -> Tree:
+    return None if tree is None else tree_map(lambda leaf: leaf[index], tree)

@@ -1,0 +1,450 @@
+"""`JointReplay`: recorded steps of many agents that can be sampled, offline and online with the same sampling code.
+
+Two groups of tables, as in `ReplayBuffer`: rows of what is seen (T+1 per episode), and steps, each of which holds the
+number of its row. Offline they are the arrays of `JointEpisodes`, on the device; online they are rings to which whole
+episodes are appended. Sampling draws steps or episodes uniformly (the only randomness), then gathers each table once.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from herdbook.core.joint import JointEpisode, JointSegments, JointSpec, JointTransitions
+from herdbook.core.types import Array, TimeLimit, Tree, tree_map
+from herdbook.datasets.joint_episodes import JointEpisodes, masked_kinds
+from herdbook.datasets.replay import (
+    check_discount,
+    checked_time_limit,
+    drawn_numbers,
+    empty_table,
+    saved_pairs,
+    single,
+    to_table,
+)
+from herdbook.datasets.rings import Rings, check_memory, ring_sizes
+
+Tables = dict[str, Any]
+"""Name to tree."""
+
+
+class JointReplay:
+    """Uniform sampling of joint transitions, segments and whole episodes.
+
+    `JointReplay(episodes)` is offline; `JointReplay.online(spec, …)` begins empty and grows by `add`. On the CPU an
+    offline replay shares the memory of its `JointEpisodes`. Its length is the number of steps that can be drawn.
+
+    time_limit: "bootstrap" leaves the discounts of a truncated step alone, "terminal" zeroes them.
+    state: whether the global state is kept, where the task has one (`spec.state_space`).
+
+    Raises ValueError where the state is to be kept and was not recorded, and `DataError` with episode and step for
+    rewards that float32 does not hold.
+    """
+
+    def __init__(
+        self,
+        episodes: JointEpisodes,
+        *,
+        device: torch.device | str = "cpu",
+        time_limit: TimeLimit = "bootstrap",
+        state: bool = True,
+    ) -> None:
+        check_memory(episodes.nbytes if torch.device(device).type != "cpu" else 0, device, "the dataset")
+        seen, taken = _columns(episodes, checked_time_limit(time_limit), state)
+        put = functools.partial(to_table, device=device)
+        self._fill(
+            episodes.spec,
+            time_limit,
+            seen=tree_map(put, seen),
+            taken=tree_map(put, taken),
+            rows=put(episodes.step_rows),
+            remaining=put(_remaining(episodes)),
+            starts=put(episodes.offsets[:-1]),
+        )
+        self._count_rewards(episodes)
+        self._count_episodes(episodes.lengths())
+
+    @classmethod
+    def online(
+        cls,
+        spec: JointSpec,
+        capacity: int,
+        *,
+        device: torch.device | str = "cpu",
+        time_limit: TimeLimit = "bootstrap",
+        state: bool = True,
+        length: int | None = None,
+    ) -> JointReplay:
+        """An empty replay of `capacity` steps.
+
+        `length`: that of the longest episode there can be, where it is known; whole episodes are then sampled with as
+        many steps from the first draw on. The ring of rows has room for the final rows of episodes of 8 steps or more
+        on average (of any length up to 1024 steps); where episodes are shorter, the oldest steps leave sooner.
+
+        Raises MemoryError with the number of bytes where it would not fit.
+        """
+        n_steps, n_rows = ring_sizes(capacity, 1, 1)
+        if length is not None and not 1 <= length <= n_steps:
+            raise ValueError(f"expected a length in [1, {n_steps}], the capacity, got {length}")
+        needed = sum(leaf.nbytes for leaf in pytree.tree_leaves(_tables(spec, n_steps, n_rows, state, "meta")))
+        check_memory(needed, device, f"{capacity} steps")
+        self = cls.__new__(cls)
+        self._fill(spec, checked_time_limit(time_limit), **_tables(spec, n_steps, n_rows, state, device))
+        self._rings, self._length = Rings(capacity, 1, 1), length
+        return self
+
+    def _fill(
+        self,
+        spec: JointSpec,
+        time_limit: TimeLimit,
+        *,
+        seen: Tables,
+        taken: Tables,
+        rows: Tensor,
+        remaining: Tensor,
+        starts: Tensor,
+    ) -> None:
+        self.spec, self.time_limit, self.device = spec, time_limit, rows.device
+        self._seen = seen  # leaves [rows, …]
+        self._taken = taken  # leaves [steps, …]
+        self._rows = rows  # [steps] the row of a step; what it led to follows
+        self._remaining = remaining  # [steps] steps up to the episode's end, this one included
+        self._starts = starts  # the first step of each episode; online a ring over the numbers of episodes
+        self._row_count = len(pytree.tree_leaves(seen)[0])
+        self._rings: Rings | None = None
+        self._begins = np.zeros(len(starts), dtype=np.int64)  # online the same, in ever-growing numbers of steps
+        self._first_episode = self._last_episode = 0  # the episodes from the one to before the other are stored whole
+        self._longest: deque[tuple[int, int]] = deque()  # (number, length) of those that no later one is as long as
+        self._length: int | None = None
+        self._team_spread, self._spread = Spread(), Spread()
+
+    def __len__(self) -> int:
+        return len(self._rows) if self._rings is None else len(self._rings)
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes that are stored whole."""
+        return self._last_episode - self._first_episode
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables; offline on the CPU those of the dataset are among them."""
+        tables = (self._seen, self._taken, self._rows, self._remaining, self._starts)
+        return sum(leaf.nbytes for leaf in pytree.tree_leaves(tables))
+
+    @property
+    def team_reward_std(self) -> float:
+        """Standard deviation of the team's reward over all steps ever added; 1 where they are all equal."""
+        return self._team_spread.std
+
+    @property
+    def reward_std(self) -> float:
+        """Standard deviation of the rewards of agents that acted, over all steps ever added; 1 where they are equal."""
+        return self._spread.std
+
+    # --- sampling: draw, then gather ---------------------------------------------------------------------------------
+
+    def draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Steps `[B]`, or `[S, B]` for S > 1 generators: uniform, with replacement."""
+        numbers = drawn_numbers(len(self), batch_size, generators, self.device)
+        return numbers if self._rings is None else (numbers + self._rings.first_entry) % len(self._rows)
+
+    def draw_episodes(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """The first steps of whole episodes, `[B]` or `[S, B]`: uniform over the episodes, with replacement."""
+        numbers = drawn_numbers(self.num_episodes, batch_size, generators, self.device)
+        return self._starts[(numbers + self._first_episode) % len(self._starts)]
+
+    def sample(self, batch_size: int, generators: Sequence[torch.Generator], *, discount: float) -> JointTransitions:
+        """`gather(draw(…))`: `[B, …]` for one generator, `[S, B, …]` for S."""
+        return self.gather(self.draw(batch_size, generators), discount=discount)
+
+    def sample_segments(
+        self, batch_size: int, length: int, generators: Sequence[torch.Generator], *, discount: float
+    ) -> JointSegments:
+        """`gather_segments(draw(…), length)`: windows that begin at a uniformly drawn step."""
+        return self.gather_segments(self.draw(batch_size, generators), length, discount=discount)
+
+    def sample_episodes(
+        self, batch_size: int, generators: Sequence[torch.Generator], *, discount: float, length: int | None = None
+    ) -> JointSegments:
+        """Whole episodes, from their first step on, in segments of `length` steps.
+
+        Without `length` that of `online`, else the longest stored episode's.
+        """
+        starts = self.draw_episodes(batch_size, generators)
+        longest = self._longest[0][1] if self._length is None else self._length
+        return self.gather_segments(starts, longest if length is None else length, discount=discount)
+
+    def gather(self, indices: Tensor, *, discount: float) -> JointTransitions:
+        """The transitions at `indices` `[*B]` int64, without randomness."""
+        check_discount(discount)
+        rows = self._rows[indices]
+        seen, following = _gathered(self._seen, rows), _gathered(self._seen, (rows + 1) % self._row_count)
+        taken = _gathered(self._taken, indices)
+        return JointTransitions(
+            observations=seen["observations"],
+            actions=taken["actions"],
+            rewards=taken["rewards"],
+            discounts=taken["continues"] * discount,
+            next_observations=following["observations"],
+            alive=taken["alive"],
+            next_alive=taken["next_alive"],
+            team_rewards=taken["team_rewards"],
+            team_discounts=taken["team_continues"] * discount,
+            action_mask=seen.get("action_mask"),
+            next_action_mask=following.get("action_mask"),
+            state=seen.get("state"),
+            next_state=following.get("state"),
+            indices=indices,
+        )
+
+    def gather_segments(self, indices: Tensor, length: int, *, discount: float) -> JointSegments:
+        """Windows of `length` steps that begin at `indices` `[*B]`, each within one episode.
+
+        Where `mask` is False the episode is over: nobody is alive there, rewards and discounts are zero, and actions
+        and rows repeat the last ones.
+        """
+        check_discount(discount)
+        if length < 1:
+            raise ValueError(f"expected length >= 1, got {length}")
+        ahead = torch.arange(length + 1, device=self.device)
+        remaining = self._remaining[indices][..., None]
+        mask = ahead[:-1] < remaining  # [*B, T]
+        steps = (indices[..., None] + torch.minimum(ahead[:-1], remaining - 1)) % len(self._rows)
+        rows = (self._rows[indices][..., None] + torch.minimum(ahead, remaining)) % self._row_count  # [*B, T + 1]
+        seen, taken = _gathered(self._seen, rows), _gathered(self._taken, steps)
+        over = ~mask
+        for name, values in taken.items():
+            if name != "actions":
+                values.masked_fill_(over if name in _TEAM else over[..., None], 0)
+        return JointSegments(
+            observations=seen["observations"],
+            actions=taken["actions"],
+            rewards=taken["rewards"],
+            discounts=taken["continues"] * discount,
+            alive=taken["alive"],
+            next_alive=taken["next_alive"],
+            team_rewards=taken["team_rewards"],
+            team_discounts=taken["team_continues"] * discount,
+            mask=mask,
+            action_mask=seen.get("action_mask"),
+            state=seen.get("state"),
+        )
+
+    # --- online ------------------------------------------------------------------------------------------------------
+
+    def add(self, *episodes: JointEpisode) -> None:
+        """Append whole episodes; several at once cost little more than one.
+
+        Raises `DataError`, a ValueError, and adds nothing, for what `JointEpisodes` refuses; ValueError for more steps
+        than there is room for, and for an episode that is longer than was promised.
+        """
+        rings = self._rings
+        if rings is None:
+            raise TypeError("an offline replay does not grow; build one with JointReplay.online")
+        new = JointEpisodes.from_episodes(episodes, self.spec)
+        row_count, longest = new.num_steps + len(new), int(new.lengths().max())
+        if new.num_steps > rings.steps or row_count > rings.rows:
+            raise ValueError(
+                f"expected at most {rings.steps} steps and {rings.rows} rows, got {new.num_steps} and {row_count} in "
+                f"{len(new)} episodes; build the replay with a larger capacity"
+            )
+        if self._length is not None and longest > self._length:
+            raise ValueError(f"expected episodes of at most {self._length} steps, the replay's length, got {longest}")
+        seen, taken = _columns(new, self.time_limit, "state" in self._seen)
+        steps, rows = rings.append_episodes(new.step_rows, row_count)
+        while self.num_episodes and self._begins[self._first_episode % len(self._begins)] < rings.first:
+            self._first_episode += 1  # its first step has left
+        self._count_episodes(new.lengths())
+        numbers = np.arange(self._last_episode - len(new), self._last_episode) % len(self._begins)
+        self._begins[numbers] = rings.added - new.num_steps + new.offsets[:-1]
+        _write(self._starts, steps[new.offsets[:-1]], to_table(numbers, self.device))
+        _write(self._seen, seen, to_table(rows, self.device))
+        tables = {"taken": self._taken, "rows": self._rows, "remaining": self._remaining}
+        values = {"taken": taken, "rows": rows[new.step_rows], "remaining": _remaining(new)}
+        _write(tables, values, to_table(steps, self.device))
+        self._count_rewards(new)
+
+    def _whole(self) -> Array:
+        """Where in `_starts` and `_begins` the episodes are that are stored whole, the oldest first."""
+        return np.arange(self._first_episode, self._last_episode) % len(self._begins)
+
+    def _count_episodes(self, lengths: Array) -> None:
+        """New ones, whole; the first in `_longest` is then the longest that is still there."""
+        for length in lengths.tolist():
+            while self._longest and self._longest[-1][1] <= length:
+                self._longest.pop()
+            self._longest.append((self._last_episode, length))
+            self._last_episode += 1
+        while self._longest and self._longest[0][0] < self._first_episode:
+            self._longest.popleft()
+
+    def _count_rewards(self, episodes: JointEpisodes) -> None:
+        self._team_spread.add(episodes.rewards.sum(1))
+        self._spread.add(episodes.rewards[episodes.alive[episodes.step_rows]])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an online replay holds: the filled part of each table (not a copy), and the counters."""
+        if self._rings is None:
+            raise TypeError("an offline replay has no state: it is its dataset, whose fingerprint runs record")
+        steps = self._rings.filled_steps
+        return {
+            "seen": tree_map(lambda leaf: leaf[: self._rings.filled_rows], self._seen),
+            "taken": tree_map(lambda leaf: leaf[:steps], self._taken),
+            "rows": self._rows[:steps],
+            "remaining": self._remaining[:steps],
+            "begins": torch.from_numpy(self._begins[self._whole()]),
+            "first_episode": self._first_episode,
+            "spreads": torch.from_numpy(np.stack([self._team_spread.numbers, self._spread.numbers])),
+            "time_limit": self.time_limit,
+            "rings": self._rings.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of a replay that was built alike.
+
+        Raises ValueError, and changes nothing, where capacity, time_limit or shapes differ, or only one has the state.
+        """
+        if self._rings is None:
+            raise TypeError("an offline replay has no state to load")
+        if state.get("time_limit") != self.time_limit:
+            raise ValueError(
+                f'expected a replay with time_limit="{self.time_limit}", got {state.get("time_limit")!r}; '
+                "build it with the same time_limit"
+            )
+        rings = copy.copy(self._rings)
+        rings.load_state_dict(state["rings"])
+        pairs = list(saved_pairs("seen", self._seen, state["seen"], rings.filled_rows))
+        for name, table in (("taken", self._taken), ("rows", self._rows), ("remaining", self._remaining)):
+            pairs += saved_pairs(name, table, state[name], rings.filled_steps)
+        for table, saved in pairs:
+            table.copy_(saved)
+        begins = state["begins"].cpu().numpy()
+        self._rings, self._longest = rings, deque()
+        self._first_episode = self._last_episode = int(state["first_episode"])
+        self._count_episodes(np.diff(begins, append=rings.added))
+        self._begins[self._whole()] = begins
+        _write(self._starts, begins % rings.steps, to_table(self._whole(), self.device))
+        self._team_spread.numbers, self._spread.numbers = state["spreads"].cpu().numpy().copy()
+
+
+_TEAM = ("team_rewards", "team_continues")
+
+
+class Spread:
+    """The standard deviation (of the population) of all values ever added, merged as Chan, Golub & LeVeque (1983)."""
+
+    def __init__(self) -> None:
+        self.numbers = np.zeros(5)  # count, mean, sum of squared deviations from it, smallest, largest
+
+    def add(self, values: Array) -> None:
+        """`values` `[n]` float64."""
+        if not len(values):
+            return
+        count, mean, squares, low, high = self.numbers
+        total, other = count + len(values), values.mean()
+        shift = other - mean
+        self.numbers = np.array(
+            [
+                total,
+                mean + shift * len(values) / total,
+                squares + np.square(values - other).sum() + shift**2 * count * len(values) / total,
+                min(low, values.min()) if count else values.min(),
+                max(high, values.max()) if count else values.max(),
+            ]
+        )
+
+    @property
+    def std(self) -> float:
+        """1 for equal values, whose squared deviations rounding need not leave at zero, and for fewer than two."""
+        count, _, squares, low, high = self.numbers
+        return (math.sqrt(squares / count) or 1.0) if low < high else 1.0
+
+
+def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tuple[Tables, Tables]:
+    """What is stored of each row, and of each step."""
+    seen: Tables = {"observations": episodes.observations}
+    if episodes.action_mask is not None:
+        seen["action_mask"] = episodes.action_mask
+    if state and episodes.spec.state_space is not None:
+        if episodes.state is None:
+            raise ValueError(
+                f"{episodes.source}: expected the recorded state ({episodes.spec.state_space}), got none; "
+                "build the replay with state=False for an algorithm that does not read it"
+            )
+        seen["state"] = episodes.state
+    rows, last = episodes.step_rows, episodes.offsets[1:] - 1
+    acts, after = episodes.alive[rows], episodes.alive[rows + 1]
+    terminal = time_limit == "terminal"
+    ended = episodes.terminated | episodes.truncated if terminal else episodes.terminated
+    over = np.zeros(len(rows), dtype=np.bool_)
+    over[last] = True if terminal else episodes.terminated_for_all()
+    to_single = functools.partial(single, episodes.source, episodes.offsets)
+    taken = {
+        "actions": episodes.actions,
+        "rewards": to_single("rewards", episodes.rewards),
+        "continues": (~ended).astype(np.float32),
+        "alive": acts,
+        "next_alive": np.where(acts, ~episodes.terminated, after),
+        "team_rewards": to_single("team rewards", episodes.rewards.sum(1)),
+        "team_continues": (~over).astype(np.float32),
+    }
+    return seen, taken
+
+
+def _remaining(episodes: JointEpisodes) -> Array:
+    """`[steps]` int64: steps from this one to the end of its episode."""
+    return np.repeat(episodes.offsets[1:], episodes.lengths()) - np.arange(episodes.num_steps)
+
+
+def _tables(spec: JointSpec, n_steps: int, n_rows: int, state: bool, device: torch.device | str) -> Tables:
+    """Empty ones, in the form of `_columns`, and where they lead."""
+    agents = len(spec.agents)
+
+    def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype, device=device)
+
+    seen: Tables = {
+        "observations": {k.name: empty_table(k.observation_space, (n_rows, len(k.agents)), device) for k in spec.kinds}
+    }
+    if masks := masked_kinds(spec):
+        seen["action_mask"] = {
+            kind.name: zeros(torch.bool, n_rows, len(kind.agents), actions) for kind, actions in masks
+        }
+    if state and spec.state_space is not None:
+        seen["state"] = empty_table(spec.state_space, (n_rows,), device)
+    taken: Tables = {
+        "actions": {k.name: empty_table(k.action_space, (n_steps, len(k.agents)), device) for k in spec.kinds},
+        "rewards": zeros(torch.float32, n_steps, agents),
+        "continues": zeros(torch.float32, n_steps, agents),
+        "alive": zeros(torch.bool, n_steps, agents),
+        "next_alive": zeros(torch.bool, n_steps, agents),
+        "team_rewards": zeros(torch.float32, n_steps),
+        "team_continues": zeros(torch.float32, n_steps),
+    }
+    counts = {name: zeros(torch.int64, n_steps) for name in ("rows", "remaining", "starts")}
+    return {"seen": seen, "taken": taken, **counts}
+
+
+def _write(tables: Tree, values: Tree, entries: Tensor) -> None:
+    if isinstance(tables, dict):
+        for name, table in tables.items():
+            _write(table, values[name], entries)
+    else:
+        tables.index_copy_(0, entries, to_table(values, tables.device))
+
+
+def _gathered(tables: Tree, index: Tensor) -> Tree:
+    """The entries `index` `[*B]` of every table, leaves `[*B, …]`."""
+    if isinstance(tables, dict):  # a batch has a dozen tables: torch's tree_map costs more than what it maps
+        return {name: _gathered(table, index) for name, table in tables.items()}
+    return tables.index_select(0, index.reshape(-1)).view(*index.shape, *tables.shape[1:])

@@ -1,0 +1,178 @@
+"""MADDPG (Lowe et al. 2017, arXiv:1706.02275): critics see everything in training, actors only their own observation.
+
+    y_i = r_i + γ Q̄_i(x′, a′_1, …, a′_N),   a′_j = μ̄_j(o′_j)             (1)
+    L_Q = mean (Q_i(x, a_1, …, a_N) − y_i)²                               (2)
+    L_μ = −mean Q_i(x, a_1, …, μ_i(o_i), …, a_N) + ρ mean l_i²            (3)
+
+x is the state, or all observations; the means run over the agents that act, and agents that are absent are zeros in x
+and in the actions. l_i are the outputs of actor i: Box actions are their tanh. Discrete ones are one-hot: that of the
+largest of them in (1), and in (3) a sample, differentiated as its softmax (straight-through Gumbel-softmax, Jang et al.
+2017, arXiv:1611.01144). Settings follow EPyMARL (Papoudakis et al. 2021, arXiv:2006.07869), whose agents may share
+parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.joint import JointSpec, JointTransitions
+from herdbook.core.joint_networks import (
+    AgentNetworks,
+    JointActions,
+    JointCritic,
+    Sharing,
+    actor_policy,
+    check_joint,
+    joint_view,
+    only_legal,
+)
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.spaces import ActionKind
+from herdbook.core.types import Metrics, Policy
+from herdbook.marl.independent_q import mean_where, td_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class MADDPGConfig:
+    """Settings of MADDPG; the paper learns every 100 environment steps, at a rate of 0.01."""
+
+    algorithm: ClassVar[str] = "maddpg"
+    discount: float = 0.99  # γ
+    tau: float = 0.01  # speed of the targets
+    batch_size: int = 1024  # steps
+    actor_lr: float = 5e-4
+    critic_lr: float = 5e-4
+    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
+    logit_penalty: float = 1e-3  # ρ, eq. 3
+    temperature: float = 1.0  # of the Gumbel-softmax
+    exploration_noise: float = 0.1  # σ of Box actions, in units of half their range; discrete ones are sampled
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    sharing: Sharing = "kind"  # whose actors and critics have the same parameters: all agents', those of a kind, none
+    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
+    reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
+    warmup_steps: int = 1_024  # environment steps collected before the first update
+    steps_per_update: float = 25.0  # environment steps collected for each update
+    replay_steps: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, max_grad_norm=POSITIVE)
+        require(self, logit_penalty=NOT_NEGATIVE, temperature=POSITIVE, exploration_noise=NOT_NEGATIVE)
+        require(self, batch_size=COUNT, hidden_sizes=COUNT, replay_steps=COUNT)
+        require(self, warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise from noise that is uniform in [−1, 1)."""
+    return -(-((uniform + 1) / 2).clamp(1e-8, 1 - 1e-7).log()).log()
+
+
+def straight_through(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
+    """The one-hot sample argmax(logits + noise), with the gradient of its softmax. logits, Gumbel noise: [*B, n]."""
+    soft = ((logits + noise) / temperature).softmax(-1)
+    hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).float()
+    return hard + (soft - soft.detach())
+
+
+def with_own(data: Tensor, own: Tensor) -> Tensor:
+    """Everyone's recorded actions but, in row i, agent i's own new one: [*B, N, A] and [*B, N, A] → [*B, N, N, A]."""
+    itself = torch.eye(data.shape[-2], dtype=torch.bool, device=data.device).unsqueeze(-1)
+    return torch.where(itself, own.unsqueeze(-3), data.unsqueeze(-3))
+
+
+def actor_loss(q: Tensor, outputs: Tensor, alive: Tensor, penalty: float) -> Tensor:
+    """Eq. 3. q: each agent's critic of its own new action [B, N]; outputs: l [B, N, A]; alive: who acts [B, N]."""
+    objective = q - penalty * outputs.square().mean(-1)
+    return -(objective * alive).sum() / alive.sum()
+
+
+class MADDPG:
+    """`networks` may replace `actor`, called as `AgentNetworks` is, and `critic`, called as `JointCritic` is."""
+
+    action_space: ClassVar[ActionKind] = "any"
+    joint: ClassVar[bool] = True
+    reads_state: ClassVar[bool] = True
+    acting: ClassVar[tuple[str, ...]] = ("actor",)
+
+    def __init__(self, config: MADDPGConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_joint(spec, self.action_space, c.algorithm)
+        self.spec, self.actions = spec, JointActions(spec, setup.get("device", "cpu"))
+        size = self.actions.size
+        self.learner = Learner(
+            {
+                "actor": lambda: AgentNetworks(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id),
+                "critic": lambda: JointCritic(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id),
+            },
+            {
+                "critic": Adam(lr=c.critic_lr, max_grad_norm=c.max_grad_norm),
+                "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),
+            },
+            targets=("actor", "critic"),
+            **setup,
+        )
+        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+
+    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointTransitions:
+        c = self.config
+        batch: JointTransitions = replay.sample(c.batch_size, generators, discount=c.discount)
+        return replace(batch, rewards=batch.rewards / replay.reward_std) if c.reward_scaling else batch
+
+    def update(self, batch: JointTransitions) -> Metrics:
+        self.learner.updates += 1
+        metrics = self.learner.step("critic", self.critic_objective, batch)
+        uniform = [self.learner.uniform(*batch.alive.shape[-2:], self.actions.size)] if self.actions.discrete else []
+        metrics |= self.learner.step("actor", self.actor_objective, batch, *uniform)
+        self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def critic_objective(self, params: Params, batch: JointTransitions) -> tuple[Tensor, Metrics]:
+        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
+        next_view = joint_view(self.spec, batch.next_state, batch.next_observations, batch.next_alive)
+        with torch.no_grad():
+            outputs, _ = self.actor(params.target["actor"], batch.next_observations)  # [B, N, A]
+            next_actions = self.actions.greedy(outputs, self.actions.legal(batch.next_action_mask))
+            next_actions = (next_actions * batch.next_alive.unsqueeze(-1)).unsqueeze(-3)  # [B, 1, N, A]
+            next_q = self.critic(params.target["critic"], next_view, next_actions)  # [B, N]
+            target = batch.rewards + batch.discounts * next_q  # eq. 1
+        actions = self.actions.vectors(batch.actions, batch.alive).unsqueeze(-3)  # [B, 1, N, A]
+        q = self.critic(params["critic"], view, actions)  # [B, N]
+        return td_loss(q, target, batch.alive), {"q": mean_where(q, batch.alive)}  # eq. 2
+
+    def actor_objective(
+        self, params: Params, batch: JointTransitions, uniform: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """uniform: noise of discrete actions [B, N, A]."""
+        c = self.config
+        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
+        outputs, _ = self.actor(params["actor"], batch.observations)  # [B, N, A]
+        if uniform is None:
+            own = self.actions.greedy(outputs)
+        else:
+            logits = only_legal(outputs, self.actions.legal(batch.action_mask))
+            own = straight_through(logits, gumbel(uniform), c.temperature)
+        actions = with_own(self.actions.vectors(batch.actions, batch.alive), own)  # [B, N, N, A]
+        q = self.critic(params["critic"], view, actions)  # [B, N]
+        return actor_loss(q, outputs, batch.alive, c.logit_penalty), {}  # eq. 3
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """Greedy, or exploring: discrete actions are sampled, Box ones get Gaussian noise; the same at every `step`."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        noise = 0.0 if deterministic else self.config.exploration_noise
+        return actor_policy(self.actor, actor, self.actions, noise, deterministic=deterministic)
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """How many updates should have been made after so many environment steps."""
+        return int(max(steps - self.config.warmup_steps, 0) / self.config.steps_per_update)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

@@ -1,0 +1,180 @@
+"""MATD3 (Ackermann et al. 2019, arXiv:1910.01465): MADDPG with what TD3 (Fujimoto et al. 2018) adds to DDPG.
+
+    y_i = r_i + γ min_k Q̄_ik(x′, a′_1, …, a′_N),   a′_j = clip(μ̄_j(o′_j) + ε),  ε = clip(σ·N(0, 1), −c, c)    (1)
+    L_Q = Σ_k mean (Q_ik(x, a_1, …, a_N) − y_i)²                                                              (2)
+    L_μ = −mean Q_i1(x, a_1, …, μ_i(o_i), …, a_N) + ρ mean l_i²                                               (3)
+
+Actors and targets move with every `policy_delay`-th update of the critics. x is the state, or all observations; the
+means run over the agents that act, and agents that are absent are zeros in x and in the actions. l_i are the outputs of
+actor i: Box actions are their tanh. Discrete ones are one-hot: that of the largest of them in (1), where they get no
+noise, and in (3) a sample, differentiated as its softmax (straight-through Gumbel-softmax, Jang et al. 2017).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.joint import JointSpec, JointTransitions
+from herdbook.core.joint_networks import (
+    AgentNetworks,
+    JointActions,
+    JointCritic,
+    Sharing,
+    actor_policy,
+    check_joint,
+    joint_view,
+    only_legal,
+)
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.spaces import ActionKind
+from herdbook.core.types import Metrics, Policy
+from herdbook.marl.independent_q import mean_where, td_loss
+from herdbook.marl.maddpg import actor_loss, gumbel, straight_through, with_own
+
+
+@dataclass(frozen=True, kw_only=True)
+class MATD3Config:
+    """Settings of MATD3: MADDPG's, and TD3's for what it adds."""
+
+    algorithm: ClassVar[str] = "matd3"
+    discount: float = 0.99  # γ
+    tau: float = 0.01  # speed of the targets
+    policy_noise: float = 0.2  # σ, eq. 1
+    noise_clip: float = 0.5  # c, eq. 1
+    policy_delay: int = 2  # critic updates per update of actors and targets
+    batch_size: int = 1024  # steps
+    actor_lr: float = 5e-4
+    critic_lr: float = 5e-4
+    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
+    logit_penalty: float = 1e-3  # ρ, eq. 3
+    temperature: float = 1.0  # of the Gumbel-softmax
+    exploration_noise: float = 0.1  # σ of Box actions, in units of half their range; discrete ones are sampled
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    sharing: Sharing = "kind"  # whose actors and critics have the same parameters: all agents', those of a kind, none
+    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
+    reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
+    warmup_steps: int = 1_024  # environment steps collected before the first update
+    steps_per_update: float = 25.0  # environment steps collected for each update
+    replay_steps: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, max_grad_norm=POSITIVE)
+        require(self, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
+        require(self, logit_penalty=NOT_NEGATIVE, temperature=POSITIVE, exploration_noise=NOT_NEGATIVE)
+        require(self, batch_size=COUNT, hidden_sizes=COUNT, replay_steps=COUNT)
+        require(self, warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
+
+
+class MATD3:
+    """`networks` may replace `actor`, called as `AgentNetworks` is, and the two critics `critic` and `twin`.
+
+    Those are called as `JointCritic` is.
+    """
+
+    action_space: ClassVar[ActionKind] = "any"
+    joint: ClassVar[bool] = True
+    reads_state: ClassVar[bool] = True
+    acting: ClassVar[tuple[str, ...]] = ("actor",)
+
+    def __init__(self, config: MATD3Config, spec: JointSpec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_joint(spec, self.action_space, c.algorithm)
+        self.spec, self.actions = spec, JointActions(spec, setup.get("device", "cpu"))
+        size = self.actions.size
+
+        def critic() -> JointCritic:
+            return JointCritic(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id)
+
+        self.learner = Learner(
+            {
+                "actor": lambda: AgentNetworks(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id),
+                "critic": critic,
+                "twin": critic,
+            },
+            {
+                "critic": Adam(lr=c.critic_lr, networks=("critic", "twin"), max_grad_norm=c.max_grad_norm),
+                "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),
+            },
+            targets=("actor", "critic", "twin"),
+            **setup,
+        )
+        self.actor, self.critic, self.twin = (self.learner.networks[name] for name in ("actor", "critic", "twin"))
+
+    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointTransitions:
+        c = self.config
+        batch: JointTransitions = replay.sample(c.batch_size, generators, discount=c.discount)
+        return replace(batch, rewards=batch.rewards / replay.reward_std) if c.reward_scaling else batch
+
+    def update(self, batch: JointTransitions) -> Metrics:
+        learner, discrete = self.learner, self.actions.discrete
+        learner.updates += 1
+        shape = (*batch.alive.shape[-2:], self.actions.size)  # [B, N, A]
+        normal = [] if discrete else [learner.normal(*shape)]
+        metrics = learner.step("critic", self.critic_objective, batch, *normal)
+        if learner.updates % self.config.policy_delay == 0:
+            uniform = [learner.uniform(*shape)] if discrete else []
+            metrics |= learner.step("actor", self.actor_objective, batch, *uniform)
+            learner.move_targets(self.config.tau)
+        return metrics
+
+    def critic_objective(
+        self, params: Params, batch: JointTransitions, normal: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """normal: noise of the targets' Box actions [B, N, A]."""
+        c = self.config
+        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
+        next_view = joint_view(self.spec, batch.next_state, batch.next_observations, batch.next_alive)
+        with torch.no_grad():
+            outputs, _ = self.actor(params.target["actor"], batch.next_observations)  # [B, N, A]
+            next_actions = self.actions.greedy(outputs, self.actions.legal(batch.next_action_mask))
+            if normal is not None:
+                noise = (c.policy_noise * normal).clamp(-c.noise_clip, c.noise_clip)
+                next_actions = self.actions.trimmed((next_actions + noise).clamp(-1, 1))
+            next_actions = (next_actions * batch.next_alive.unsqueeze(-1)).unsqueeze(-3)  # [B, 1, N, A]
+            next_q = torch.minimum(
+                self.critic(params.target["critic"], next_view, next_actions),
+                self.twin(params.target["twin"], next_view, next_actions),
+            )  # [B, N]
+            target = batch.rewards + batch.discounts * next_q  # eq. 1
+        actions = self.actions.vectors(batch.actions, batch.alive).unsqueeze(-3)
+        q, twin_q = self.critic(params["critic"], view, actions), self.twin(params["twin"], view, actions)  # [B, N]
+        loss = td_loss(q, target, batch.alive) + td_loss(twin_q, target, batch.alive)  # eq. 2
+        return loss, {"q": mean_where(q, batch.alive)}
+
+    def actor_objective(
+        self, params: Params, batch: JointTransitions, uniform: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """uniform: noise of discrete actions [B, N, A]."""
+        c = self.config
+        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
+        outputs, _ = self.actor(params["actor"], batch.observations)  # [B, N, A]
+        if uniform is None:
+            own = self.actions.greedy(outputs)
+        else:
+            logits = only_legal(outputs, self.actions.legal(batch.action_mask))
+            own = straight_through(logits, gumbel(uniform), c.temperature)
+        actions = with_own(self.actions.vectors(batch.actions, batch.alive), own)  # [B, N, N, A]
+        q = self.critic(params["critic"], view, actions)  # [B, N]: the actors climb the first critics alone
+        return actor_loss(q, outputs, batch.alive, c.logit_penalty), {}  # eq. 3
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """Greedy, or exploring: discrete actions are sampled, Box ones get Gaussian noise; the same at every `step`."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        noise = 0.0 if deterministic else self.config.exploration_noise
+        return actor_policy(self.actor, actor, self.actions, noise, deterministic=deterministic)
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """How many updates should have been made after so many environment steps."""
+        return int(max(steps - self.config.warmup_steps, 0) / self.config.steps_per_update)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

@@ -1,0 +1,171 @@
+"""MATD3+BC (Pan et al. 2022, arXiv:2111.11188, its baseline): TD3+BC (Fujimoto & Gu 2021) for each of many agents.
+
+    y_i = r_i + γ min_k Q̄_ik(x′, a′_1, …, a′_N),   a′_j = clip(μ̄_j(o′_j) + ε),  ε = clip(σ·N(0, 1), −c, c)    (1)
+    L_Q = Σ_k mean (Q_ik(x, a_1, …, a_N) − y_i)²                                                              (2)
+    L_i = −λ_i mean Q_i1(x, a_1, …, μ_i(o_i), …, a_N) + mean (μ_i(o_i) − a_i)²,   λ_i = α / mean |Q_i1|       (3)
+
+The means run over the steps at which an agent acts, that of the cloning term over its actions' dimensions too; the
+actors descend the mean of L_i over the agents. x is the state, or all observations. With independent critics
+Q_ik(o_i, a_i) takes the place of Q_ik(x, a_1, …, a_N) throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.joint import ByKind, JointSpec, JointTransitions
+from herdbook.core.joint_networks import (
+    AgentNetworks,
+    JointActions,
+    JointCritic,
+    Sharing,
+    actor_policy,
+    check_joint,
+    joint_view,
+)
+from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
+from herdbook.core.spaces import ActionKind
+from herdbook.core.types import Metrics, Policy, Tree
+from herdbook.marl.independent_q import mean_where, td_loss
+from herdbook.marl.maddpg import with_own
+
+
+@dataclass(frozen=True, kw_only=True)
+class MATD3BCConfig:
+    """Settings of MATD3+BC: TD3+BC's, and MATD3's of many agents."""
+
+    algorithm: ClassVar[str] = "matd3_bc"
+    alpha: float = 2.5  # α, weight of the values against cloning, eq. 3
+    centralised: bool = True  # critics see the state and all actions; else their agent's own
+    discount: float = 0.99  # γ
+    tau: float = 0.01  # speed of the targets
+    policy_noise: float = 0.2  # σ, eq. 1
+    noise_clip: float = 0.5  # c, eq. 1
+    policy_delay: int = 2  # critic updates per update of actors and targets
+    batch_size: int = 1024  # steps
+    actor_lr: float = 5e-4
+    critic_lr: float = 5e-4
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    sharing: Sharing = "kind"  # whose actors and critics have the same parameters: all agents', those of a kind, none
+    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
+
+    def __post_init__(self) -> None:
+        require(self, alpha=NOT_NEGATIVE, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
+        require(self, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
+        require(self, batch_size=COUNT, hidden_sizes=COUNT)
+
+
+def actor_loss(q: Tensor, cloning: Tensor, alive: Tensor, alpha: float) -> Tensor:
+    """The mean over the agents of eq. 3. q: Q_i1 [B, N]; cloning: (μ_i − a_i)², averaged over dimensions [B, N]."""
+    steps = alive.sum(0).clamp_min(1)  # [N]; an agent may be absent from a batch
+    value, size, error = ((x * alive).sum(0) / steps for x in (q, q.abs(), cloning))
+    weight = alpha / size.detach().clamp_min(1e-6)
+    return (-weight * value + error).mean()
+
+
+class MATD3BC:
+    """`networks` may replace `actor`, called as `AgentNetworks` is, and the two critics `critic` and `twin`.
+
+    Those are called as `JointCritic` is, or independent ones as `AgentNetworks` with the agent's action as its extra.
+    """
+
+    action_space: ClassVar[ActionKind] = "box"
+    joint: ClassVar[bool] = True
+    reads_state: ClassVar[bool] = True
+    acting: ClassVar[tuple[str, ...]] = ("actor",)
+
+    def __init__(self, config: MATD3BCConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_joint(spec, self.action_space, c.algorithm)
+        self.spec, self.actions = spec, JointActions(spec, setup.get("device", "cpu"))
+        size = self.actions.size
+
+        def critic() -> nn.Module:
+            if c.centralised:
+                return JointCritic(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id)
+            return AgentNetworks(spec, 1, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id, extra=size)
+
+        self.learner = Learner(
+            {
+                "actor": lambda: AgentNetworks(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id),
+                "critic": critic,
+                "twin": critic,
+            },
+            {"critic": Adam(lr=c.critic_lr, networks=("critic", "twin")), "actor": Adam(lr=c.actor_lr)},
+            targets=("actor", "critic", "twin"),
+            **setup,
+        )
+        self.actor, self.critic, self.twin = (self.learner.networks[name] for name in ("actor", "critic", "twin"))
+
+    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointTransitions:
+        c = self.config
+        batch: JointTransitions = replay.sample(c.batch_size, generators, discount=c.discount)
+        return batch
+
+    def update(self, batch: JointTransitions) -> Metrics:
+        learner = self.learner
+        learner.updates += 1
+        noise = learner.normal(*batch.alive.shape[-2:], self.actions.size)  # [B, N, A]
+        metrics = learner.step("critic", self.critic_objective, batch, noise)
+        if learner.updates % self.config.policy_delay == 0:
+            metrics |= learner.step("actor", self.actor_objective, batch)
+            learner.move_targets(self.config.tau)
+        return metrics
+
+    def value(
+        self, critic: Network, parameters: Parameters, observations: ByKind, view: Tree, others: Tensor, own: Tensor
+    ) -> Tensor:
+        """Each agent's critic of its `own` action, the `others` being as they are: [B, N, A] twice → [B, N]."""
+        if self.config.centralised:
+            value: Tensor = critic(parameters, view, with_own(others, own))
+        else:
+            value = critic(parameters, observations, own)[0].squeeze(-1)
+        return value
+
+    def critic_objective(self, params: Params, batch: JointTransitions, noise: Tensor) -> tuple[Tensor, Metrics]:
+        c, target = self.config, params.target
+        now = batch.observations, joint_view(self.spec, batch.state, batch.observations, batch.alive)
+        later = (
+            batch.next_observations,
+            joint_view(self.spec, batch.next_state, batch.next_observations, batch.next_alive),
+        )
+        with torch.no_grad():
+            outputs, _ = self.actor(target["actor"], batch.next_observations)  # [B, N, A]
+            noise = (c.policy_noise * noise).clamp(-c.noise_clip, c.noise_clip)
+            next_actions = self.actions.trimmed((self.actions.greedy(outputs) + noise).clamp(-1, 1))
+            next_actions = next_actions * batch.next_alive.unsqueeze(-1)
+            next_q = torch.minimum(
+                self.value(self.critic, target["critic"], *later, next_actions, next_actions),
+                self.value(self.twin, target["twin"], *later, next_actions, next_actions),
+            )  # [B, N]
+            y = batch.rewards + batch.discounts * next_q  # eq. 1
+        actions = self.actions.vectors(batch.actions, batch.alive)
+        q = self.value(self.critic, params["critic"], *now, actions, actions)  # [B, N]
+        twin_q = self.value(self.twin, params["twin"], *now, actions, actions)
+        loss = td_loss(q, y, batch.alive) + td_loss(twin_q, y, batch.alive)  # eq. 2
+        return loss, {"q": mean_where(q, batch.alive)}
+
+    def actor_objective(self, params: Params, batch: JointTransitions) -> tuple[Tensor, Metrics]:
+        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
+        own = self.actions.greedy(self.actor(params["actor"], batch.observations)[0])  # [B, N, A]
+        actions = self.actions.vectors(batch.actions, batch.alive)
+        q = self.value(self.critic, params["critic"], batch.observations, view, actions, own)  # [B, N]
+        cloning = (own - actions).square().sum(-1) / self.actions.sizes
+        return actor_loss(q, cloning, batch.alive, self.config.alpha), {}  # eq. 3
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """The actors; they have no noise, so `deterministic` and `step` change nothing."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        return actor_policy(self.actor, actor, self.actions, 0.0, deterministic=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

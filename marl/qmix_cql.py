@@ -1,0 +1,195 @@
+"""QMIX with conservative Q-learning (Kumar et al. 2020, arXiv:2006.04779), for teams that learn from a dataset.
+
+    L   = mean (Q_tot(o, a, s) − y)² + α C,   y = Σ_i r_i + γ Q̄_tot(o′, a′, s′),   a′_i = argmax Q_i(o′_i, ·)     (1)
+    C   = mean [log Σ_b exp Q_i(o_i, b) − Q_i(o_i, a_i)]                                                         (2)
+    C   = mean [log Σ_b exp Q_tot(o, b, s) − Q_tot(o, a, s)]                                                     (3)
+    L   = mean (Q_i(o_i, a_i) − r_i − γ Q̄_i(o′_i, a′_i))² + α C                                                  (4)
+
+Q_tot is QMIX's mixture (Rashid et al. 2018). The regulariser of each agent (2) is exact; that of the team (3), which
+OG-MARL (Formanek et al. 2023, arXiv:2302.00521) takes, sums over the recorded and over n random legal joint actions b.
+Independent critics (4) have no mixture: each agent is conservative DQN by its own reward, with (2). Means of what is
+each agent's run over the steps at which it acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.joint import JointSegments, JointSpec
+from herdbook.core.joint_networks import (
+    AgentNetworks,
+    AgentValues,
+    JointActions,
+    Sharing,
+    check_joint,
+    check_recurrent_seeds,
+    joint_view,
+    only_legal,
+    rows_present,
+)
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.spaces import ActionKind
+from herdbook.core.types import Metrics, Policy, tree_map
+from herdbook.marl.independent_q import greedy_value, mean_where, td_loss
+from herdbook.marl.qmix import StateMixer
+
+
+@dataclass(frozen=True, kw_only=True)
+class QMIXCQLConfig:
+    """Settings of QMIX+CQL: QMIX's, with soft targets."""
+
+    algorithm: ClassVar[str] = "qmix_cql"
+    alpha: float = 1.0  # α, weight of the regulariser, eq. 1 and 4
+    centralised: bool = True  # QMIX's mixture of all values, eq. 1; else independent critics, eq. 4
+    joint_actions: int | None = None  # n of eq. 3, the team's regulariser; None: each agent's own, eq. 2
+    discount: float = 0.99  # γ
+    double_q: bool = True  # the online network chooses a′; else the target network does
+    batch_size: int = 32  # whole episodes
+    lr: float = 5e-4
+    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
+    target_period: int = 1  # updates between moves of the target networks …
+    tau: float = 0.005  # … by this much
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    mixer_embedding: int = 32  # width of QMIX's W₁
+    mixer_hidden: int = 64  # hidden width of the hypernetworks of W₁ and w₂
+    recurrent: bool = False  # the last hidden layer is a GRU
+    sharing: Sharing = "kind"  # who has the same parameters: all agents, those of a kind, none
+    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
+    last_action: bool = False  # agents see what they did before
+    reward_scaling: bool = True  # divide rewards by their standard deviation; nothing is subtracted
+
+    def __post_init__(self) -> None:
+        require(self, alpha=NOT_NEGATIVE, joint_actions=COUNT, discount=UNIT, tau=FRACTION, lr=POSITIVE)
+        require(self, max_grad_norm=POSITIVE, batch_size=COUNT, target_period=COUNT, hidden_sizes=COUNT)
+        require(self, mixer_embedding=COUNT, mixer_hidden=COUNT)
+        if self.joint_actions is not None and not self.centralised:
+            raise ValueError("QMIXCQLConfig: joint_actions regularises the team's value, which needs centralised=True")
+
+
+def conservative_gap(q: Tensor, data_q: Tensor) -> Tensor:
+    """The bracket of eq. 2 and 3. q: values of all candidates [*B, n], −∞ for illegal ones; data_q [*B] → [*B]."""
+    return q.logsumexp(-1) - data_q
+
+
+def random_indices(uniform: Tensor, legal: Tensor | None) -> Tensor:
+    """Uniform legal actions. uniform: independent noise for every action [*B, n] → [*B]."""
+    return only_legal(uniform, legal).argmax(-1)
+
+
+class QMIXCQL:
+    """`networks` may replace `agents`, called as `AgentNetworks` is, and `mixer`, called as `StateMixer` is.
+
+    Independent critics have no mixer.
+    """
+
+    action_space: ClassVar[ActionKind] = "discrete"
+    joint: ClassVar[bool] = True
+    reads_state: ClassVar[bool] = True
+    acting: ClassVar[tuple[str, ...]] = ("agents",)
+
+    def __init__(self, config: QMIXCQLConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_joint(spec, self.action_space, c.algorithm)
+        if c.recurrent:
+            check_recurrent_seeds(c.algorithm, setup.get("seeds", (0,)))
+        self.actions = JointActions(spec, setup.get("device", "cpu"))
+        networks: dict[str, Callable[[], nn.Module]] = {
+            "agents": lambda: AgentNetworks(
+                spec,
+                self.actions.size,
+                c.hidden_sizes,
+                sharing=c.sharing,
+                agent_id=c.agent_id,
+                extra=self.actions.size * c.last_action,
+                recurrent=c.recurrent,
+            )
+        }
+        if c.centralised:
+            networks["mixer"] = lambda: StateMixer(spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden)
+        trained = tuple(networks)
+        self.learner = Learner(
+            networks,
+            {"team": Adam(lr=c.lr, networks=trained, max_grad_norm=c.max_grad_norm)},
+            targets=trained,
+            **setup,
+        )
+        memory = c.hidden_sizes[-1] if c.recurrent else None
+        self.q = AgentValues(self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory)
+        self.spec, self.mixer = spec, self.learner.networks.get("mixer")
+        self.objective = self.team_objective if c.centralised else self.independent_objective
+
+    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointSegments:
+        c = self.config
+        batch: JointSegments = replay.sample_episodes(c.batch_size, generators, discount=c.discount)
+        if not c.reward_scaling:
+            return batch
+        rewards, team_rewards = batch.rewards / replay.reward_std, batch.team_rewards / replay.team_reward_std
+        return replace(batch, rewards=rewards, team_rewards=team_rewards)
+
+    def update(self, batch: JointSegments) -> Metrics:
+        self.learner.updates += 1
+        n, shape = self.config.joint_actions, batch.alive.shape[-3:]  # [B, T, N]
+        uniform = [] if n is None else [self.learner.uniform(n, *shape, self.actions.size)]
+        metrics = self.learner.step("team", self.objective, batch, *uniform)
+        if self.learner.updates % self.config.target_period == 0:
+            self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def values(self, params: Params, batch: JointSegments) -> tuple[Tensor, Tensor, Tensor]:
+        """Q_i of all actions, −∞ for illegal ones [B, T, N, n], of the recorded one, and Q̄_i(o′_i, a′_i) [B, T, N]."""
+        legal = self.actions.legal(batch.action_mask)
+        all_q = self.q.over(params["agents"], batch)  # [B, T + 1, N, n]
+        with torch.no_grad():
+            target_q = self.q.over(params.target["agents"], batch)
+            chooser = only_legal(all_q if self.config.double_q else target_q, legal)
+            next_q = greedy_value(chooser[:, 1:], target_q[:, 1:])
+        actions = self.actions.indices(batch.actions)
+        q = all_q[:, :-1].gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return only_legal(all_q, legal)[:, :-1], q, next_q
+
+    def team_objective(
+        self, params: Params, batch: JointSegments, uniform: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """uniform: noise of the joint actions of eq. 3 [n, B, T, N, actions]."""
+        assert self.mixer is not None
+        view = joint_view(self.spec, batch.state, batch.observations, rows_present(batch))
+        now, later = (tree_map(lambda leaf, rows=rows: leaf[:, rows], view) for rows in (slice(-1), slice(1, None)))
+        candidates, q, next_q = self.values(params, batch)
+        with torch.no_grad():
+            next_q_total = self.mixer(params.target["mixer"], next_q * batch.next_alive, later)  # [B, T]
+            target = batch.team_rewards + batch.team_discounts * next_q_total
+        q_total = self.mixer(params["mixer"], q * batch.alive, now)  # [B, T]
+        if uniform is None:
+            gap = mean_where(conservative_gap(candidates, q), batch.alive)  # eq. 2
+        else:
+            chosen = random_indices(uniform, candidates.isfinite()).unsqueeze(-1)  # [n, B, T, N, 1]
+            others = candidates.expand(len(chosen), *candidates.shape).gather(-1, chosen).squeeze(-1) * batch.alive
+            repeated = tree_map(lambda leaf: leaf.expand(len(chosen), *leaf.shape), now)
+            totals = self.mixer(params["mixer"], others, repeated)  # [n, B, T]
+            totals = torch.cat([totals, q_total.unsqueeze(0)]).movedim(0, -1)
+            gap = mean_where(conservative_gap(totals, q_total), batch.mask)  # eq. 3
+        loss = td_loss(q_total, target, batch.mask) + self.config.alpha * gap  # eq. 1
+        return loss, {"conservative_gap": gap, "q": mean_where(q_total, batch.mask)}
+
+    def independent_objective(self, params: Params, batch: JointSegments) -> tuple[Tensor, Metrics]:
+        candidates, q, next_q = self.values(params, batch)
+        target = batch.rewards + batch.discounts * next_q
+        gap = mean_where(conservative_gap(candidates, q), batch.alive)  # eq. 2
+        loss = td_loss(q, target, batch.alive) + self.config.alpha * gap  # eq. 4
+        return loss, {"conservative_gap": gap, "q": mean_where(q, batch.alive)}
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """The greedy actions: there is no exploration, so `deterministic` and `step` change nothing."""
+        return self.q.policy(self.learner.parameters_of("agents", seed_index), 0.0, deterministic=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

@@ -1,0 +1,417 @@
+"""Learning with environments as runs: exact resume, workers, lost episodes, opponents, collection, and the command."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import herdbook
+from herdbook.cli.api import collect, evaluate_run, resume
+from herdbook.cli.catalogue import UserError
+from herdbook.cli.main import main
+from herdbook.core.book import Book
+from herdbook.core.checkpoint import Checkpoints
+from herdbook.core.joint_actor import JointActor
+from herdbook.core.learner import Learner
+from herdbook.core.runs import JSONLines, Run, RunError, RunFailed
+from herdbook.datasets.joint_episodes import JointEpisodes
+from herdbook.datasets.load import load_dataset
+
+GAME = '''
+"""A game for tests: both agents are paid for choosing the side that they see; episodes last 3 to 6 steps."""
+import numpy as np
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
+
+
+class Sides(ParallelEnv):
+    metadata = {"name": "sides_v0"}
+
+    def __init__(self, fail_every=0, nan=False, agents=2, continuous=False):
+        self.possible_agents = [f"player_{i}" for i in range(agents)]
+        self.agents, self.fail_every, self.nan = [], fail_every, nan
+        self.continuous = continuous
+
+    def observation_space(self, agent):
+        return spaces.Box(-1, 1, (2,), np.float32)
+
+    def action_space(self, agent):
+        return spaces.Box(-1, 1, (1,), np.float32) if self.continuous else spaces.Discrete(2)
+
+    def state(self):
+        return np.concatenate([self._see()[agent] for agent in self.possible_agents])
+
+    def _see(self):
+        return {a: np.array([self.side, self.t / 6], np.float32) for a in self.possible_agents}
+
+    def reset(self, seed=None, options=None):
+        self.random = np.random.default_rng(seed)
+        self.seed, self.t, self.length = seed, 0, int(self.random.integers(3, 7))
+        self.side = float(self.random.choice([-1, 1]))
+        self.agents = list(self.possible_agents)
+        return self._see(), {a: {} for a in self.agents}
+
+    def step(self, actions):
+        self.t += 1
+        broken = self.fail_every and self.seed and self.seed % self.fail_every == 0  # 0 is the seed of the first check
+        if broken and self.t == 2:
+            if not self.nan:
+                raise RuntimeError("the game broke")
+            self.side = float("nan")
+        chosen = {a: float(np.asarray(x).reshape(-1)[0]) for a, x in actions.items()}
+        if not self.continuous:
+            chosen = {a: 2 * x - 1 for a, x in chosen.items()}
+        rewards = {a: x * self.side for a, x in chosen.items()}
+        self.side = float(self.random.choice([-1, 1])) if not broken else self.side
+        over = self.t == self.length
+        flags = {a: over for a in self.agents}
+        seen, infos = self._see(), {a: {} for a in self.agents}
+        if over:
+            self.agents = []
+        return seen, rewards, flags, {a: False for a in flags}, infos
+'''
+SMALL: dict[str, Any] = {
+    "hidden_sizes": (8, 8),
+    "batch_size": 4,
+    "warmup_episodes": 4,
+    "epsilon_steps": 100,
+    "replay_steps": 200,
+    "target_period": 5,
+}
+FILES = ("metrics.jsonl", "evaluations.jsonl")
+CLOCKS = ("seconds", "timing.jsonl")  # what holds a time, or the length of what holds one
+
+
+@pytest.fixture
+def game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "sides.py").write_text(GAME)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "sides:Sides"
+
+
+def go(game: str, path: Path | str = "run", algorithm: str = "vdn", **options: Any) -> Run:
+    defaults: dict[str, Any] = {"steps": 200, "seeds": (0, 1), "eval_episodes": 2, "num_envs": 3, "quiet": True}
+    return herdbook.train(algorithm, env=game, run_dir=path, **(defaults | SMALL | options))
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    return {**run.checkpoints.load(), "replay": run.checkpoints.load_replay(run.checkpoints.last() or 0)}
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a if key not in CLOCKS)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def same(a: Run, b: Run) -> bool:
+    """Lines, parameters, replays and what was played ahead, equal to the bit."""
+    lines = all((a.path / name).read_bytes() == (b.path / name).read_bytes() for name in FILES)
+    return lines and equal(state_of(a), state_of(b))
+
+
+def test_a_run_learns_and_says_what_it_did(game: str) -> None:
+    run = go(game, steps=3000, seeds=(0,), epsilon_steps=1000, lr=5e-3)
+    final = run.evaluations()[-1]
+    assert final["step"] == 3000
+    assert final["return_mean"] == pytest.approx(2 * np.mean(final["lengths"]))  # every step pays both agents
+    assert final["return_mean"] == pytest.approx(sum(final["agent_returns"].values()))
+    timing = json.loads((run.path / "timing.jsonl").read_text().splitlines()[-1])
+    assert timing["environment_steps_per_second"] > timing["updates_per_second"] > 0
+    assert run.config["dataset"] is None and run.config["environment"]["id"] == game
+    assert run.metrics()[-1]["collected/lost"] == 0
+
+
+@pytest.mark.parametrize(
+    "when", [("update", 1), ("update", 31), ("checkpoint", 2), ("link", 3), ("line", 9), ("add", 7)]
+)
+def test_a_run_that_dies_anywhere_resumes_to_the_bit(
+    game: str, monkeypatch: pytest.MonkeyPatch, when: tuple[str, int]
+) -> None:
+    from herdbook.datasets.joint_replay import JointReplay
+    from herdbook.marl.vdn import VDN
+
+    cadence = {"log_every": 20, "evaluate_every": 70, "checkpoint_every": 50}
+    whole = go(game, "whole", **cadence)
+    kind, number = when
+    owner, name = {
+        "update": (VDN, "update"),
+        "checkpoint": (Book, "checkpoint"),
+        "link": (os, "replace"),
+        "line": (JSONLines, "write"),
+        "add": (JointReplay, "add"),
+    }[kind]
+    original, calls = getattr(owner, name), 0
+
+    class Killed(BaseException):
+        """Stands for kill -9: nothing of ours runs after it."""
+
+    def die(*arguments: object, **keywords: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise Killed
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, die)
+    with pytest.raises(Killed):
+        go(game, "cut", **cadence)
+    monkeypatch.setattr(owner, name, original)
+    cut, continued = resume("cut", env=game, quiet=True)
+    assert continued and same(cut, whole)
+
+
+def test_resume_extends_to_the_bit(game: str) -> None:
+    cadence = {"log_every": 20, "evaluate_every": 100, "checkpoint_every": 100}
+    whole = go(game, "whole", steps=400, **cadence)
+    go(game, "part", **cadence)
+    part, continued = resume("part", steps=400, env=game, quiet=True)
+    assert continued and part.options["steps"] == 400
+    assert equal(state_of(part)["state"], state_of(whole)["state"])
+    assert part.evaluations()[-2:] == whole.evaluations()[-2:]
+
+
+def test_the_bits_do_not_depend_on_the_number_of_workers(game: str) -> None:
+    runs = [go(game, f"run{workers}", workers=workers, steps=60, num_envs=9) for workers in (0, 1, 2)]
+    assert same(runs[0], runs[1]) and same(runs[0], runs[2])
+
+
+def test_a_worker_that_dies_ends_the_run_with_its_exit_code(game: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from herdbook.core import collection
+
+    submit = collection._Worker.submit
+
+    def kill_first(self: Any, task: Any) -> Any:
+        self.process.kill()
+        self.process.join()
+        return submit(self, task)
+
+    monkeypatch.setattr(collection._Worker, "submit", kill_first)
+    with pytest.raises(RunFailed, match=r"exit code -9"):
+        go(game, workers=1)
+
+
+def test_what_a_worker_raises_is_raised_here(game: str) -> None:
+    with pytest.raises(RunFailed, match="the game broke"):
+        go(game, workers=1, env_kwargs={"fail_every": 1}, eval_episodes=0)
+
+
+def test_only_the_last_checkpoint_holds_a_replay(game: str) -> None:
+    run = go(game, checkpoint_every=50, keep=3)
+    assert len(run.checkpoints.steps()) == 3
+    assert [path.name for path in (run.path / "checkpoints").glob("replay_*")] == [f"replay_{run.checkpoints.last()}"]
+    shutil.rmtree(run.path / "checkpoints" / f"replay_{run.checkpoints.last()}")
+    assert isinstance(herdbook.load(run.path), JointActor)  # a policy needs none
+    with pytest.raises(RunError, match="replay cannot be restored"):
+        resume(run.path, steps=300, env=game, quiet=True)
+
+
+@pytest.mark.parametrize("nan", [False, True])
+def test_a_lost_episode_is_counted_and_the_run_goes_on(
+    game: str, nan: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = go(game, env_kwargs={"fail_every": 4, "nan": nan}, eval_episodes=0, seeds=(0,), quiet=False)
+    lost = run.metrics()[-1]["collected/lost"]
+    assert lost > 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "episode is lost" in line]
+    assert len(told) >= lost and "reset seed" in told[0]  # and what was played ahead
+
+
+def test_an_environment_that_keeps_failing_ends_the_run_with_the_cause(game: str) -> None:
+    with pytest.raises(RunFailed, match=r"failed in 1\d episodes in a row: .*the game broke"):
+        go(game, env_kwargs={"fail_every": 1}, eval_episodes=0)
+
+
+def test_a_failure_now_and_then_is_no_failure_in_a_row(game: str) -> None:
+    run = go(game, env_kwargs={"fail_every": 2}, eval_episodes=0, steps=600, seeds=(0,))
+    assert run.metrics()[-1]["collected/lost"] > 10
+
+
+def test_a_seed_whose_loss_is_not_finite_stops_alone(game: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Learner.step
+
+    def step(self: Learner, *arguments: Any) -> Any:
+        metrics = original(self, *arguments)
+        return {**metrics, "loss/team": metrics["loss/team"] * math.nan} if self.seeds == (1,) else metrics
+
+    monkeypatch.setattr(Learner, "step", step)
+    run = go(game, steps=400)
+    assert {line["seed"] for line in run.metrics() if line["step"] == 400} == {0}
+    assert [line["seed"] for line in run.evaluations()][-1] == 0
+    assert "1" in run.checkpoints.load()["stopped"]
+
+
+def test_the_algorithm_says_what_it_learns_from(game: str) -> None:
+    with pytest.raises(UserError, match="give --env, not --dataset"):
+        herdbook.train("qmix", dataset="classic/pendulum", steps=1)
+    with pytest.raises(UserError, match="give --dataset"):
+        herdbook.train("matd3_bc", env=game, steps=1)
+    with pytest.raises(UserError, match="expected --env"):
+        herdbook.train("qmix", steps=1)
+
+
+def test_actions_that_do_not_fit_are_told_with_who_fits(game: str) -> None:
+    with pytest.raises(UserError, match=r"expected discrete actions.*maddpg"):
+        go(game, algorithm="qmix", env_kwargs={"continuous": True})
+
+
+def test_agents_are_chosen_by_pattern_and_others_play(game: str) -> None:
+    run = go(game, learn=("player_1",), env_kwargs={"agents": 3})
+    assert set(run.evaluations()[-1]["agent_returns"]) == {"player_1"}
+    again = go(
+        game,
+        "against",
+        learn=("player_1",),
+        others=str(go(game, "all", env_kwargs={"agents": 3}).path),
+        env_kwargs={"agents": 3},
+    )
+    assert set(again.evaluations()[-1]["agent_returns"]) == {"player_1"}
+    with pytest.raises(ValueError, match=r"nobody.*player_0, player_1, player_2|player_0.*nobody"):
+        go(game, "none", learn=("nobody",), env_kwargs={"agents": 3})
+    with pytest.raises(RunError, match="there is no run here"):
+        go(game, "missing", learn=("player_1",), others="nowhere", env_kwargs={"agents": 3})
+    with pytest.raises(UserError, match="expected --learn"):
+        go(game, "unnamed", others="nowhere")
+
+
+def test_an_environment_that_is_code_must_be_given_again(game: str) -> None:
+    run = go(game)
+    with pytest.raises(UserError, match="is not imported"):
+        resume(run.path, steps=300, quiet=True)
+    with pytest.raises(UserError, match="is not imported"):
+        evaluate_run(run.path, episodes=1)
+    results = evaluate_run(run.path, episodes=3, env=game, seed=5)
+    assert [len(line["returns"]) for line in results["seeds"]] == [3, 3]
+
+
+def test_an_actor_plays_a_game_by_hand(game: str) -> None:
+    import sides  # type: ignore[import-not-found]  # written by the fixture
+
+    run = go(game, steps=3000, seeds=(0,), epsilon_steps=1000, lr=5e-3)
+    actor, env = herdbook.load(run.path), sides.Sides()
+    assert isinstance(actor, JointActor)
+    observations, _ = env.reset(seed=10_000)
+    total = 0.0
+    while env.agents:
+        actions = actor.act(observations)
+        assert all(type(action) is int for action in actions.values())
+        observations, rewards, *_ = env.step(actions)
+        total += sum(rewards.values())
+    assert total == run.evaluations()[-1]["returns"][0]
+
+
+@pytest.mark.parametrize(("algorithm", "continuous"), [("matd3_bc", True), ("qmix_cql", False)])
+def test_collected_episodes_are_a_dataset_to_learn_from(
+    game: str, algorithm: str, continuous: bool, minari_root: Path
+) -> None:
+    arguments = {"continuous": continuous}
+    episodes, folder = collect("random", out="test/sides-v0", episodes=12, env=game, env_kwargs=arguments, seed=3)
+    read = load_dataset("test/sides-v0")
+    assert isinstance(episodes, JointEpisodes) and isinstance(read, JointEpisodes) and folder.is_dir()
+    assert read.fingerprint() == episodes.fingerprint()
+    assert [dict(m)["seed"] for m in read.episode_metadata] == list(range(3, 15))
+    run = herdbook.train(
+        algorithm,
+        dataset="test/sides-v0",
+        env=game,
+        env_kwargs=arguments,
+        steps=20,
+        seeds=(0, 1),
+        hidden_sizes=(8, 8),
+        batch_size=4,
+        eval_episodes=2,
+        run_dir="offline",
+        quiet=True,
+    )
+    assert len(run.evaluations()[-1]["agent_returns"]) == 2
+    out, _ = collect(run.path, out="test/again-v0", episodes=2, env=game, env_kwargs=arguments)
+    assert len(out) == 2
+
+
+def test_one_agent_is_collected_as_one(minari_root: Path) -> None:
+    assert main(["collect", "random", "--env", "CartPole-v1", "--episodes", "3", "--out", "test/cartpole-v0"]) == 0
+    assert load_dataset("test/cartpole-v0").returns().shape == (3,)
+
+
+def test_a_trained_run_is_collected_by_the_command(game: str, minari_root: Path) -> None:
+    run = go(game)
+    words = ["collect", str(run.path), "--env", game, "--episodes", "4", "--out", "test/sides-v0", "--run-seed", "1"]
+    assert main(words) == 0
+    assert main([*words[:-1], "7"]) == 2  # no such seed
+    assert main(["collect", "random", "--episodes", "4", "--out", "test/x-v0"]) == 2  # no environment
+
+
+def test_a_gymnasium_environment_is_a_team_of_one(tmp_path: Path) -> None:
+    run = herdbook.train(
+        "independent_q", env="CartPole-v1", steps=200, num_envs=2, eval_episodes=2, run_dir="run", quiet=True, **SMALL
+    )
+    assert list(run.evaluations()[-1]["agent_returns"]) == ["agent"]
+
+
+def test_the_command_trains_and_resumes_after_a_real_kill(game: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "herdbook.cli.main"]
+    flags = ["--env", game, "--steps", "40000", "--num-envs", "2", "--workers", "1", "--eval-episodes", "0"]
+    flags += ["--hidden-sizes", "8", "8", "--batch-size", "4", "--checkpoint-every", "50", "--run-dir", "run"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen([*words, "train", "vdn", *flags], env=environment, stdout=subprocess.DEVNULL)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    while (checkpoints.last() or 0) < 100:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    run, continued = resume("run", steps=max(400, (checkpoints.last() or 0) + 100), env=game, quiet=True)
+    assert continued and run.checkpoints.last() == run.options["steps"]
+
+
+def test_the_settings_of_mpe_are_those_of_its_published_numbers() -> None:
+    run = herdbook.train(
+        "qmix", env="mpe2/simple_spread_v3", steps=100, num_envs=2, eval_episodes=2, run_dir="run", quiet=True, **SMALL
+    )
+    assert run.options["time_limit"] == "terminal" and run.options["eval_episodes"] == 2
+    assert run.config["environment"]["id"] == "mpe2/simple_spread_v3"
+    assert [row["run"] for row in run.config["settings"]] == [{"time_limit": "terminal", "eval_episodes": 100}]
+    assert set(run.evaluations()[-1]["lengths"]) == {25}
+    again, continued = resume(run.path, steps=200, quiet=True)  # a registered environment need not be given again
+    assert continued and again.checkpoints.last() == 200
+
+
+def test_evaluations_and_comparisons_name_the_team_and_each_agent(
+    game: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [go(game, name, algorithm=name) for name in ("vdn", "independent_q")]
+    assert main(["eval", str(runs[0].path), "--env", game, "--episodes", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "team return" in out and "player_0 " in out and "player_1 " in out
+    assert main(["compare", *(str(run.path) for run in runs), "--out", "report"]) == 0
+    assert "sum over the agents" in capsys.readouterr().out
+    records = json.loads(Path("report/marl_eval.json").read_text())
+    lines = runs[0].evaluations()
+    steps = records["gymnasium"][game]["vdn"]["seed_1"]
+    assert steps["absolute_metrics"]["return"] == lines[-1]["returns"]
+    assert steps["step_1"] == {"step_count": lines[1]["step"], "return": lines[1]["returns"]}
+    assert records["gymnasium"][game]["independent_q"].keys() == {"seed_0", "seed_1"}
+
+
+def test_an_episode_is_filmed(capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    run = herdbook.train(
+        "vdn", env="mpe2/simple_spread_v3", steps=50, num_envs=2, eval_episodes=0, run_dir="run", quiet=True, **SMALL
+    )
+    assert main(["eval", str(run.path), "--episodes", "1", "--video", "film/episode.gif"]) == 0
+    assert "26 frames" in capsys.readouterr().out  # T + 1
+    with Image.open("film/episode.gif") as film:
+        assert 13 < film.n_frames <= 26  # Pillow merges frames that are equal
+    assert main(["eval", str(run.path), "--episodes", "1", "--video", "episode.txt"]) == 2
