@@ -190,7 +190,7 @@ class _Body(nn.Module):
     def forward(
         self, x: Tensor, state: Tensor | None = None, held: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Of a GRU: state [B, n, H] before the first row, held [B, T, n, 1]; the second output is that after the last."""
+        """Of a GRU: state [B, n, H] before the first row, held [B, T, n, 1]; the second output is that after all."""
         if self.agent_id:
             numbers = torch.eye(self.agents, device=x.device).expand(*x.shape[:-1], self.agents)
             x = torch.cat([x, numbers], -1)
@@ -448,6 +448,16 @@ def linear_schedule(start: float, end: float, steps: int, step: int | None) -> f
     return end if step is None else start + (end - start) * min(step / steps, 1.0)
 
 
+def row_times(batch: JointSegments, horizon: int) -> Tensor:
+    """How much of `horizon` steps has passed at each row of segments that begin an episode: [*B, T + 1]."""
+    rows = batch.mask.shape[-1] + 1
+    return (torch.arange(rows, device=batch.mask.device) / horizon).expand(*batch.mask.shape[:-1], rows)
+
+
+def _beside(parts: Sequence[Tensor]) -> Tensor | None:
+    return None if not parts else parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+
+
 def rows_present(batch: JointSegments) -> Tensor:
     """[*B, T + 1, N] bool: the agent acts at this row, or it was cut off and sees here what its last step led to."""
     return torch.cat([batch.alive[..., :1, :], batch.next_alive], -2)
@@ -457,22 +467,28 @@ class AgentValues:
     """What an `AgentNetworks` says of each agent, over segments and step by step in play.
 
     Both go through here, so that what is fed to the network cannot differ: the last action is zeros before an agent's
-    first, and a memory takes no step where its agent is absent, or it is another's turn.
+    first, the time counts an agent's own steps, and a memory takes no step where its agent is absent, or it is
+    another's turn. Segments begin where their episodes do.
     """
 
-    def __init__(self, network: Network, actions: JointActions, *, last_action: bool, memory: int | None) -> None:
+    def __init__(
+        self, network: Network, actions: JointActions, *, last_action: bool, memory: int | None, horizon: int | None
+    ) -> None:
         self.network, self.actions, self.last_action, self.memory = network, actions, last_action, memory
-        self.agents = len(actions.sizes)
+        self.horizon, self.agents = horizon, len(actions.sizes)
 
     def over(self, parameters: Parameters, batch: JointSegments) -> Tensor:
         """[*B, T + 1, N, outputs]."""
-        previous = state = held = None
+        extra, state, held = [], None, None
         if self.last_action:
-            previous = F.pad(self.actions.vectors(batch.actions, batch.alive), (0, 0, 0, 0, 1, 0))  # none at row 0
+            extra.append(F.pad(self.actions.vectors(batch.actions, batch.alive), (0, 0, 0, 0, 1, 0)))  # none at row 0
+        if self.horizon is not None:
+            time = row_times(batch, self.horizon)  # [*B, T + 1]
+            extra.append(time[..., None, None].expand(*time.shape, self.agents, 1))
         if self.memory is not None:
             held = ~rows_present(batch)
             state = torch.zeros(len(held), self.agents, self.memory, device=held.device)
-        outputs: Tensor = self.network(parameters, batch.observations, previous, state, held)[0]
+        outputs: Tensor = self.network(parameters, batch.observations, _beside(extra), state, held)[0]
         return outputs
 
     def initial(self, num_envs: int) -> Carry:
@@ -480,6 +496,8 @@ class AgentValues:
         device, carry = self.actions.choices.device, {}
         if self.last_action:
             carry["acted"] = torch.zeros(num_envs, self.agents, dtype=torch.bool, device=device)
+        if self.horizon is not None:
+            carry["steps"] = torch.zeros(num_envs, self.agents, device=device)
         if self.memory is not None:
             carry["state"] = torch.zeros(num_envs, self.agents, self.memory, device=device)
         return carry
@@ -487,15 +505,19 @@ class AgentValues:
     def at(self, parameters: Parameters, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
         """[E, N, outputs]."""
         assert step.alive is not None
-        reset, previous, state, held, carry = step.reset.unsqueeze(-1), None, None, None, dict(carry)
+        reset, extra, state, held, carry = step.reset.unsqueeze(-1), list[Tensor](), None, None, dict(carry)
         if self.last_action:
             acted = carry["acted"] & ~reset  # [E, N]
-            previous = self.actions.vectors(step.previous_actions, acted).unsqueeze(1)
+            extra.append(self.actions.vectors(step.previous_actions, acted).unsqueeze(1))
             carry["acted"] = acted | step.alive
+        if self.horizon is not None:
+            steps = carry["steps"] * ~reset  # [E, N]
+            extra.append((steps / self.horizon)[:, None, :, None])
+            carry["steps"] = steps + step.alive
         if self.memory is not None:
             state, held = carry["state"] * ~reset.unsqueeze(-1), ~step.alive.unsqueeze(1)
         observations = tree_map(lambda leaf: leaf.unsqueeze(1), step.observations)  # a segment of one row
-        outputs, state = self.network(parameters, observations, previous, state, held)
+        outputs, state = self.network(parameters, observations, _beside(extra), state, held)
         if self.memory is not None:
             carry["state"] = state
         return outputs.squeeze(1), carry

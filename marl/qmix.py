@@ -33,6 +33,7 @@ from herdbook.core.joint_networks import (
     joint_view,
     linear_schedule,
     only_legal,
+    row_times,
     rows_present,
 )
 from herdbook.core.learner import Adam, Learner, Params, Setup
@@ -61,6 +62,7 @@ class QMIXConfig:
     sharing: Sharing = "kind"  # who has the same parameters: all agents, those of a kind, none
     agent_id: bool = True  # a one-hot number tells agents that share parameters apart
     last_action: bool = False  # agents see what they did before
+    horizon: int | None = None  # they see how much of so many steps has passed (Pardo et al. 2018, arXiv:1712.00378)
     reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
     epsilon_start: float = 1.0  # ε of exploration at environment step 0 …
     epsilon_end: float = 0.05  # … and after
@@ -71,7 +73,7 @@ class QMIXConfig:
 
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        require(self, target_period=COUNT, hidden_sizes=COUNT, mixer_embedding=COUNT, mixer_hidden=COUNT)
+        require(self, target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, mixer_embedding=COUNT, mixer_hidden=COUNT)
         require(self, epsilon_start=UNIT, epsilon_end=UNIT)
         require(self, epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
         require(self, replay_steps=COUNT)
@@ -100,16 +102,27 @@ class Mixer(nn.Module):
 
 
 class StateMixer(nn.Module):
-    """A `Mixer` behind the encoder of a task's state."""
+    """A `Mixer` behind the encoder of a task's state, and of the time that has passed where it is `timed`."""
 
-    def __init__(self, spec: JointSpec, *, embedding: int, hidden: int) -> None:
+    def __init__(self, spec: JointSpec, *, embedding: int, hidden: int, timed: bool = False) -> None:
         super().__init__()
-        self.encoder = StateEncoder(spec)
-        self.mixer = Mixer(len(spec.agents), self.encoder.size, embedding=embedding, hidden=hidden)
+        self.encoder, self.timed = StateEncoder(spec), timed
+        self.mixer = Mixer(len(spec.agents), self.encoder.size + timed, embedding=embedding, hidden=hidden)
 
     def forward(self, q: Tensor, view: Tree) -> Tensor:
-        """view: `joint_view`."""
+        """view: `mixer_view`."""
+        if self.timed:
+            view, time = view
+            return self.mixer(q, torch.cat([self.encoder(view), time.unsqueeze(-1)], -1))  # type: ignore[no-any-return]
         return self.mixer(q, self.encoder(view))  # type: ignore[no-any-return]
+
+
+def mixer_view(spec: JointSpec, batch: JointSegments, horizon: int | None) -> tuple[Tree, Tree]:
+    """What a `StateMixer` reads at each step, and at the row after it: leaves [B, T, …]."""
+    view = joint_view(spec, batch.state, batch.observations, rows_present(batch))
+    if horizon is not None:
+        view = view, row_times(batch, horizon)
+    return tree_map(lambda leaf: leaf[:, :-1], view), tree_map(lambda leaf: leaf[:, 1:], view)
 
 
 class QMIX:
@@ -134,10 +147,12 @@ class QMIX:
                     c.hidden_sizes,
                     sharing=c.sharing,
                     agent_id=c.agent_id,
-                    extra=self.actions.size * c.last_action,
+                    extra=self.actions.size * c.last_action + (c.horizon is not None),
                     recurrent=c.recurrent,
                 ),
-                "mixer": lambda: StateMixer(spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden),
+                "mixer": lambda: StateMixer(
+                    spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden, timed=c.horizon is not None
+                ),
             },
             {"team": Adam(lr=c.lr, networks=("agents", "mixer"), max_grad_norm=c.max_grad_norm)},
             targets=("agents", "mixer"),
@@ -145,7 +160,9 @@ class QMIX:
         )
         self.spec, self.mixer = spec, self.learner.networks["mixer"]
         memory = c.hidden_sizes[-1] if c.recurrent else None
-        self.q = AgentValues(self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory)
+        self.q = AgentValues(
+            self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory, horizon=c.horizon
+        )
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointSegments:
         c = self.config
@@ -161,8 +178,7 @@ class QMIX:
 
     def objective(self, params: Params, batch: JointSegments) -> tuple[Tensor, Metrics]:
         legal = self.actions.legal(batch.action_mask)
-        view = joint_view(self.spec, batch.state, batch.observations, rows_present(batch))
-        now, later = (tree_map(lambda leaf, rows=rows: leaf[:, rows], view) for rows in (slice(-1), slice(1, None)))
+        now, later = mixer_view(self.spec, batch, self.config.horizon)
         all_q = self.q.over(params["agents"], batch)  # [B, T + 1, N, n]
         with torch.no_grad():
             target_q = self.q.over(params.target["agents"], batch)  # [B, T + 1, N, n]

@@ -29,15 +29,13 @@ from herdbook.core.joint_networks import (
     Sharing,
     check_joint,
     check_recurrent_seeds,
-    joint_view,
     only_legal,
-    rows_present,
 )
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.spaces import ActionKind
 from herdbook.core.types import Metrics, Policy, tree_map
 from herdbook.marl.independent_q import greedy_value, mean_where, td_loss
-from herdbook.marl.qmix import StateMixer
+from herdbook.marl.qmix import StateMixer, mixer_view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +60,12 @@ class QMIXCQLConfig:
     sharing: Sharing = "kind"  # who has the same parameters: all agents, those of a kind, none
     agent_id: bool = True  # a one-hot number tells agents that share parameters apart
     last_action: bool = False  # agents see what they did before
+    horizon: int | None = None  # they see how much of so many steps has passed (Pardo et al. 2018, arXiv:1712.00378)
     reward_scaling: bool = True  # divide rewards by their standard deviation; nothing is subtracted
 
     def __post_init__(self) -> None:
         require(self, alpha=NOT_NEGATIVE, joint_actions=COUNT, discount=UNIT, tau=FRACTION, lr=POSITIVE)
-        require(self, max_grad_norm=POSITIVE, batch_size=COUNT, target_period=COUNT, hidden_sizes=COUNT)
+        require(self, max_grad_norm=POSITIVE, batch_size=COUNT, target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT)
         require(self, mixer_embedding=COUNT, mixer_hidden=COUNT)
         if self.joint_actions is not None and not self.centralised:
             raise ValueError("QMIXCQLConfig: joint_actions regularises the team's value, which needs centralised=True")
@@ -106,12 +105,14 @@ class QMIXCQL:
                 c.hidden_sizes,
                 sharing=c.sharing,
                 agent_id=c.agent_id,
-                extra=self.actions.size * c.last_action,
+                extra=self.actions.size * c.last_action + (c.horizon is not None),
                 recurrent=c.recurrent,
             )
         }
         if c.centralised:
-            networks["mixer"] = lambda: StateMixer(spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden)
+            networks["mixer"] = lambda: StateMixer(
+                spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden, timed=c.horizon is not None
+            )
         trained = tuple(networks)
         self.learner = Learner(
             networks,
@@ -120,7 +121,9 @@ class QMIXCQL:
             **setup,
         )
         memory = c.hidden_sizes[-1] if c.recurrent else None
-        self.q = AgentValues(self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory)
+        self.q = AgentValues(
+            self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory, horizon=c.horizon
+        )
         self.spec, self.mixer = spec, self.learner.networks.get("mixer")
         self.objective = self.team_objective if c.centralised else self.independent_objective
 
@@ -158,8 +161,7 @@ class QMIXCQL:
     ) -> tuple[Tensor, Metrics]:
         """uniform: noise of the joint actions of eq. 3 [n, B, T, N, actions]."""
         assert self.mixer is not None
-        view = joint_view(self.spec, batch.state, batch.observations, rows_present(batch))
-        now, later = (tree_map(lambda leaf, rows=rows: leaf[:, rows], view) for rows in (slice(-1), slice(1, None)))
+        now, later = mixer_view(self.spec, batch, self.config.horizon)
         candidates, q, next_q = self.values(params, batch)
         with torch.no_grad():
             next_q_total = self.mixer(params.target["mixer"], next_q * batch.next_alive, later)  # [B, T]

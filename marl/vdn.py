@@ -52,6 +52,7 @@ class VDNConfig:
     sharing: Sharing = "kind"  # who has the same parameters: all agents, those of a kind, none
     agent_id: bool = True  # a one-hot number tells agents that share parameters apart
     last_action: bool = False  # agents see what they did before
+    horizon: int | None = None  # they see how much of so many steps has passed (Pardo et al. 2018, arXiv:1712.00378)
     reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
     epsilon_start: float = 1.0  # ε of exploration at environment step 0 …
     epsilon_end: float = 0.05  # … and after
@@ -62,7 +63,7 @@ class VDNConfig:
 
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        require(self, target_period=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT)
+        require(self, target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT)
         require(self, epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
         require(self, replay_steps=COUNT)
 
@@ -93,7 +94,7 @@ class VDN:
                     c.hidden_sizes,
                     sharing=c.sharing,
                     agent_id=c.agent_id,
-                    extra=self.actions.size * c.last_action,
+                    extra=self.actions.size * c.last_action + (c.horizon is not None),
                     recurrent=c.recurrent,
                 )
             },
@@ -102,7 +103,9 @@ class VDN:
             **setup,
         )
         memory = c.hidden_sizes[-1] if c.recurrent else None
-        self.q = AgentValues(self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory)
+        self.q = AgentValues(
+            self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory, horizon=c.horizon
+        )
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointSegments:
         c = self.config

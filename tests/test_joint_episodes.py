@@ -199,6 +199,13 @@ def test_an_action_that_the_mask_forbids() -> None:
         replace(data, action_mask={"walker_0": mask})
 
 
+def test_the_legal_actions_of_who_does_not_act_are_not_asked() -> None:
+    """Those of a final observation, from which a truncated agent's value is bootstrapped."""
+    data = changed("action_mask", (5, 0), [False, True, False], "walker_0")
+    assert data.actions["walker_0"][4, 0] == 1 and data.action_mask is not None
+    assert data.action_mask["walker_0"][5, 0].tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("flag", ["terminated", "truncated"])
 def test_an_agent_that_acts_after_its_end(flag: str) -> None:
     with pytest.raises(

@@ -381,7 +381,8 @@ def test_the_settings_of_mpe_are_those_of_its_published_numbers() -> None:
     )
     assert run.options["time_limit"] == "terminal" and run.options["eval_episodes"] == 2
     assert run.config["environment"]["id"] == "mpe2/simple_spread_v3"
-    assert [row["run"] for row in run.config["settings"]] == [{"time_limit": "terminal", "eval_episodes": 100}]
+    assert [row["run"] for row in run.config["settings"]] == [{"time_limit": "terminal", "eval_episodes": 100}, {}]
+    assert run.config["config"]["horizon"] == 25
     assert set(run.evaluations()[-1]["lengths"]) == {25}
     again, continued = resume(run.path, steps=200, quiet=True)  # a registered environment need not be given again
     assert continued and again.checkpoints.last() == 200
