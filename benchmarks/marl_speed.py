@@ -51,7 +51,8 @@ def training(algorithm: str, steps: int, workers: int, recurrent: bool, folder: 
     """(environment steps, updates) per second of a run, from its own clock, the first tenth left out."""
     run = Path(folder) / f"{algorithm}-{recurrent}"
     words = [sys.executable, "-m", "herdbook.cli.main", "train", algorithm, "--env", ENVIRONMENT]
-    words += ["--steps", str(steps), "--evaluate-every", "200000", "--threads", "1", "--workers", str(workers)]
+    every = steps // (max(steps // 200_000, 1) + 1)  # the last line of the clock comes before the final evaluation
+    words += ["--steps", str(steps), "--evaluate-every", str(every), "--threads", "1", "--workers", str(workers)]
     words += ["--run-dir", str(run), *(["--recurrent"] if recurrent else [])]
     subprocess.run(words, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     lines = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from herdbook.cli.assemble import (
     EVALUATION_ENVIRONMENTS,
     Data,
+    Networks,
     Task,
     absolute,
     build_algorithm,
@@ -29,8 +30,8 @@ from herdbook.cli.assemble import (
     learns_in_environment,
     load_playground,
     load_task,
-    make_collector,
     make_evaluation,
+    make_plan,
     make_replays,
     merge,
     options_of,
@@ -43,12 +44,14 @@ from herdbook.cli.assemble import (
     score_line,
     spec_of_record,
     with_arguments,
+    workers_of,
     write_any,
 )
 from herdbook.cli.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, nearest
 from herdbook.cli.options import RunOptions, as_words
 from herdbook.cli.settings import Setting, settings_for
 from herdbook.core.actor import Actor
+from herdbook.core.collection import Collector
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
 from herdbook.core.joint import JointSpec
 from herdbook.core.joint_actor import JointActor
@@ -66,8 +69,9 @@ from herdbook.core.runs import (
 )
 from herdbook.core.specs import any_spec_from_state, any_spec_state
 from herdbook.core.types import Spec
+from herdbook.datasets.episodes import DataError
+from herdbook.datasets.minari import minari_root
 
-Networks = Mapping[str, Callable[[], torch.nn.Module]]
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
 
 
@@ -120,7 +124,10 @@ def train(
         )
     if "seeds" in run_options:
         run_options["seeds"] = tuple(run_options["seeds"])
-    for path in ("run_dir", "data_dir"):
+    if "learn" in run_options:
+        learn = run_options["learn"]
+        run_options["learn"] = (learn,) if isinstance(learn, str) else tuple(learn)
+    for path in ("run_dir", "data_dir", "others"):
         if run_options.get(path) is not None:
             run_options[path] = str(run_options[path])
     if dataset is not None:
@@ -248,8 +255,10 @@ def _load(
 
 
 def _trusted(run: Run, options: RunOptions, env: EnvironmentSource | None) -> RunOptions:
-    """Options of a run read from its directory; raises where its environment is code that was not given again."""
-    if run.config["dataset"] is None and env is None:
+    """Options of a run read from its directory; raises where an environment is code that was not given again."""
+    if env is None and options.env is not None:
+        environment_from_record(environment_record(options.env))  # what would be made, whatever is recorded beside it
+    elif env is None and run.config["dataset"] is None:
         environment_from_record(run.config["environment"])
     return options
 
@@ -301,6 +310,7 @@ class _Trainer:
             required=env_given or options.env is not None,
         )
         self.notices = [] if notice is None else [notice]
+        self.plan = None if task.data is not None else make_plan(task, self.algorithm, options, networks)
         self.replays: list[Any] = make_replays(task, self.algorithm, options.time_limit, device)
         self.extra = {"config": config_values(config), "spec": any_spec_state(task.spec)}
 
@@ -335,7 +345,8 @@ class _Trainer:
         if self.task.data is not None:
             train_offline(self.algorithm, self.replays[0], run, **shared)
         else:
-            collector = make_collector(self.task, self.algorithm, self.options)
+            assert self.plan is not None  # it learns in the environment
+            collector = Collector(self.plan, run.seeds, workers_of(self.options))
             train_online(self.algorithm, self.replays, collector, run, **shared)
 
 
@@ -443,6 +454,8 @@ def collect(
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
     device = choose_device(device)
+    if (taken := minari_root(data_dir) / out).exists():  # before an hour of play, rather than after it
+        raise DataError(f"{out} exists at {taken}; choose another id or version, or delete that folder")
     if policy == "random":
         if env is None:
             raise UserError("expected env=, the environment to play in")

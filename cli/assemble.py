@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from herdbook.cli.catalogue import UserError, nearest
 from herdbook.cli.options import RESERVED, RunOptions, literal_pairs
 from herdbook.cli.others import RunPlayer
 from herdbook.core.book import Evaluate
-from herdbook.core.collection import Collector, Plan
+from herdbook.core.collection import Plan
 from herdbook.core.environments import (
     EnvironmentSource,
     EnvironmentSpec,
@@ -28,6 +29,7 @@ from herdbook.core.environments import (
     registered_only,
 )
 from herdbook.core.joint import JointSpec
+from herdbook.core.joint_environments import IllegalAction
 from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout
 from herdbook.core.rollout import EnvironmentFailed, RandomPolicy, Rollout, fixed_episodes
 from herdbook.core.runs import Run, RunError, to_json
@@ -50,6 +52,7 @@ EVALUATION_ENVIRONMENTS = 20  # stepped side by side
 
 
 Data = Episodes | JointEpisodes
+Networks = Mapping[str, Callable[[], torch.nn.Module]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,10 @@ def load_playground(options: RunOptions, env: EnvironmentSource | None) -> Task:
     if source is None:
         raise UserError("expected --env (env= in Python), an environment to learn in; got none")
     play = play_options(options)
-    rollout = JointRollout(source, 1, **play)
+    try:
+        rollout = JointRollout(source, 1, **play)
+    except IllegalAction as error:  # of the others
+        raise UserError(f"others: {error}") from error
     rollout.close()
     return Task(data=None, spec=rollout.spec, environment=source, references=None, play=play)
 
@@ -106,7 +112,7 @@ def play_options(options: RunOptions) -> dict[str, Any]:
         if options.others != "random":
             raise UserError("others: expected --learn beside it, which names the agents that learn; got none")
         return {}
-    others = None if options.others == "random" else RunPlayer(str(Path(options.others).resolve()))
+    others = None if options.others == "random" else RunPlayer(options.others)
     return {"learners": options.learn, "others": others}
 
 
@@ -133,6 +139,7 @@ def load_task(options: RunOptions, dataset: str | Path | Data, env: EnvironmentS
         spec=given.spec if isinstance(given, JointEpisodes) else given.spec(),
         environment=with_arguments(chosen or recorded, arguments),
         references=references,
+        play=play_options(options) if isinstance(given, JointEpisodes) else {},
     )
 
 
@@ -214,7 +221,7 @@ def build_algorithm(
     *,
     seeds: Sequence[int],
     device: str,
-    networks: Mapping[str, Callable[[], torch.nn.Module]] | None = None,
+    networks: Networks | None = None,
     compile: str = "off",
 ) -> Any:
     """Construct an algorithm for these spaces: one of all seeds, or several of one seed where it trains so.
@@ -356,8 +363,8 @@ def keeps_state(algorithm: Any, spec: JointSpec) -> bool:
     return spec.state_space is not None and getattr(first, "reads_state", False)
 
 
-def make_collector(task: Task, algorithm: Any, options: RunOptions) -> Collector:
-    """What plays the environment while the seeds learn."""
+def make_plan(task: Task, algorithm: Any, options: RunOptions, networks: Networks | None) -> Plan:
+    """How the environment is played while the seeds learn. Raises UserError where workers cannot be sent it."""
     assert isinstance(task.spec, JointSpec) and task.environment is not None
     first = algorithm.algorithms[0]
     plan = Plan(
@@ -367,9 +374,22 @@ def make_collector(task: Task, algorithm: Any, options: RunOptions) -> Collector
         source=task.environment,
         num_envs=options.num_envs,
         rollout={**task.play, "state": keeps_state(first, task.spec)},
+        networks=networks,
     )
-    workers = min(1, (os.cpu_count() or 1) - 1) if options.workers is None else options.workers
-    return Collector(plan, options.seeds, workers)
+    try:
+        if workers_of(options):
+            pickle.dumps(plan)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"workers: expected an environment and networks that another process can import, got {error}; "
+            "define them at the top of a module, or set workers=0"
+        ) from error
+    return plan
+
+
+def workers_of(options: RunOptions) -> int:
+    """How many processes step environments."""
+    return min(1, (os.cpu_count() or 1) - 1) if options.workers is None else options.workers
 
 
 def score_line(result: Data, references: ReferenceScores | None) -> dict[str, Any]:
@@ -399,9 +419,13 @@ def environment_record(environment: EnvironmentSource | None) -> dict[str, Any] 
     """
     if environment is None:
         return None
-    described = describe_environment(environment)
+    bound: Mapping[str, Any] = {}
+    if isinstance(environment, functools.partial):  # of `with_arguments`, or the user's own
+        bound, environment = environment.keywords, environment.func
+    described = describe_environment(environment, **bound)
     if described is None:
-        return {"id": f"python:{getattr(environment, '__qualname__', type(environment).__name__)}"}
+        name = getattr(environment, "__qualname__", type(environment).__name__)
+        return {"id": f"python:{name}", **({"kwargs": dict(bound)} if bound else {})}
     return {
         "id": described.id,
         "kwargs": dict(described.kwargs),
@@ -482,6 +506,7 @@ def absolute(options: RunOptions) -> RunOptions:
     dataset = None if options.dataset is None else local_path(options.dataset)
     return replace(
         options,
+        others=options.others if options.others == "random" else str(Path(options.others).expanduser().resolve()),
         dataset=options.dataset if dataset is None else str(dataset.resolve()),
         data_dir=None if options.data_dir is None else str(Path(options.data_dir).expanduser().resolve()),
     )

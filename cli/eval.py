@@ -58,6 +58,10 @@ def run(arguments: Sequence[str]) -> int:
             Path(parsed.out).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"out: {parsed.out} cannot be written: {error.strerror}") from error
+    if parsed.video is not None:
+        from herdbook.cli.video import check_name, record
+
+        check_name(parsed.video)
     results = evaluate_run(
         parsed.run_dir,
         episodes=parsed.episodes,
@@ -75,8 +79,6 @@ def run(arguments: Sequence[str]) -> int:
         Path(parsed.out).write_text(json.dumps(to_json(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         show(f"written: {parsed.out}")
     if parsed.video is not None:
-        from herdbook.cli.video import record
-
         frames = record(
             parsed.run_dir,
             parsed.video,

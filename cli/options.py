@@ -101,7 +101,15 @@ def literal_pairs(words: Sequence[str]) -> dict[str, Any]:
 
 
 def as_words(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """The inverse of `literal_pairs`, for keyword arguments given in Python."""
+    """The inverse of `literal_pairs`, for keyword arguments given in Python. Raises UserError for no literal."""
+    for name, value in arguments.items():
+        try:
+            ast.literal_eval(repr(value))
+        except (ValueError, SyntaxError) as error:
+            raise UserError(
+                f"env_kwargs: expected Python literals (numbers, text, lists …), got {name}={value!r}; "
+                "bind it in a callable that makes the environment, and give that as env="
+            ) from error
     return tuple(word for name, value in arguments.items() for word in (name, repr(value)))
 
 

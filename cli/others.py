@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from herdbook.core.joint_environments import IllegalAction
+
 
 class RunPlayer:
     """The final policies of a run as players; loaded where they first act, so that it can be sent to a worker."""
@@ -21,8 +23,14 @@ class RunPlayer:
         self._loaded().reset()
 
     def act(self, observations: Mapping[str, Any]) -> dict[str, Any]:
-        """Actions of these agents, by name."""
-        actions: dict[str, Any] = self._loaded().act(observations)
+        """Actions of these agents, by name. Raises IllegalAction for those whom the run has no policy of."""
+        actor = self._loaded()
+        if missing := [agent for agent in observations if agent not in actor.spec.index]:
+            raise IllegalAction(
+                f"{self.path}: expected a run of {', '.join(missing)}, who do not learn here; "
+                f"it has policies of {', '.join(actor.spec.agents)}"
+            )
+        actions: dict[str, Any] = actor.act(observations)
         return actions
 
     def _loaded(self) -> Any:

@@ -38,9 +38,7 @@ def record(
 
     Raises UserError for another ending, a missing extra, or an environment that draws nothing.
     """
-    out = Path(out)
-    if out.suffix not in (".gif", ".mp4"):
-        raise UserError(f"video: expected a name that ends in .gif or .mp4, got {out}")
+    out = check_name(out)
     run = Run(run_dir)
     source = env if env is not None else environment_from_record(run.config["environment"])
     bound = with_arguments(source, {**(env_kwargs or {}), "render_mode": "rgb_array"})
@@ -51,6 +49,14 @@ def record(
         raise UserError("video: the environment draws no pictures with render_mode='rgb_array'")
     _write(out, frames)
     return len(frames)
+
+
+def check_name(out: str | Path) -> Path:
+    """Where a film is written. Raises UserError for an ending that is none of a film."""
+    out = Path(out)
+    if out.suffix not in (".gif", ".mp4"):
+        raise UserError(f"video: expected a name that ends in .gif or .mp4, got {out}")
+    return out
 
 
 def _film(policy: Policy, source: EnvironmentSource, spec: Spec | JointSpec, seed: int, playing: Any) -> list[Any]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from queue import SimpleQueue
 from typing import Any
 
@@ -47,6 +48,8 @@ class Plan:
     num_envs: int
     rollout: Mapping[str, Any]
     """Further arguments of `JointRollout`."""
+    networks: Mapping[str, Callable[[], torch.nn.Module]] | None = None
+    """A user's own modules."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class _Player:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.lanes = plan, min(plan.num_envs, GROUP)
-        self.algorithm: Interactive = plan.algorithm(plan.config, plan.spec, seeds=(0,), device="cpu")
+        own = {} if plan.networks is None else {"networks": plan.networks}
+        self.algorithm: Interactive = plan.algorithm(plan.config, plan.spec, seeds=(0,), device="cpu", **own)
         self.rollout = JointRollout(plan.source, self.lanes, spec=plan.spec, **plan.rollout)
 
     def play(self, task: _Task) -> Batch:
@@ -153,6 +157,7 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, plan), daemon=True)
         self.process.start()
         theirs.close()
+        Finalize(self, self.connection.close, exitpriority=0)  # of one that nobody closed, before we are waited for
 
     def submit(self, task: _Task) -> Iterator[Batch]:
         try:
@@ -184,7 +189,8 @@ class _Worker:
 
 def _serve(connection: Connection, plan: Plan) -> None:
     """The worker process: play what is asked for until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the learner ends us
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the learner ends us
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     tasks: SimpleQueue[_Task | None] = SimpleQueue()
     # Read at once, so that neither end waits for the other to take what it sends.

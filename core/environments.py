@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -17,7 +18,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any
@@ -189,6 +190,17 @@ def joint_module(name: str) -> str | None:
         return None
     package, _, module = name.partition("/")
     return f"pettingzoo.{package}.{module}" if package in _PETTINGZOO else f"{package}.{module}"
+
+
+def package_versions(name: str) -> dict[str, str]:
+    """The installed packages that an environment of this id comes from, with their versions."""
+    module = joint_module(name)
+    packages = ["gymnasium"] if module is None else ["pettingzoo", module.partition(".")[0]]
+    versions = {}
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):  # a module of the user's own
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def joint_names() -> list[str]:

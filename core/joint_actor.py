@@ -42,7 +42,7 @@ class JointActor:
         self._carry = self.policy.initial(1)
         self._first = True
         self._previous = {
-            kind.name: torch.from_numpy(zeros(kind.action_space, len(kind.agents)))[None].to(self.device)
+            kind.name: zeros(kind.action_space, len(kind.agents)) + getattr(kind.action_space, "start", 0)
             for kind in self.spec.kinds
         }
 
@@ -77,13 +77,13 @@ class JointActor:
             kind = next(kind for kind in self.spec.kinds if agent in kind.agents)
             row = kind.agents.index(agent)
             write(self._seen[kind.name], row, flatten(self.spec.observation_spaces[agent], observation))
-            if agent in masks:
+            if agent in masks and np.any(masks[agent]):
                 legal[kind.name][row] = masks[agent]
         given = np.array([(rewards or {}).get(agent, 0.0) for agent in self.spec.agents], dtype=np.float32)
         first = torch.full((1,), self._first, device=self.device)
         step = Step(
             observations=self._batch(self._seen),
-            previous_actions=self._previous,
+            previous_actions=self._batch(self._previous),
             previous_rewards=self._batch(given),
             first=first,
             reset=first,
@@ -91,14 +91,13 @@ class JointActor:
             alive=self._batch(alive),
         )
         chosen, self._carry = self.policy(step, self._carry, self.generator)
-        self._previous, self._first = chosen, False
-        actions = to_numpy(chosen)
-        return {
-            agent: _own(self.spec.action_spaces[agent], actions[kind.name][0, kind.agents.index(agent)])
-            for kind in self.spec.kinds
-            for agent in kind.agents
-            if agent in observations
-        }
+        self._first, actions, own = False, to_numpy(chosen), {}
+        for kind in self.spec.kinds:
+            for row, agent in enumerate(kind.agents):
+                if agent in observations:  # who does not act keeps its last action
+                    self._previous[kind.name][row] = actions[kind.name][0, row]
+                    own[agent] = _own(self.spec.action_spaces[agent], actions[kind.name][0, row])
+        return own
 
     def _batch(self, tree: Tree) -> Tree:
         """A leading axis of one environment; copies, for the arrays are written again."""

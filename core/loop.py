@@ -113,9 +113,9 @@ def train_online(
     due are made. The run is at the step of the seed that has the fewest; a cadence falls due with the round that
     reaches it. Arguments and errors as in `train_offline`; RunFailed also where an environment keeps failing.
     """
-    book = Book(algorithm, run, reporter or Reporter(run.path, steps, run.seeds, quiet=True), extra or {}, device)
-    members = [Member(*parts) for parts in zip(algorithm.algorithms, replays, book.generators, strict=True)]
-    with book, Signals() as signals, collector:
+    reporter = reporter or Reporter(run.path, steps, run.seeds, quiet=True)
+    with collector, Book(algorithm, run, reporter, extra or {}, device) as book, Signals() as signals:
+        members = [Member(*parts) for parts in zip(algorithm.algorithms, replays, book.generators, strict=True)]
         step = book.restore()
         played = _restore(book, step, members)
         book.reporter.start(step)
@@ -164,12 +164,17 @@ def _orders(book: Book, members: Sequence[Member]) -> tuple[dict[int, Parameters
 
 
 def _take(book: Book, step: int, index: int, member: Member, batch: Batch) -> None:
-    """A seed's round into its replay. Raises RunFailed where the environment keeps failing."""
+    """A seed's round into its replay. Raises RunFailed where the environment keeps failing, or it does not fit."""
+    if index not in book.active:  # it stopped after this round had begun
+        return
     if batch.policy_failed is not None:
         book.stop(step, book.run.seeds[index], batch.policy_failed)
         book.refuse_none_left()
         return
-    member.add(batch.episodes, len(batch.failures))
+    try:
+        member.add(batch.episodes, len(batch.failures))
+    except ValueError as error:
+        raise RunFailed(f"{book.run.path}: what was played cannot be kept: {error}") from error
     for failure in batch.failures:
         book.reporter.notice(f"warning: an episode is lost ({member.lost} so far): {failure}")
     if member.lost_in_a_row >= FAILURES:
@@ -203,9 +208,8 @@ def _restore(book: Book, step: int, members: Sequence[Member]) -> dict[int, Batc
             member.replay.load_state_dict(replay)
     except (CheckpointError, ValueError, KeyError) as error:
         raise RunError(f"{book.run.checkpoints.path(step)}: its replay cannot be restored: {error}") from error
-    for name, value in book.metrics.items():
-        for member, own in zip(members, value.reshape(-1), strict=True):
-            member.metrics[name] = own
+    book.updates = min(member.updates for member in members)
+    book.timed = (step, book.updates, book.seconds)
     return {
         int(index): Batch(**{**batch, "episodes": [*map(episode_from_state, batch["episodes"])]})
         for index, batch in book.loop["played"].items()

@@ -11,7 +11,10 @@ from herdbook.core.types import Algorithm, Metrics, Policy
 
 
 class Interactive(Algorithm, Protocol):
-    """An algorithm that learns from the episodes that its own policies play. It trains one seed."""
+    """An algorithm that learns from the episodes that its own policies play. It trains one seed.
+
+    Its config says how many `replay_steps` are kept.
+    """
 
     acting: tuple[str, ...]
     """The networks that its policies read."""
@@ -84,9 +87,12 @@ class Member:
         if episodes:
             self.replay.add(*episodes)
             returns = [float(episode.rewards.sum()) for episode in episodes]
-            self.metrics["collected/return"] = torch.tensor(sum(returns) / len(returns))
-            self.metrics["collected/length"] = torch.tensor(sum(map(len, episodes)) / len(episodes))
-        self.metrics["collected/lost"] = torch.tensor(float(self.lost))
+            self._count("return", sum(returns) / len(returns))
+            self._count("length", sum(map(len, episodes)) / len(episodes))
+        self._count("lost", float(self.lost))
+
+    def _count(self, name: str, value: float) -> None:
+        self.metrics[f"collected/{name}"] = torch.tensor(value, device=self.generator.device)  # where the losses are
 
     def learn(self) -> None:
         """Make the updates that are due."""
@@ -104,12 +110,14 @@ class Member:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters; algorithm, generator and replay are stored for themselves."""
-        return {name: getattr(self, name) for name in _COUNTERS}
+        """Counters and metrics; algorithm, generator and replay are stored for themselves."""
+        return {**{name: getattr(self, name) for name in _COUNTERS}, "metrics": self.metrics}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in _COUNTERS:
             setattr(self, name, int(state[name]))
+        saved = state.get("metrics", {})  # of a run that was begun before they were stored: until it learns again
+        self.metrics = {name: value.to(self.generator.device) for name, value in saved.items()}
 
 
 _COUNTERS = ("rounds", "episodes", "steps", "updates", "lost", "lost_in_a_row")

@@ -72,7 +72,7 @@ class Episodes:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        put("offsets", _offsets(self.source, self.offsets))
+        put("offsets", checked_offsets(self.source, self.offsets))
         with located(self.source, "observations", self.offsets + np.arange(len(self.offsets))):
             put("observations", validation.cast_observations(self.observation_space, self.observations))
         action_type = np.int64 if isinstance(self.action_space, spaces.Discrete) else np.float32
@@ -140,9 +140,9 @@ class Episodes:
             _check_episode(source, number, item, int(length))
         metadata = tuple(item.get("metadata", {}) for item in items)
         return cls(
-            observations=_joined(source, "observations", [item["observations"] for item in items]),
-            actions=_joined(source, "actions", [item["actions"] for item in items]),
-            rewards=_joined(source, "rewards", [item["rewards"] for item in items]),
+            observations=joined(source, "observations", [item["observations"] for item in items]),
+            actions=joined(source, "actions", [item["actions"] for item in items]),
+            rewards=joined(source, "rewards", [item["rewards"] for item in items]),
             terminated=np.concatenate([_flags(item["terminated"], n) for item, n in zip(items, lengths, strict=True)]),
             truncated=np.concatenate([_flags(item["truncated"], n) for item, n in zip(items, lengths, strict=True)]),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
@@ -185,12 +185,10 @@ class Episodes:
 
     def select(self, numbers: Sequence[int] | Array) -> Episodes:
         """The episodes with these numbers, in this order. Raises IndexError outside `[0, len)`."""
-        chosen = np.asarray(numbers, dtype=np.int64).reshape(-1)
-        if len(chosen) and not (0 <= chosen.min() and chosen.max() < len(self)):
-            raise IndexError(f"expected episodes in [0, {len(self) - 1}], got {chosen.min()} to {chosen.max()}")
+        chosen = chosen_numbers(numbers, len(self))
         lengths = self.lengths()[chosen]
-        steps = _ranges(self.offsets[chosen], lengths)
-        rows = _ranges(self.offsets[chosen] + chosen, lengths + 1)
+        steps = ranges(self.offsets[chosen], lengths)
+        rows = ranges(self.offsets[chosen] + chosen, lengths + 1)
         return replace(
             self,
             observations=tree_map(lambda leaf: leaf[rows], self.observations),
@@ -205,13 +203,8 @@ class Episodes:
 
         In stored order, or shuffled by `generator`. Each part holds at least one episode.
         """
-        if not 0 < fraction < 1 or len(self) < 2:
-            raise ValueError(
-                f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {len(self)} episodes"
-            )
-        order = np.arange(len(self)) if generator is None else generator.permutation(len(self))
-        first = min(max(round(fraction * len(self)), 1), len(self) - 1)
-        return self.select(order[:first]), self.select(order[first:])
+        first, rest = split_numbers(len(self), fraction, generator)
+        return self.select(first), self.select(rest)
 
     def filter(self, keep: Array | Sequence[bool] | Callable[[Episodes], bool]) -> Episodes:
         """The episodes for which `keep` holds: `[episodes]` bool, or a function of one episode.
@@ -220,10 +213,7 @@ class Episodes:
         """
         if callable(keep):
             keep = np.array([keep(self.episode(i)) for i in range(len(self))])
-        chosen = np.asarray(keep)
-        if chosen.dtype != np.bool_ or chosen.shape != (len(self),):
-            raise ValueError(f"expected {len(self)} booleans, one per episode; got {chosen.dtype} {chosen.shape}")
-        return self.select(np.flatnonzero(chosen))
+        return self.select(kept_numbers(keep, len(self)))
 
     def with_rewards(self, rewards: Array | Callable[[Episodes], Array], name: str) -> Episodes:
         """The same steps with other rewards `[steps]`, or a function of these episodes that gives them.
@@ -336,16 +326,11 @@ class Episodes:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of every array and of both spaces; it changes when one value changes."""
-        digest = hashlib.sha256()
         arrays = list(validation.leaves(self.observations))
         arrays += [(n, getattr(self, n)) for n in ("actions", "rewards", "terminated", "truncated", "offsets")]
         arrays += [("mask", self.mask)] if self.mask is not None else []
-        for name, array in arrays:
-            digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-        for name, part in (("observation", self.observation_space), ("action", self.action_space)):
-            digest.update(f"{name} {_space_text(part)};".encode())
-        return digest.hexdigest()
+        parts = (("observation", self.observation_space), ("action", self.action_space))
+        return digest(arrays, [f"{name} {space_text(part)};" for name, part in parts])
 
 
 def _check_episode(source: str, number: int, item: Mapping[str, Any], length: int) -> None:
@@ -364,11 +349,11 @@ def _check_episode(source: str, number: int, item: Mapping[str, Any], length: in
             raise DataError(f"{source}: expected {length} values of {name} in episode {number}, got {len(item[name])}")
 
 
-def _joined(source: str, name: str, values: Sequence[Tree]) -> Tree:
+def joined(source: str, name: str, values: Sequence[Tree]) -> Tree:
     """The rows of all episodes, leaf by leaf."""
     try:
         if isinstance(values[0], dict):
-            return {key: _joined(source, f"{name}[{key!r}]", [v[key] for v in values]) for key in values[0]}
+            return {key: joined(source, f"{name}[{key!r}]", [v[key] for v in values]) for key in values[0]}
         return np.concatenate([np.asarray(value) for value in values])
     except (ValueError, TypeError, KeyError, IndexError) as error:
         if isinstance(error, DataError):
@@ -385,14 +370,51 @@ def _flags(flag: Any, length: int) -> Array:
     return flags
 
 
-def _offsets(source: str, values: Any) -> Array:
+def checked_offsets(source: str, values: Any) -> Array:
+    """Offsets as int64. Raises `DataError` unless they begin at 0 and no episode is empty."""
     with located(source, "offsets"):
         offsets = cast(values, np.int64)
     validation.check_offsets(source, offsets)
     return offsets
 
 
-def _ranges(starts: Array, lengths: Array) -> Array:
+def chosen_numbers(numbers: Sequence[int] | Array, count: int) -> Array:
+    """Numbers of episodes as an array. Raises IndexError outside `[0, count)`."""
+    chosen = np.asarray(numbers, dtype=np.int64).reshape(-1)
+    if len(chosen) and not (0 <= chosen.min() and chosen.max() < count):
+        raise IndexError(f"expected episodes in [0, {count - 1}], got {chosen.min()} to {chosen.max()}")
+    return chosen
+
+
+def split_numbers(count: int, fraction: float, generator: np.random.Generator | None) -> tuple[Array, Array]:
+    """The numbers of `count` episodes in two parts, about `fraction` of them and the rest; each holds at least one."""
+    if not 0 < fraction < 1 or count < 2:
+        raise ValueError(f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {count} episodes")
+    order = np.arange(count) if generator is None else generator.permutation(count)
+    first = min(max(round(fraction * count), 1), count - 1)
+    return order[:first], order[first:]
+
+
+def kept_numbers(keep: Any, count: int) -> Array:
+    """The numbers of the episodes for which `keep` `[count]` bool holds."""
+    chosen = np.asarray(keep)
+    if chosen.dtype != np.bool_ or chosen.shape != (count,):
+        raise ValueError(f"expected {count} booleans, one per episode; got {chosen.dtype} {chosen.shape}")
+    return np.flatnonzero(chosen)
+
+
+def digest(arrays: Iterable[tuple[str, Array]], texts: Iterable[str]) -> str:
+    """SHA-256 (hex) of named arrays and of texts."""
+    sha = hashlib.sha256()
+    for name, array in arrays:
+        sha.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        sha.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+    for text in texts:
+        sha.update(text.encode())
+    return sha.hexdigest()
+
+
+def ranges(starts: Array, lengths: Array) -> Array:
     """The numbers `starts[i] … starts[i] + lengths[i] - 1`, one range after the other."""
     ends = np.cumsum(lengths)
     numbers: Array = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
@@ -407,10 +429,10 @@ def _moments(values: Array, rows: Array, chunk: int = 65_536) -> tuple[Array, Ar
     return np.asarray(mean, dtype=np.float32), np.sqrt(variance).astype(np.float32)
 
 
-def _space_text(space: Space[Any]) -> str:
+def space_text(space: Space[Any]) -> str:
     """A space in full; its repr abbreviates long bounds."""
     if isinstance(space, spaces.Dict):
-        return "Dict" + str({name: _space_text(part) for name, part in space.spaces.items()})
+        return "Dict" + str({name: space_text(part) for name, part in space.spaces.items()})
     if isinstance(space, spaces.Box):
         return f"Box {space.shape} {space.dtype} {space.low.tobytes().hex()} {space.high.tobytes().hex()}"
     return repr(space)

@@ -7,7 +7,6 @@ so that step t of episode e reads rows t+e and t+e+1. What agents of different s
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,16 @@ from herdbook.core.joint import ByKind, JointEpisode, JointSpec, Kind
 from herdbook.core.spaces import BadValues, cast
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets import validation
-from herdbook.datasets.episodes import _joined, _offsets, _ranges, _space_text
+from herdbook.datasets.episodes import (
+    checked_offsets,
+    chosen_numbers,
+    digest,
+    joined,
+    kept_numbers,
+    ranges,
+    space_text,
+    split_numbers,
+)
 from herdbook.datasets.validation import DataError, located
 
 logger = logging.getLogger("herdbook")
@@ -81,7 +89,7 @@ class JointEpisodes:
 
         source, spec = self.source, self.spec
         _check_parts(source, spec, self.observations, self.actions, self.action_mask, self.state)
-        put("offsets", _offsets(source, self.offsets))
+        put("offsets", checked_offsets(source, self.offsets))
         starts, row_starts = self.offsets, self.offsets + np.arange(len(self.offsets))
         for name, at, kinds in (
             ("observations", row_starts, spec.kinds),
@@ -232,12 +240,10 @@ class JointEpisodes:
 
     def select(self, numbers: Sequence[int] | Array) -> JointEpisodes:
         """The episodes with these numbers, in this order. Raises IndexError outside `[0, len)`."""
-        chosen = np.asarray(numbers, dtype=np.int64).reshape(-1)
-        if len(chosen) and not (0 <= chosen.min() and chosen.max() < len(self)):
-            raise IndexError(f"expected episodes in [0, {len(self) - 1}], got {chosen.min()} to {chosen.max()}")
+        chosen = chosen_numbers(numbers, len(self))
         lengths = self.lengths()[chosen]
-        steps = _ranges(self.offsets[chosen], lengths)
-        rows = _ranges(self.offsets[chosen] + chosen, lengths + 1)
+        steps = ranges(self.offsets[chosen], lengths)
+        rows = ranges(self.offsets[chosen] + chosen, lengths + 1)
         return replace(
             self,
             **{name: _rows(getattr(self, name), steps) for name in STEP_FIELDS},
@@ -253,13 +259,8 @@ class JointEpisodes:
 
         In stored order, or shuffled by `generator`. Each part holds at least one episode.
         """
-        if not 0 < fraction < 1 or len(self) < 2:
-            raise ValueError(
-                f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {len(self)} episodes"
-            )
-        order = np.arange(len(self)) if generator is None else generator.permutation(len(self))
-        first = min(max(round(fraction * len(self)), 1), len(self) - 1)
-        return self.select(order[:first]), self.select(order[first:])
+        first, rest = split_numbers(len(self), fraction, generator)
+        return self.select(first), self.select(rest)
 
     def filter(self, keep: Array | Sequence[bool] | Callable[[JointEpisode], bool]) -> JointEpisodes:
         """The episodes for which `keep` holds: `[episodes]` bool, or a function of one episode.
@@ -268,10 +269,7 @@ class JointEpisodes:
         """
         if callable(keep):
             keep = np.array([keep(self.episode(i)) for i in range(len(self))])
-        chosen = np.asarray(keep)
-        if chosen.dtype != np.bool_ or chosen.shape != (len(self),):
-            raise ValueError(f"expected {len(self)} booleans, one per episode; got {chosen.dtype} {chosen.shape}")
-        return self.select(np.flatnonzero(chosen))
+        return self.select(kept_numbers(keep, len(self)))
 
     def concat(self, *others: JointEpisodes) -> JointEpisodes:
         """These episodes followed by those of `others`.
@@ -334,17 +332,13 @@ class JointEpisodes:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of every array and of the spec; it changes when one value changes."""
-        digest = hashlib.sha256()
-        for name, array in (*self._leaves((*STEP_FIELDS, *ROW_FIELDS)), ("offsets", self.offsets)):
-            digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-        spec = self.spec
-        for agent in spec.agents:
-            spaces_of = spec.observation_spaces[agent], spec.action_spaces[agent]
-            digest.update(f"{agent} {' '.join(map(_space_text, spaces_of))};".encode())
-        state = None if spec.state_space is None else _space_text(spec.state_space)
-        digest.update(f"state {state} masked {spec.masked} turns {spec.turn_based}".encode())
-        return digest.hexdigest()
+        spec, arrays = self.spec, (*self._leaves((*STEP_FIELDS, *ROW_FIELDS)), ("offsets", self.offsets))
+        texts = [
+            f"{agent} {space_text(spec.observation_spaces[agent])} {space_text(spec.action_spaces[agent])};"
+            for agent in spec.agents
+        ]
+        state = None if spec.state_space is None else space_text(spec.state_space)
+        return digest(arrays, [*texts, f"state {state} masked {spec.masked} turns {spec.turn_based}"])
 
 
 def masked_kinds(spec: JointSpec) -> list[tuple[Kind, int]]:
@@ -533,7 +527,7 @@ def _gathered(source: str, name: str, parts: Sequence[JointEpisode | JointEpisod
         return None
     if missing:
         raise DataError(f"{source}: expected {name} in every episode or in none, it is missing in episode {missing[0]}")
-    return _joined(source, name, values)
+    return joined(source, name, values)
 
 
 def _rows(tree: Tree, index: Any) -> Tree:

@@ -139,7 +139,7 @@ class Comparison:
             writer.writeheader()
             writer.writerows(table)
         self.plot(paths["png"])
-        joint = [(row.algorithm, Run(path)) for row in self.rows for path in row.runs if row.joint]
+        joint = [(row.task.title, row.algorithm, Run(path)) for row in self.rows for path in row.runs if row.joint]
         if joint:
             paths["marl-eval"] = folder / "marl_eval.json"
             text = json.dumps(to_json(marl_eval_records(joint)), indent=2, allow_nan=False)
@@ -200,11 +200,19 @@ def _group(run: Run) -> _Group:
     return _Group(
         task=_task(run),
         algorithm=run.algorithm,
-        config=json.dumps(run.config.get("config") or {}, sort_keys=True),
+        config=json.dumps(_settings(run), sort_keys=True),
         reward_transform=run.options.get("reward_transform") or "none",
         networks=tuple(sorted(run.config.get("networks") or ())),
         steps=int(run.options.get("steps", 0)),
     )
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The config; of a run that learned in its environment also how many episodes a round had."""
+    settings = dict(run.config.get("config") or {})
+    if not run.config.get("dataset") and "num_envs" in run.options:
+        settings["num_envs"] = run.options["num_envs"]
+    return settings
 
 
 def _task(run: Run) -> Task:
@@ -218,6 +226,8 @@ def _task(run: Run) -> Task:
         name += f", {environment['max_episode_steps']} steps"
     for wrapper in (environment.get("gymnasium") or {}).get("additional_wrappers") or ():
         name += f", {wrapper['name']}({_arguments(wrapper.get('kwargs') or {})})"
+    if learn := run.options.get("learn"):
+        name += f", learning: {' '.join(learn)}, others: {run.options.get('others')}"
     given = dataset.get("given") or dataset  # evaluation returns are the environment's, whatever a run learned from
     return Task(
         dataset=" | ".join([dataset.get("source", "no dataset"), *(given.get("transforms") or ())]),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from herdbook.core.environments import EnvironmentSource, ReferenceScores, describe_environment
+from herdbook.core.environments import EnvironmentSource, ReferenceScores, describe_environment, package_versions
 from herdbook.core.joint import JointSpec
 from herdbook.core.joint_rollout import JointRollout
 from herdbook.core.random import generator as make_generator
 from herdbook.core.rollout import EnvironmentFailed
 from herdbook.core.types import Policy
 from herdbook.datasets.joint_episodes import JointEpisodes
+
+logger = logging.getLogger("herdbook")
 
 
 def evaluate_joint(
@@ -33,6 +36,7 @@ def evaluate_joint(
 ) -> JointEpisodes:
     """Run a joint policy for a fixed list of episodes: episode i is reset with `seed + i`; see `evaluate`.
 
+    An episode in which the environment raises or gives NaN is lost, which a warning in the log says.
     `JointEpisodes.returns()` is the team's (the sum over the agents), `agent_returns()` each agent's own.
 
     Args:
@@ -50,7 +54,7 @@ def evaluate_joint(
 
     Raises:
         EnvironmentUnavailable: The environment cannot be made, or has other agents or spaces than `spec`.
-        EnvironmentFailed: It raised or gave NaN; the episode's seed and the step are named.
+        EnvironmentFailed: It raised or gave NaN in every episode; the first one's seed and step are named.
     """
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"expected episodes >= 1 and num_envs >= 1, got {episodes} and {num_envs}")
@@ -70,13 +74,16 @@ def evaluate_joint(
         played = rollout.run(policy, range(seed, seed + episodes), make_generator(seed, device=device))
     finally:
         rollout.close()
-    if played.failures:
+    if len(played.failures) == episodes:
         raise EnvironmentFailed(played.failures[0])
+    if played.failures:
+        logger.warning("evaluation: %d of %d episodes are lost: %s", len(played.failures), episodes, played.failures[0])
     described = describe_environment(make_env)
     return JointEpisodes.from_episodes(
         [episode for episode in played.episodes if episode is not None],
         rollout.spec,
         environment=described,
+        packages={} if described is None else package_versions(described.id),
         reference_scores=reference_scores,
         source="evaluation" if described is None else f"evaluation in {described.id}",
     )

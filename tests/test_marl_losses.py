@@ -461,6 +461,20 @@ def test_an_absent_agent_is_zeros_in_the_joined_observations_and_the_actions() -
             assert one.item() == other.item()
 
 
+def test_a_dead_agent_is_zeros_in_the_joined_observations_of_a_team() -> None:
+    """What it saw last, in the row after its last step, is nothing to the mixer; that of one cut off is."""
+    spec, batch = _spec(state_space=None), replace(_table("bootstrap"), state=None)
+    for algorithm in (QMIX(QMIXConfig(), spec), QMIXCQL(QMIXCQLConfig(), spec)):
+        losses = []
+        for episode, row, agent in ((1, 1, 1), (1, 3, 0)):  # bob terminated, ann was cut off
+            seen = batch.observations["ann"].clone()
+            seen[episode, row, agent] += 5.0
+            changed = replace(batch, observations={"ann": seen})
+            losses.append([algorithm.objective(algorithm.learner.params, b)[0].item() for b in (batch, changed)])
+        assert losses[0][0] == losses[0][1]
+        assert losses[1][0] != losses[1][1]
+
+
 def test_the_actor_climbs_its_own_critic_and_each_agent_its_own_action() -> None:
     """With Q_i = s + a_1 + 2 a_2 the slope of agent 1's output is 1 · tanh′, of agent 2's 2 · tanh′."""
     box = spaces.Box(-1, 1, (1,), np.float32)

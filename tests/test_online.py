@@ -4,8 +4,10 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ from herdbook.cli.catalogue import UserError
 from herdbook.cli.main import main
 from herdbook.core.book import Book
 from herdbook.core.checkpoint import Checkpoints
+from herdbook.core.joint import JointEpisode
 from herdbook.core.joint_actor import JointActor
 from herdbook.core.learner import Learner
+from herdbook.core.rollout import EnvironmentFailed
 from herdbook.core.runs import JSONLines, Run, RunError, RunFailed
+from herdbook.datasets.episodes import DataError
 from herdbook.datasets.joint_episodes import JointEpisodes
 from herdbook.datasets.load import load_dataset
 
@@ -416,3 +421,237 @@ def test_an_episode_is_filmed(capsys: pytest.CaptureFixture[str]) -> None:
     with Image.open("film/episode.gif") as film:
         assert 13 < film.n_frames <= 26  # Pillow merges frames that are equal
     assert main(["eval", str(run.path), "--episodes", "1", "--video", "episode.txt"]) == 2
+
+
+def test_a_users_own_networks_play_too(game: str) -> None:
+    from functools import partial
+
+    from herdbook.core.joint_environments import make_joint_environment
+    from herdbook.core.joint_networks import AgentNetworks
+
+    spec = make_joint_environment(game).spec
+    own = {"agents": partial(AgentNetworks, spec, 2, (5, 5), sharing="kind", agent_id=True)}  # the config says (8, 8)
+    runs = [go(game, f"run{workers}", networks=own, workers=workers) for workers in (0, 1)]
+    assert same(*runs)
+    with pytest.raises(UserError, match=r"another process can import.*workers=0"):
+        go(game, "lambda", networks={"agents": lambda: own["agents"]()}, workers=1)
+    assert not Path("lambda").exists()
+
+
+@pytest.mark.parametrize("name", ["evil:Env", "evil/game_v0"])
+def test_resume_imports_nothing_that_only_the_run_directory_names(game: str, tmp_path: Path, name: str) -> None:
+    run = go(game)
+    (tmp_path / "evil").mkdir()
+    for module in ("__init__", "game_v0"):
+        (tmp_path / "evil" / f"{module}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    config = json.loads((run.path / "config.json").read_text())
+    config["environment"] = {"id": "CartPole-v1", "kwargs": {}, "max_episode_steps": 500}  # looks harmless
+    config["run"]["env"] = name
+    (run.path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="is not imported"):
+        resume(run.path, steps=300, quiet=True)
+    assert not (tmp_path / "imported").exists()
+
+
+def test_metrics_of_a_play_are_where_the_losses_are() -> None:
+    from types import SimpleNamespace
+
+    from herdbook.core.seeds import Member
+
+    member = Member(SimpleNamespace(), SimpleNamespace(add=id), SimpleNamespace(device="meta"))  # type: ignore[arg-type]  # stand-ins
+    flags, nobody = np.zeros((1, 2), dtype=np.bool_), np.zeros((2, 2), dtype=np.bool_)
+    member.add([JointEpisode({}, {}, rewards=np.ones((1, 2)), terminated=flags, truncated=flags, alive=nobody)], 1)
+    assert {value.device.type for value in member.metrics.values()} == {"meta"} and len(member.metrics) == 3
+
+
+def test_a_seed_that_stopped_is_stopped_once_and_stays_so_when_resumed(
+    game: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, stops = Learner.step, []
+
+    def step(self: Learner, *arguments: Any) -> Any:
+        metrics = original(self, *arguments)
+        if self.seeds == (1,) and self.updates >= 4:  # seen a round later
+            for value in self.params.frozen["actor"].values():
+                value.fill_(math.nan)
+            metrics = {name: value * math.nan for name, value in metrics.items()}
+        return metrics
+
+    def stop(self: Book, step: int, seed: int, reason: str) -> None:
+        stops.append((self.run.path.name, step, seed))
+        stopped(self, step, seed, reason)
+
+    stopped = Book.stop
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(Book, "stop", stop)
+    shared: dict[str, Any] = {"env": game, "env_kwargs": {"continuous": True}, "seeds": (0, 1), "num_envs": 1}
+    shared |= {"hidden_sizes": (8, 8), "batch_size": 4, "warmup_steps": 8, "steps_per_update": 4.0, "eval_episodes": 0}
+    shared |= {"quiet": True, "log_every": 10, "checkpoint_every": 10, "replay_steps": 500}
+    whole = herdbook.train("maddpg", run_dir="whole", steps=120, **shared)
+    herdbook.train("maddpg", run_dir="part", steps=60, **shared)
+    part, _ = resume("part", steps=120, env=game, quiet=True)
+    assert [seed for name, _, seed in stops if name == "whole"] == [1]
+    assert [seed for name, _, seed in stops if name == "part"] == [1]
+    one, other = state_of(part), state_of(whole)
+    assert one["stopped"] == other["stopped"] and list(one["stopped"]) == ["1"]
+    assert equal(one["state"]["seed_by_seed"][0], other["state"]["seed_by_seed"][0])
+    assert equal(one["replay"], other["replay"]) and equal(one["loop"]["played"], other["loop"]["played"])
+
+
+def test_metrics_that_one_seed_alone_has_are_resumed(game: str) -> None:
+    """One has begun to learn, the other, which lost episodes, has not: losses are logged once both have."""
+    options: dict[str, Any] = {"log_every": 1, "num_envs": 1, "eval_episodes": 0, "warmup_episodes": 3}
+    options |= {"env_kwargs": {"fail_every": 3}, "episodes_per_update": 4.0}
+    whole = go(game, "whole", steps=80, **options)
+    last = max(line["step"] for line in whole.metrics() if "loss/team" not in line)
+    part = go(game, "part", steps=last, **options)
+    updates = [member["updates"] for member in part.checkpoints.load()["loop"]["members"]]
+    assert min(updates) == 0 < max(updates)
+    resume(part.path, steps=80, env=game, quiet=True)
+    assert part.metrics() == whole.metrics()
+
+
+def test_updates_per_second_are_counted_from_where_a_run_goes_on(game: str) -> None:
+    run = go(game, steps=400, seeds=(0,))
+    resume(run.path, steps=440, env=game, quiet=True)
+    lines = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if line["step"] > 400)
+    made = first["updates_per_second"] / first["environment_steps_per_second"] * (first["step"] - 400)
+    assert made < 20  # of more than 80 since the run began
+
+
+def test_a_replay_that_does_not_hold_a_round_fails_in_a_line(game: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "vdn", "--env", game, "--replay-steps", "4", "--steps", "50", "--workers", "0"]
+    assert main([*words, "--run-dir", "run"]) == 1
+    assert "larger capacity" in capsys.readouterr().err
+
+
+def test_a_signal_to_the_whole_group_ends_a_run_in_order(game: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "herdbook.cli.main", "train", "vdn", "--env", game, "--steps", "400000"]
+    words += ["--workers", "1", "--eval-episodes", "0", "--hidden-sizes", "8", "--run-dir", "run"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        [*words, "--checkpoint-every", "50"], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    while (checkpoints.last() or 0) < 100:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait() == 143  # the worker has not died of it: what it plays is in the checkpoint
+
+
+def test_others_are_found_from_another_directory(game: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go(game, "others", env_kwargs={"agents": 3})
+    run = go(game, "run", learn="player_1", others="others", env_kwargs={"agents": 3})
+    assert run.options["learn"] == ["player_1"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _, continued = resume(tmp_path / "run", steps=300, env=game, quiet=True)
+    assert continued
+
+
+def test_others_who_cannot_play_are_a_mistake_in_a_line(game: str) -> None:
+    one = go(game, "one", learn=("player_1",), env_kwargs={"agents": 3})
+    with pytest.raises(UserError, match=r"others: .*expected a run of player_0, player_2.*policies of player_1"):
+        go(game, "two", learn=("player_1",), others=one.path, env_kwargs={"agents": 3})
+    shared: dict[str, Any] = {"hidden_sizes": (8, 8), "eval_episodes": 0, "quiet": True, "steps": 20}
+    arguments = {"continuous": True}
+    herdbook.train("maddpg", env=game, env_kwargs=arguments, run_dir="continuous", num_envs=1, **shared)
+    with pytest.raises(UserError, match="others: player_0 cannot play"):
+        go(game, "three", learn=("player_1",), others="continuous")
+
+
+def test_data_of_learners_alone_are_evaluated_in_their_company(game: str, minari_root: Path) -> None:
+    arguments = {"agents": 3}
+    run = go(game, learn=("player_1",), env_kwargs=arguments)
+    collect(run.path, out="test/one-v0", episodes=6, env=game, env_kwargs=arguments)
+    shared: dict[str, Any] = {"dataset": "test/one-v0", "env": game, "env_kwargs": arguments, "steps": 5, "quiet": True}
+    shared |= {"hidden_sizes": (8, 8), "batch_size": 4, "eval_episodes": 2, "run_dir": "offline"}
+    offline = herdbook.train("qmix_cql", learn=("player_1",), **shared)
+    assert set(offline.evaluations()[-1]["agent_returns"]) == {"player_1"}
+
+
+def test_teams_against_others_and_sizes_of_rounds_are_told_apart(game: str) -> None:
+    from herdbook.evaluation.compare import compare
+
+    shared: dict[str, Any] = {"seeds": (0,), "steps": 50, "env_kwargs": {"agents": 3}}
+    runs = [
+        go(game, "all", **shared),
+        go(game, "first", learn=("player_0",), **shared),
+        go(game, "second", learn=("player_1",), **shared),
+        go(game, "five", learn=("player_1",), **{**shared, "num_envs": 5}),
+    ]
+    compared = compare([run.path for run in runs])
+    assert len(compared.tasks) == 3 and len(compared.rows) == 4
+    assert {row.algorithm for row in compared.rows[2:]} == {"vdn (num_envs=3)", "vdn (num_envs=5)"}
+    records = json.loads(compared.write("report")["marl-eval"].read_text())["gymnasium"]
+    assert sorted(len(algorithms) for algorithms in records.values()) == [1, 1, 2]
+
+
+def test_arguments_that_no_run_can_record_are_refused(game: str) -> None:
+    with pytest.raises(UserError, match=r"expected Python literals.*agents=<object"):
+        go(game, env_kwargs={"agents": object()})
+
+
+def test_a_callable_with_arguments_is_the_environment_that_its_name_and_they_make(game: str) -> None:
+    import sides
+
+    run = go(game, env_kwargs={"agents": 3})
+    again, continued = resume(run.path, steps=300, env=sides.Sides, quiet=True)
+    assert continued and again.config["environment"]["kwargs"] == {"agents": 3}
+    other = herdbook.train(
+        "vdn", env=sides.Sides, env_kwargs={"agents": 3}, steps=20, run_dir="other", quiet=True, **SMALL
+    )
+    assert other.config["environment"]["id"] == game and other.config["environment"]["kwargs"] == {"agents": 3}
+
+
+def test_an_evaluation_loses_episodes_and_the_run_goes_on(game: str, caplog: pytest.LogCaptureFixture) -> None:
+    run = go(game, env_kwargs={"fail_every": 4}, eval_episodes=8, seeds=(0,))
+    assert len(run.evaluations()[-1]["returns"]) == 6  # of 10000 … 10007
+    assert "2 of 8 episodes are lost" in caplog.text and "reset seed 10000, step 1" in caplog.text
+    with pytest.raises(EnvironmentFailed, match="the game broke"):
+        evaluate_run(run.path, episodes=2, env=game, env_kwargs={"fail_every": 1}, seed=1)
+
+
+def test_an_id_that_is_taken_is_refused_before_anything_is_played(game: str, minari_root: Path) -> None:
+    collect("random", out="test/sides-v0", episodes=1, env=game)
+    with pytest.raises(DataError, match="choose another id"):
+        collect("random", out="test/sides-v0", episodes=1, env="there is none")
+
+
+def test_a_film_without_an_ending_is_refused_before_anything_is_played(
+    game: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = go(game)
+    assert main(["eval", str(run.path), "--env", "there-is-none", "--video", "film.txt"]) == 2
+    assert "ends in .gif or .mp4" in capsys.readouterr().err
+
+
+def test_an_actor_remembers_what_each_agent_did_itself() -> None:
+    """As `JointRollout` does: an agent whose turn it is not keeps its last action; the first of a space is none."""
+    from gymnasium import spaces
+
+    from herdbook.core.joint import JointSpec
+
+    box, choice = spaces.Box(-1, 1, (1,)), spaces.Discrete(3, start=1)
+    spec = JointSpec(
+        agents=("a", "b"),
+        observation_spaces={"a": box, "b": box},
+        action_spaces={"a": choice, "b": choice},
+        masked=True,
+    )
+    seen, legal = [], []
+
+    class Counting:
+        def initial(self, num_envs: int) -> None: ...
+        def __call__(self, step: Any, carry: None, generator: Any = None) -> Any:
+            seen.append(step.previous_actions["a"][0].tolist())
+            legal.append(step.action_mask["a"][0].all(1).tolist())
+            return {"a": torch.tensor([[1 + len(seen) % 3] * 2])}, None
+
+    actor = JointActor(Counting(), spec)  # type: ignore[arg-type]  # a policy without a distribution
+    nothing = {"action_mask": np.zeros(3, np.int8), "observation": [0.0]}  # nothing to choose: everything is legal
+    assert [actor.act({agent: nothing}) for agent in "aba"] == [{"a": 2}, {"b": 3}, {"a": 1}]
+    assert seen == [[1, 1], [2, 1], [2, 3]]
+    assert legal == [[True, True]] * 3
