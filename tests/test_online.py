@@ -655,3 +655,12 @@ def test_an_actor_remembers_what_each_agent_did_itself() -> None:
     assert [actor.act({agent: nothing}) for agent in "aba"] == [{"a": 2}, {"b": 3}, {"a": 1}]
     assert seen == [[1, 1], [2, 1], [2, 3]]
     assert legal == [[True, True]] * 3
+
+
+def test_collected_data_say_which_packages_made_them(minari_root: Path) -> None:
+    from importlib.metadata import version
+
+    words = ["collect", "random", "--env", "mpe2/simple_spread_v3", "--episodes", "2", "--out", "test/spread-v0"]
+    assert main(words) == 0
+    read = load_dataset("test/spread-v0")
+    assert isinstance(read, JointEpisodes) and read.packages == {p: version(p) for p in ("pettingzoo", "mpe2")}
