@@ -51,9 +51,14 @@ class Book:
         self.metrics: Metrics = {}
         self.stopped: dict[int, Stopped] = {}
         self.checked = 0  # the last step whose losses were found finite
-        self.loop: Mapping[str, Any] = {}  # what the loop had stored beside, after `restore`
+        self.restored: Mapping[str, Any] = {}  # of the checkpoint's state, what is the loop's: after `restore`
         self.updates: int | None = None  # where steps are those of an environment: updates per seed so far
         self.seconds, self.started, self.timed = 0.0, time.perf_counter(), (0, 0, 0.0)
+
+    @property
+    def loop(self) -> Mapping[str, Any]:
+        """What the loop had stored beside; empty where the run begins."""
+        return self.restored.get("loop") or {}
 
     @property
     def active(self) -> list[int]:
@@ -92,7 +97,7 @@ class Book:
         self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}
         self.stopped = {int(seed): Stopped(**record) for seed, record in state["stopped"].items()}
         self.checked = step
-        self.loop = state.get("loop", {})
+        self.restored = {name: state.get(name) for name in ("loop", "replay")}
         self.seconds = float(state["seconds"])
         self.timed = (step, self.updates or 0, self.seconds)
         for name, file in self.files.items():

@@ -155,12 +155,9 @@ class Checkpoints:
             advice = f"; the checkpoint of step {', '.join(others)} is another one to try" if others else ""
             raise CheckpointError(f"{error}{advice}") from error
 
-    def load_replay(self, step: int) -> dict[str, Any]:
-        """The replay of the newest checkpoint, `step`. Raises CheckpointError if it is of another, or damaged."""
-        return load(self._replay(step))
-
-    def _replay(self, step: int) -> Path:
-        return self.directory / f"replay_{step}"
+    def load_replay(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The replay that the newest checkpoint's `state` names. Raises CheckpointError if it is gone, or damaged."""
+        return load(self.directory / str(state.get("replay")))
 
     def save(
         self,
@@ -176,7 +173,11 @@ class Checkpoints:
         """
         try:
             if replay is not None:
-                save(self._replay(step), replay)
+                name = f"replay_{step}"
+                while (self.directory / name).exists():  # a step is written again: its own replay stays until then
+                    name += "+"
+                save(self.directory / name, replay)
+                state = {**state, "replay": name}
             save(self.path(step), state)
             link = self.directory / f".last.tmp-{os.getpid()}"
             link.unlink(missing_ok=True)
@@ -190,17 +191,17 @@ class Checkpoints:
             newest = self.last()
             left = "there is no earlier one" if newest is None else f"the last good one is {self.path(newest)}"
             raise CheckpointError(f"{error}; {left}") from error
-        self.prune(step, protected)
+        self.prune(step, protected, state.get("replay"))
 
-    def prune(self, newest: int, protected: Iterable[int] = ()) -> None:
-        """Remove all but the newest `keep` up to step `newest` and the protected, and what a killed run left."""
+    def prune(self, newest: int, protected: Iterable[int] = (), replay: str | None = None) -> None:
+        """Remove all but the newest `keep` up to step `newest`, the protected and `replay`, and what a kill left."""
         steps = self.steps()
         kept = {*[s for s in steps if s <= newest][-self.keep :], *protected}
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self.path(step), ignore_errors=True)
         leftovers = [*self.directory.glob(".step_*"), *self.directory.glob(".replay_*")]
-        leftovers += [path for path in self.directory.glob("replay_*") if path != self._replay(newest)]
+        leftovers += [path for path in self.directory.glob("replay_*") if path.name != replay]
         for leftover in leftovers:
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -202,7 +202,7 @@ def _restore(book: Book, step: int, members: Sequence[Member]) -> dict[int, Batc
     if not book.loop:
         return None
     try:
-        replays = book.run.checkpoints.load_replay(step)["replays"]
+        replays = book.run.checkpoints.load_replay(book.restored)["replays"]
         for member, counters, replay in zip(members, book.loop["members"], replays, strict=True):
             member.load_state_dict(counters)
             member.replay.load_state_dict(replay)

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -221,3 +222,32 @@ def test_a_corrupt_last_checkpoint_names_another_one(tmp_path: Path) -> None:
 def test_fewer_than_two_kept_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep"):
         Checkpoints(tmp_path, keep=1)
+
+
+def test_a_step_that_is_written_again_keeps_its_own_replay_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, written = Checkpoints(tmp_path), 0
+    checkpoints.save(5, {"round": 1}, replay={"steps": torch.ones(1)})
+    save = checkpoint.save
+
+    class Killed(BaseException):
+        """Stands for kill -9."""
+
+    def die_at_the_second(path: Path, state: dict[str, Any]) -> None:
+        nonlocal written
+        written += 1
+        if written == 2:
+            raise Killed
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "save", die_at_the_second)
+    with pytest.raises(Killed):
+        checkpoints.save(5, {"round": 2}, replay={"steps": torch.zeros(1)})
+    monkeypatch.undo()
+    state = checkpoints.load()
+    assert state["round"] == 1 and checkpoints.load_replay(state)["steps"].item() == 1
+    checkpoints.save(6, {"round": 3}, replay={"steps": torch.zeros(1)})
+    assert [path.name for path in tmp_path.glob("replay_*")] == ["replay_6"]
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        checkpoints.load_replay(state)

@@ -108,7 +108,8 @@ def go(game: str, path: Path | str = "run", algorithm: str = "vdn", **options: A
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    return {**run.checkpoints.load(), "replay": run.checkpoints.load_replay(run.checkpoints.last() or 0)}
+    state = run.checkpoints.load()
+    return {**state, "replay": run.checkpoints.load_replay(state)}
 
 
 def equal(a: Any, b: Any) -> bool:
