@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from herdbook.core.distributions import Categorical, Normal
 from herdbook.core.joint import ByKind, JointSegments, JointSpec, Kind
-from herdbook.core.learner import Network, Parameters
+from herdbook.core.learner import Network, Parameters, Setup
 from herdbook.core.networks import GRU, Encoder, Linear
 from herdbook.core.policy import Scaling, greedy
 from herdbook.core.spaces import ActionKind, check_action_space
@@ -463,19 +463,51 @@ def rows_present(batch: JointSegments) -> Tensor:
     return torch.cat([batch.alive[..., :1, :], batch.next_alive], -2)
 
 
-class AgentValues:
-    """What an `AgentNetworks` says of each agent, over segments and step by step in play.
+class AgentSettings(Protocol):
+    """What `AgentValues` reads of an algorithm's config."""
 
-    Both go through here, so that what is fed to the network cannot differ: the last action is zeros before an agent's
-    first, the time counts an agent's own steps, and a memory takes no step where its agent is absent, or it is
+    algorithm: ClassVar[str]
+
+    @property
+    def hidden_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def recurrent(self) -> bool: ...
+    @property
+    def sharing(self) -> Sharing: ...
+    @property
+    def agent_id(self) -> bool: ...
+    @property
+    def last_action(self) -> bool: ...
+    @property
+    def horizon(self) -> int | None: ...
+
+
+class AgentValues:
+    """The network of each agent's values of its actions: how it is made, over segments, and step by step in play.
+
+    The latter two go through here, so that what is fed to the network cannot differ: the last action is zeros before an
+    agent's first, the time counts an agent's own steps, and a memory takes no step where its agent is absent, or it is
     another's turn. Segments begin where their episodes do.
+
+    Raises ValueError for recurrent agents of several seeds.
     """
 
-    def __init__(
-        self, network: Network, actions: JointActions, *, last_action: bool, memory: int | None, horizon: int | None
-    ) -> None:
-        self.network, self.actions, self.last_action, self.memory = network, actions, last_action, memory
-        self.horizon, self.agents = horizon, len(actions.sizes)
+    network: Network
+    """Of the learner that `make` was given to; the algorithm sets it."""
+
+    def __init__(self, spec: JointSpec, settings: AgentSettings, setup: Setup) -> None:
+        self.spec, self.settings, self.actions = spec, settings, JointActions(spec, setup.get("device", "cpu"))
+        self.last_action, self.horizon, self.agents = settings.last_action, settings.horizon, len(spec.agents)
+        self.memory = settings.hidden_sizes[-1] if settings.recurrent else None
+        if settings.recurrent:
+            check_recurrent_seeds(settings.algorithm, setup.get("seeds", (0,)))
+
+    def make(self) -> AgentNetworks:
+        """A new module."""
+        c, size = self.settings, self.actions.size
+        extra = size * c.last_action + (c.horizon is not None)
+        shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id, "recurrent": c.recurrent}
+        return AgentNetworks(self.spec, size, c.hidden_sizes, extra=extra, **shared)
 
     def over(self, parameters: Parameters, batch: JointSegments) -> Tensor:
         """[*B, T + 1, N, outputs]."""
@@ -492,7 +524,7 @@ class AgentValues:
         return outputs
 
     def initial(self, num_envs: int) -> Carry:
-        """Nothing was done, nothing is remembered."""
+        """No action yet, nothing is remembered."""
         device, carry = self.actions.choices.device, {}
         if self.last_action:
             carry["acted"] = torch.zeros(num_envs, self.agents, dtype=torch.bool, device=device)

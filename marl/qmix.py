@@ -23,13 +23,10 @@ from torch import Tensor, nn
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.joint import JointSegments, JointSpec
 from herdbook.core.joint_networks import (
-    AgentNetworks,
     AgentValues,
-    JointActions,
     Sharing,
     StateEncoder,
     check_joint,
-    check_recurrent_seeds,
     joint_view,
     linear_schedule,
     only_legal,
@@ -136,20 +133,11 @@ class QMIX:
     def __init__(self, config: QMIXConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.action_space, c.algorithm)
-        if c.recurrent:
-            check_recurrent_seeds(c.algorithm, setup.get("seeds", (0,)))
-        self.actions = JointActions(spec, setup.get("device", "cpu"))
+        self.q = AgentValues(spec, c, setup)
+        self.actions = self.q.actions
         self.learner = Learner(
             {
-                "agents": lambda: AgentNetworks(
-                    spec,
-                    self.actions.size,
-                    c.hidden_sizes,
-                    sharing=c.sharing,
-                    agent_id=c.agent_id,
-                    extra=self.actions.size * c.last_action + (c.horizon is not None),
-                    recurrent=c.recurrent,
-                ),
+                "agents": self.q.make,
                 "mixer": lambda: StateMixer(
                     spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden, timed=c.horizon is not None
                 ),
@@ -159,10 +147,7 @@ class QMIX:
             **setup,
         )
         self.spec, self.mixer = spec, self.learner.networks["mixer"]
-        memory = c.hidden_sizes[-1] if c.recurrent else None
-        self.q = AgentValues(
-            self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory, horizon=c.horizon
-        )
+        self.q.network = self.learner.networks["agents"]
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointSegments:
         c = self.config

@@ -23,12 +23,9 @@ from torch import Tensor, nn
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.joint import JointSegments, JointSpec
 from herdbook.core.joint_networks import (
-    AgentNetworks,
     AgentValues,
-    JointActions,
     Sharing,
     check_joint,
-    check_recurrent_seeds,
     only_legal,
 )
 from herdbook.core.learner import Adam, Learner, Params, Setup
@@ -95,20 +92,9 @@ class QMIXCQL:
     def __init__(self, config: QMIXCQLConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.action_space, c.algorithm)
-        if c.recurrent:
-            check_recurrent_seeds(c.algorithm, setup.get("seeds", (0,)))
-        self.actions = JointActions(spec, setup.get("device", "cpu"))
-        networks: dict[str, Callable[[], nn.Module]] = {
-            "agents": lambda: AgentNetworks(
-                spec,
-                self.actions.size,
-                c.hidden_sizes,
-                sharing=c.sharing,
-                agent_id=c.agent_id,
-                extra=self.actions.size * c.last_action + (c.horizon is not None),
-                recurrent=c.recurrent,
-            )
-        }
+        self.q = AgentValues(spec, c, setup)
+        self.actions = self.q.actions
+        networks: dict[str, Callable[[], nn.Module]] = {"agents": self.q.make}
         if c.centralised:
             networks["mixer"] = lambda: StateMixer(
                 spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden, timed=c.horizon is not None
@@ -120,10 +106,7 @@ class QMIXCQL:
             targets=trained,
             **setup,
         )
-        memory = c.hidden_sizes[-1] if c.recurrent else None
-        self.q = AgentValues(
-            self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory, horizon=c.horizon
-        )
+        self.q.network = self.learner.networks["agents"]
         self.spec, self.mixer = spec, self.learner.networks.get("mixer")
         self.objective = self.team_objective if c.centralised else self.independent_objective
 

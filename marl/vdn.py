@@ -20,12 +20,9 @@ from torch import Tensor
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.joint import JointSegments, JointSpec
 from herdbook.core.joint_networks import (
-    AgentNetworks,
     AgentValues,
-    JointActions,
     Sharing,
     check_joint,
-    check_recurrent_seeds,
     linear_schedule,
     only_legal,
 )
@@ -83,29 +80,15 @@ class VDN:
     def __init__(self, config: VDNConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.action_space, c.algorithm)
-        if c.recurrent:
-            check_recurrent_seeds(c.algorithm, setup.get("seeds", (0,)))
-        self.actions = JointActions(spec, setup.get("device", "cpu"))
+        self.q = AgentValues(spec, c, setup)
+        self.actions = self.q.actions
         self.learner = Learner(
-            {
-                "agents": lambda: AgentNetworks(
-                    spec,
-                    self.actions.size,
-                    c.hidden_sizes,
-                    sharing=c.sharing,
-                    agent_id=c.agent_id,
-                    extra=self.actions.size * c.last_action + (c.horizon is not None),
-                    recurrent=c.recurrent,
-                )
-            },
+            {"agents": self.q.make},
             {"team": Adam(lr=c.lr, networks=("agents",), max_grad_norm=c.max_grad_norm)},
             targets=("agents",),
             **setup,
         )
-        memory = c.hidden_sizes[-1] if c.recurrent else None
-        self.q = AgentValues(
-            self.learner.networks["agents"], self.actions, last_action=c.last_action, memory=memory, horizon=c.horizon
-        )
+        self.q.network = self.learner.networks["agents"]
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointSegments:
         c = self.config
