@@ -59,7 +59,7 @@ class Table:
         return {name: leaf[row] for name, leaf in self.actions.items()}, carry
 
     def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
-        raise NotImplementedError
+        raise NotImplementedError  # of the protocol; nothing here asks for it
 
 
 def bare(env: Any, spec: JointSpec, table: Table, seeds: range) -> float:

@@ -201,7 +201,7 @@ def _serve(connection: Connection, plan: Plan) -> None:
             try:
                 player = player or _Player(plan)
                 answer: Any = player.play(task)
-            except Exception as error:
+            except Exception as error:  # whatever it is: it is raised where the learner is
                 answer = error
             connection.send(answer)
 

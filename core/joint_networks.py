@@ -493,7 +493,7 @@ class AgentValues:
     """
 
     network: Network
-    """Of the learner that `make` was given to; the algorithm sets it."""
+    """The learner's, made by `make`; the algorithm sets it."""
 
     def __init__(self, spec: JointSpec, settings: AgentSettings, setup: Setup) -> None:
         self.spec, self.settings, self.actions = spec, settings, JointActions(spec, setup.get("device", "cpu"))

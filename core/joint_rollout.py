@@ -107,7 +107,7 @@ class JointRollout:
             self.rebuild = not check_reset(env)
         except IllegalAction:  # of those who play beside the learners
             raise
-        except Exception as error:
+        except Exception as error:  # whatever the environment's own code raises; so below
             raise EnvironmentFailed(f"{env.name} raised {type(error).__name__} in its first steps: {error}") from error
         if self.rebuild:
             warnings.warn(

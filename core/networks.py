@@ -264,7 +264,7 @@ class Encoder(nn.Module):
             return F.one_hot(observations.long() - self.start, self.size).float()
         if self.kind == "image":
             images = observations.movedim(-1, -3).float() / 255
-            return self.convolutions(images.flatten(0, -4)).unflatten(0, images.shape[:-3])  # type: ignore[no-any-return]
+            return self.convolutions(images.flatten(0, -4)).unflatten(0, images.shape[:-3])  # type: ignore[no-any-return]  # torch's is untyped
         return torch.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], -1)
 
 

@@ -7,7 +7,6 @@ episodes are appended. Sampling draws steps or episodes uniformly (the only rand
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections import deque
@@ -28,6 +27,7 @@ from herdbook.datasets.replay import (
     drawn_numbers,
     empty_table,
     saved_pairs,
+    saved_rings,
     single,
     to_table,
 )
@@ -314,15 +314,7 @@ class JointReplay:
 
         Raises ValueError, and changes nothing, where capacity, time_limit or shapes differ, or only one has the state.
         """
-        if self._rings is None:
-            raise TypeError("an offline replay has no state to load")
-        if state.get("time_limit") != self.time_limit:
-            raise ValueError(
-                f'expected a replay with time_limit="{self.time_limit}", got {state.get("time_limit")!r}; '
-                "build it with the same time_limit"
-            )
-        rings = copy.copy(self._rings)
-        rings.load_state_dict(state["rings"])
+        rings = saved_rings(self._rings, self.time_limit, state)
         pairs = list(saved_pairs("seen", self._seen, state["seen"], rings.filled_rows))
         for name, table in (("taken", self._taken), ("rows", self._rows), ("remaining", self._remaining)):
             pairs += saved_pairs(name, table, state[name], rings.filled_steps)

@@ -374,15 +374,7 @@ class ReplayBuffer:
 
         Raises ValueError, and changes nothing, where capacity, lanes, frame_stack, time_limit or shapes differ.
         """
-        if self._rings is None:
-            raise TypeError("an offline replay has no state to load")
-        if state.get("time_limit") != self.time_limit:
-            raise ValueError(
-                f'expected a replay with time_limit="{self.time_limit}", got {state.get("time_limit")!r}; '
-                "build it with the same time_limit"
-            )
-        rings = copy.copy(self._rings)
-        rings.load_state_dict(state["rings"])
+        rings = saved_rings(self._rings, self.time_limit, state)
         pairs = list(
             saved_pairs("observations", self._observations, state["observations"], rings.filled_rows * self._lanes)
         )
@@ -422,6 +414,20 @@ def drawn_numbers(
         raise ValueError("the replay is empty: add steps before sampling")
     drawn = [torch.randint(size, (batch_size,), generator=g, device=g.device) for g in generators]
     return (drawn[0] if len(drawn) == 1 else torch.stack(drawn)).to(device)
+
+
+def saved_rings(rings: Rings | None, time_limit: TimeLimit, state: Mapping[str, Any]) -> Rings:
+    """New counters as a replay's `state` has them. Raises TypeError offline, ValueError for one built otherwise."""
+    if rings is None:
+        raise TypeError("an offline replay has no state to load")
+    if state.get("time_limit") != time_limit:
+        raise ValueError(
+            f'expected a replay with time_limit="{time_limit}", got {state.get("time_limit")!r}; '
+            "build it with the same time_limit"
+        )
+    rings = copy.copy(rings)
+    rings.load_state_dict(state["rings"])
+    return rings
 
 
 def saved_pairs(name: str, table: Tree, saved: Tree, count: int) -> Iterator[tuple[Tensor, Tensor]]:

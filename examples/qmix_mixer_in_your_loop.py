@@ -20,7 +20,7 @@ PAYOFFS = torch.tensor([[[7.0, 7.0], [7.0, 7.0]], [[0.0, 1.0], [1.0, 8.0]]])  # 
 
 def main(updates: int = 1_500) -> float:
     """Train, print and return the greedy return."""
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # a script of your own may; herdbook itself touches no global seed
     agents = nn.Linear(3 + 2, 2)  # which of three situations, and which agent
     mixer = Mixer(agents=2, state_size=3, embedding=8, hidden=16)
     optimiser = torch.optim.Adam([*agents.parameters(), *mixer.parameters()], lr=1e-2)

@@ -89,7 +89,7 @@ def with_own(data: Tensor, own: Tensor) -> Tensor:
 def actor_loss(q: Tensor, outputs: Tensor, alive: Tensor, penalty: float) -> Tensor:
     """Eq. 3. q: each agent's critic of its own new action [B, N]; outputs: l [B, N, A]; alive: who acts [B, N]."""
     objective = q - penalty * outputs.square().mean(-1)
-    return -(objective * alive).sum() / alive.sum()
+    return -mean_where(objective, alive)
 
 
 class MADDPG:

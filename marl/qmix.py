@@ -108,10 +108,10 @@ class StateMixer(nn.Module):
 
     def forward(self, q: Tensor, view: Tree) -> Tensor:
         """view: `mixer_view`."""
-        if self.timed:
-            view, time = view
-            return self.mixer(q, torch.cat([self.encoder(view), time.unsqueeze(-1)], -1))  # type: ignore[no-any-return]
-        return self.mixer(q, self.encoder(view))  # type: ignore[no-any-return]
+        view, time = view if self.timed else (view, None)
+        state = self.encoder(view)
+        total: Tensor = self.mixer(q, state if time is None else torch.cat([state, time.unsqueeze(-1)], -1))
+        return total
 
 
 def mixer_view(spec: JointSpec, batch: JointSegments, horizon: int | None) -> tuple[Tree, Tree]:

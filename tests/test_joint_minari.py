@@ -80,7 +80,7 @@ def play(spec: JointSpec, acts: Any, seed: int, state: bool = True) -> JointEpis
     terminates = np.arange(len(spec.agents)) % 2 == 0
     observations, actions, masks = {}, {}, {}
     for kind in spec.kinds:
-        seen, done, legal = [], [], []
+        seen, taken, legal = [], [], []
         for agent in kind.agents:
             number, space = spec.index[agent], spec.observation_spaces[agent]
             space.seed(int(generator.integers(2**31)))
@@ -88,13 +88,13 @@ def play(spec: JointSpec, acts: Any, seed: int, state: bool = True) -> JointEpis
             rows = [flatten(space, space.sample()) for _ in range(length + 1)]
             seen.append(where_present(rows, present[:, number]))
             moves = np.stack([kind.action_space.sample() for _ in range(length)])
-            done.append(where_present(list(moves), acts[:, number]))
+            taken.append(where_present(list(moves), acts[:, number]))
             if isinstance(kind.action_space, spaces.Discrete):
                 mask = generator.integers(0, 2, (length + 1, int(kind.action_space.n))).astype(bool)
                 mask[np.arange(length), moves - kind.action_space.start] = True
                 legal.append(mask | ~alive[:, [number]])
         observations[kind.name] = together(seen)
-        actions[kind.name] = np.stack(done, axis=1)
+        actions[kind.name] = np.stack(taken, axis=1)
         if legal:
             masks[kind.name] = np.stack(legal, axis=1)
     moments = [spec.state_space.sample() for _ in range(length + 1)] if state and spec.state_space else None

@@ -100,7 +100,7 @@ class Picking:
         return actions, carry
 
     def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
-        raise NotImplementedError
+        raise NotImplementedError  # of the protocol; a rollout never asks for it
 
 
 def pick(space: Any, observation: Any, mask: Any = None) -> Any:

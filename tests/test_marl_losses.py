@@ -498,7 +498,7 @@ class Stored:
 
     def sample_episodes(self, batch_size: int, generators: Any, *, discount: float) -> JointSegments:
         self.asked = {"batch_size": batch_size, "discount": discount}
-        return self.batch  # type: ignore[no-any-return]
+        return self.batch  # type: ignore[no-any-return]  # of a stand-in
 
     sample = sample_episodes
 
@@ -552,9 +552,9 @@ def test_target_networks_move_after_so_many_updates(period: int, tau: float, mov
 def test_updates_are_due_by_episodes_or_by_environment_steps() -> None:
     for config in (IndependentQConfig, VDNConfig, QMIXConfig):
         name = {IndependentQConfig: IndependentQ, VDNConfig: VDN, QMIXConfig: QMIX}[config]
-        algorithm = name(config(warmup_episodes=10, episodes_per_update=2), _spec())  # type: ignore[operator]
+        algorithm = name(config(warmup_episodes=10, episodes_per_update=2), _spec())  # type: ignore[operator]  # classes out of a table
         assert [algorithm.updates_due(episodes, 10**6) for episodes in (0, 10, 11, 12, 13, 14)] == [0, 0, 0, 1, 1, 2]
-        often = name(config(warmup_episodes=10, episodes_per_update=0.25), _spec())  # type: ignore[operator]
+        often = name(config(warmup_episodes=10, episodes_per_update=0.25), _spec())  # type: ignore[operator]  # classes out of a table
         assert [often.updates_due(episodes, 0) for episodes in (10, 11, 12)] == [0, 4, 8]
     for actor_critic in (
         MADDPG(MADDPGConfig(warmup_steps=100, steps_per_update=25), _spec()),

@@ -344,7 +344,7 @@ def test_permuting_agents_under_sharing_does_not_change_the_teams_value_of_vdn()
         batch,
         observations={"agent_0": batch.observations["agent_0"][:, :, order]},
         actions={"agent_0": batch.actions["agent_0"][:, :, order]},
-        action_mask={"agent_0": batch.action_mask["agent_0"][:, :, order]},  # type: ignore[index]
+        action_mask={"agent_0": batch.action_mask["agent_0"][:, :, order]},  # type: ignore[index]  # there are masks
         alive=batch.alive[..., order],
         next_alive=batch.next_alive[..., order],
     )
@@ -501,10 +501,10 @@ def test_no_policy_ever_takes_an_illegal_or_padded_action(algorithm: Any, config
             chosen = actions[kind.name]
             assert chosen.shape == (2000, len(kind.agents)) and chosen.dtype == torch.int64
             assert all(kind.action_space.contains(int(action)) for action in chosen.unique())
-            index = chosen - int(kind.action_space.start)  # type: ignore[attr-defined]
-            assert bool(step.action_mask[kind.name].gather(-1, index.unsqueeze(-1)).all())  # type: ignore[index]
+            index = chosen - int(kind.action_space.start)  # type: ignore[attr-defined]  # it is Discrete
+            assert bool(step.action_mask[kind.name].gather(-1, index.unsqueeze(-1)).all())  # type: ignore[index]  # there are masks
             if not how["deterministic"] and how["step"] == 0 and algorithm is not QMIXCQL:
-                assert len(chosen.unique()) == kind.action_space.n  # type: ignore[attr-defined]
+                assert len(chosen.unique()) == kind.action_space.n  # type: ignore[attr-defined]  # it is Discrete
 
 
 @pytest.mark.parametrize(("algorithm", "config"), DISCRETE[:3])
@@ -614,12 +614,12 @@ def test_in_a_game_of_turns_a_memory_takes_its_agents_own_turns() -> None:
         for turn in range(8):
             row, agent = divmod(turn, 2)
             first = torch.tensor([turn == 0])
-            done = batch.actions["agent_0"][:, row - 1] if row else torch.zeros(1, 2, dtype=torch.int64)
+            before = batch.actions["agent_0"][:, row - 1] if row else torch.zeros(1, 2, dtype=torch.int64)
             step = _step(
                 spec,
                 1,
                 observations={"agent_0": torch.randn(1, 2, 3)},
-                previous_actions={"agent_0": done},
+                previous_actions={"agent_0": before},
                 first=first,
                 reset=first,
                 alive=torch.tensor([[agent == 0, agent == 1]]),

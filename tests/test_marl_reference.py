@@ -143,8 +143,8 @@ class PlainAgent(nn.Module):
         if not self.recurrent:
             return self.head(self.second(x).relu()), h
         r = torch.sigmoid(self.w_r(x) + h @ self.u_r)  # type: ignore[operator]  # they are set by name
-        z = torch.sigmoid(self.w_z(x) + h @ self.u_z)  # type: ignore[operator]
-        n = torch.tanh(self.w_n(x) + r * (h @ self.u_n + self.b_u))  # type: ignore[operator]
+        z = torch.sigmoid(self.w_z(x) + h @ self.u_z)  # type: ignore[operator]  # they are set by name
+        n = torch.tanh(self.w_n(x) + r * (h @ self.u_n + self.b_u))  # type: ignore[operator]  # they are set by name
         h = (1 - z) * n + z * h
         return self.head(h), h
 
@@ -248,7 +248,7 @@ def test_qmix(recurrent: bool, last_action: bool, double_q: bool, max_norm: floa
                     q.append(values[episode][step][i][action] if batch.alive[episode, step, i] else zero)
                     if batch.next_alive[episode, step, i]:
                         chooser = (values if double_q else slow_values)[episode][step + 1][i].tolist()
-                        legal = batch.action_mask["agent_0"][episode, step + 1, i]  # type: ignore[index]
+                        legal = batch.action_mask["agent_0"][episode, step + 1, i]  # type: ignore[index]  # there are masks
                         best = max((a for a in range(CHOICES) if legal[a]), key=chooser.__getitem__)
                         next_q.append(slow_values[episode][step + 1][i][best])
                     else:
@@ -364,7 +364,7 @@ class Plain:
                 if noise is not None:
                     action = (action + (0.2 * noise[row, i, : ACTIONS[agent]]).clamp(-0.5, 0.5)).clamp(-1, 1)
             else:
-                legal = _part(batch.next_action_mask, agent, row)  # type: ignore[arg-type]
+                legal = _part(batch.next_action_mask, agent, row)  # type: ignore[arg-type]  # there are masks
                 best = max((a for a in range(ACTIONS[agent]) if legal[a]), key=output.tolist().__getitem__)
                 action = torch.eye(ACTIONS[agent])[best]
             actions.append(self.padded(action) * batch.next_alive[row, i])
@@ -460,7 +460,7 @@ def test_maddpg(box: bool) -> None:
         def act(output: Tensor, row: int, agent: str, i: int, batch: JointTransitions = batch) -> Tensor:
             if box:
                 return output.tanh()
-            legal = _part(batch.action_mask, agent, row)  # type: ignore[arg-type]
+            legal = _part(batch.action_mask, agent, row)  # type: ignore[arg-type]  # there are masks
             noise = -torch.log(-torch.log((drawn[0][row, i, : len(output)] + 1) / 2))
             logits = torch.where(legal, output, -torch.inf)
             soft = torch.softmax((logits + noise) / 0.7, 0)
