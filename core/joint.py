@@ -154,6 +154,8 @@ class JointTransitions:
     """`[*B]`: the sum over the agents."""
     team_discounts: Tensor
     """`[*B]`: γ, and 0 where the game ended for every agent that was still in it."""
+    timesteps: Tensor
+    """`[*B]` int64: the steps of the episode before this one."""
     action_mask: ByKind | None = None
     next_action_mask: ByKind | None = None
     state: Tree | None = None

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from herdbook.core.distributions import Categorical, Normal
-from herdbook.core.joint import ByKind, JointSegments, JointSpec, Kind
+from herdbook.core.joint import ByKind, JointSegments, JointSpec, JointTransitions, Kind
 from herdbook.core.learner import Network, Parameters, Setup
 from herdbook.core.networks import GRU, Encoder, Linear
 from herdbook.core.policy import Scaling, greedy
@@ -313,11 +313,13 @@ class AgentNetworks(nn.Module):
 class StateEncoder(nn.Module):
     """The state of the task as a vector [*B, size]: the global state, or where there is none what all agents see.
 
-    Observations are joined in agent order, and those of agents that are absent are zeros.
+    Observations are joined in agent order, and those of agents that are absent are zeros. Where it is `timed` the share
+    of time that has passed is the last number.
     """
 
-    def __init__(self, spec: JointSpec) -> None:
+    def __init__(self, spec: JointSpec, *, timed: bool = False) -> None:
         super().__init__()
+        self.timed = timed
         self.kinds: list[tuple[str, list[int] | None]] | None = None  # whose observations are joined
         self.order = list(spec.agent_order)
         if spec.state_space is not None:
@@ -327,10 +329,17 @@ class StateEncoder(nn.Module):
             encoders = [Encoder(kind.observation_space) for kind in spec.kinds]
             self.kinds = [(kind.name, _numbers(spec, kind.agents)) for kind in spec.kinds]
             self.size = sum(len(kind.agents) * encoder.size for kind, encoder in zip(spec.kinds, encoders, strict=True))
+        self.size += timed
         self.encoders = nn.ModuleList(encoders)
 
     def forward(self, view: Tree) -> Tensor:
         """view: `joint_view`."""
+        if self.timed:
+            view, time = view
+            return torch.cat([self._features(view), time.unsqueeze(-1)], -1)
+        return self._features(view)
+
+    def _features(self, view: Tree) -> Tensor:
         if self.kinds is None:
             return cast(Tensor, self.encoders[0](view))
         observations, present = view
@@ -341,19 +350,41 @@ class StateEncoder(nn.Module):
         return torch.cat([parts[number] for number in self.order], -1)
 
 
-def joint_view(spec: JointSpec, state: Tree | None, observations: ByKind, present: Tensor) -> Tree:
-    """What a `StateEncoder` reads: the state where the task has one, else observations and who is there [*B, N]."""
-    return (observations, present) if spec.state_space is None else state
+def joint_view(
+    spec: JointSpec, state: Tree | None, observations: ByKind, present: Tensor, time: Tensor | None = None
+) -> Tree:
+    """What a `StateEncoder` reads: the state where the task has one, else observations and who is there [*B, N].
+
+    A timed one reads a pair of that and `time` [*B].
+    """
+    view = (observations, present) if spec.state_space is None else state
+    return view if time is None else (view, time)
+
+
+def transition_views(spec: JointSpec, batch: JointTransitions, horizon: int | None) -> tuple[Tree, Tree]:
+    """`joint_view` before and after each step, timed where there is a `horizon`."""
+    now, later = (None, None) if horizon is None else (batch.timesteps / horizon, (batch.timesteps + 1) / horizon)
+    return (
+        joint_view(spec, batch.state, batch.observations, batch.alive, now),
+        joint_view(spec, batch.next_state, batch.next_observations, batch.next_alive, later),
+    )
 
 
 class JointCritic(nn.Module):
     """Centralised critics Q_i(x, a_1, …, a_N): state and all actions, a row of them for each agent → [*B, N]."""
 
     def __init__(
-        self, spec: JointSpec, action_size: int, hidden_sizes: Sequence[int], *, sharing: Sharing, agent_id: bool
+        self,
+        spec: JointSpec,
+        action_size: int,
+        hidden_sizes: Sequence[int],
+        *,
+        sharing: Sharing,
+        agent_id: bool,
+        timed: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = StateEncoder(spec)
+        self.encoder = StateEncoder(spec, timed=timed)
         self.order, self.agents = _order(spec), len(spec.agents)
         groups = [[agent for kind in kinds for agent in kind.agents] for kinds in _groups(spec, sharing)]
         self.groups = [_numbers(spec, agents) for agents in groups]
@@ -419,21 +450,6 @@ class JointPolicy:
         return JointDistribution(greedy(distribution) if self.deterministic else distribution, self.actions), carry
 
 
-def actor_policy(
-    network: Network, parameters: Parameters, actions: JointActions, noise: float, *, deterministic: bool
-) -> JointPolicy:
-    """The policy of actors: outputs are logits of discrete actions, or Box actions before tanh, with Gaussian noise."""
-    log_std = torch.tensor(noise, device=actions.choices.device).log()
-
-    def act(step: Step, carry: Carry) -> tuple[Categorical | Normal, Carry]:
-        outputs, _ = network(parameters, step.observations)
-        if actions.discrete:
-            return Categorical(only_legal(outputs, actions.legal(step.action_mask))), carry
-        return Normal(actions.greedy(outputs), log_std, clip=True), carry
-
-    return JointPolicy(actions, act, deterministic=deterministic)
-
-
 def epsilon_greedy(values: Tensor, legal: Tensor | None, epsilon: float) -> Categorical:
     """ε shared by all legal actions, and the rest for the best of them. values: [*B, n]; legal: None for all."""
     legal = torch.ones_like(values, dtype=torch.bool) if legal is None else legal
@@ -454,13 +470,86 @@ def row_times(batch: JointSegments, horizon: int) -> Tensor:
     return (torch.arange(rows, device=batch.mask.device) / horizon).expand(*batch.mask.shape[:-1], rows)
 
 
-def _beside(parts: Sequence[Tensor]) -> Tensor | None:
-    return None if not parts else parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+def beside(*parts: Tensor | None) -> Tensor | None:
+    """One after the other in the last axis; None where there is none."""
+    there = [part for part in parts if part is not None]
+    return None if not there else there[0] if len(there) == 1 else torch.cat(there, -1)
 
 
 def rows_present(batch: JointSegments) -> Tensor:
     """[*B, T + 1, N] bool: the agent acts at this row, or it was cut off and sees here what its last step led to."""
     return torch.cat([batch.alive[..., :1, :], batch.next_alive], -2)
+
+
+class ActorSettings(Protocol):
+    """What `Actors` reads of an algorithm's config."""
+
+    @property
+    def hidden_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def sharing(self) -> Sharing: ...
+    @property
+    def agent_id(self) -> bool: ...
+    @property
+    def horizon(self) -> int | None: ...
+
+
+class Actors:
+    """The network of each agent's own action: how it is made, over transitions, and step by step in play.
+
+    Its outputs [*B, N, A] are logits of discrete actions, or Box actions before tanh. Where there is a horizon it sees
+    the share of it that has passed, in play as over transitions.
+    """
+
+    network: Network
+    """The learner's, made by `make`; the algorithm sets it."""
+
+    def __init__(self, spec: JointSpec, settings: ActorSettings, setup: Setup) -> None:
+        self.spec, self.settings, self.horizon = spec, settings, settings.horizon
+        self.actions, self.agents = JointActions(spec, setup.get("device", "cpu")), len(spec.agents)
+
+    def make(self) -> AgentNetworks:
+        """A new module."""
+        c, extra = self.settings, int(self.horizon is not None)
+        return AgentNetworks(
+            self.spec, self.actions.size, c.hidden_sizes, extra=extra, sharing=c.sharing, agent_id=c.agent_id
+        )
+
+    def time(self, timesteps: Tensor) -> Tensor | None:
+        """What each agent sees of the time, None without a horizon: [*B] → [*B, N, 1]."""
+        if self.horizon is None:
+            return None
+        return (timesteps / self.horizon)[..., None, None].expand(*timesteps.shape, self.agents, 1)
+
+    def before(self, parameters: Parameters, batch: JointTransitions) -> Tensor:
+        """What they would do where the batch's actions were taken."""
+        return self.outputs(parameters, batch.observations, batch.timesteps)
+
+    def after(self, parameters: Parameters, batch: JointTransitions) -> Tensor:
+        """What they would do next."""
+        return self.outputs(parameters, batch.next_observations, batch.timesteps + 1)
+
+    def outputs(self, parameters: Parameters, observations: ByKind, timesteps: Tensor) -> Tensor:
+        time = self.time(timesteps)
+        outputs: Tensor = self.network(parameters, observations, *([] if time is None else [time]))[0]
+        return outputs
+
+    def policy(self, parameters: Parameters, noise: float, *, deterministic: bool) -> JointPolicy:
+        """Discrete actions are sampled, Box ones get Gaussian noise of this σ; neither where `deterministic`."""
+        log_std = torch.tensor(noise, device=self.actions.choices.device).log()
+
+        def initial(num_envs: int) -> Carry:
+            """The steps of the episode so far."""
+            return torch.zeros(num_envs, dtype=torch.int64, device=self.actions.choices.device)
+
+        def act(step: Step, carry: Carry) -> tuple[Categorical | Normal, Carry]:
+            steps = carry * ~step.reset  # [E]
+            outputs = self.outputs(parameters, step.observations, steps)
+            if self.actions.discrete:
+                return Categorical(only_legal(outputs, self.actions.legal(step.action_mask))), steps + 1
+            return Normal(self.actions.greedy(outputs), log_std, clip=True), steps + 1
+
+        return JointPolicy(self.actions, act, initial, deterministic=deterministic)
 
 
 class AgentSettings(Protocol):
@@ -486,8 +575,8 @@ class AgentValues:
     """The network of each agent's values of its actions: how it is made, over segments, and step by step in play.
 
     The latter two go through here, so that what is fed to the network cannot differ: the last action is zeros before an
-    agent's first, the time counts an agent's own steps, and a memory takes no step where its agent is absent, or it is
-    another's turn. Segments begin where their episodes do.
+    agent's first, the time is the row of the episode (in a game of turns an agent's own turn), and a memory takes no
+    step where its agent is absent, or it is another's turn. Segments begin where their episodes do.
 
     Raises ValueError for recurrent agents of several seeds.
     """
@@ -520,7 +609,7 @@ class AgentValues:
         if self.memory is not None:
             held = ~rows_present(batch)
             state = torch.zeros(len(held), self.agents, self.memory, device=held.device)
-        outputs: Tensor = self.network(parameters, batch.observations, _beside(extra), state, held)[0]
+        outputs: Tensor = self.network(parameters, batch.observations, beside(*extra), state, held)[0]
         return outputs
 
     def initial(self, num_envs: int) -> Carry:
@@ -545,11 +634,11 @@ class AgentValues:
         if self.horizon is not None:
             steps = carry["steps"] * ~reset  # [E, N]
             extra.append((steps / self.horizon)[:, None, :, None])
-            carry["steps"] = steps + step.alive
+            carry["steps"] = steps + (step.alive if self.spec.turn_based else 1)
         if self.memory is not None:
             state, held = carry["state"] * ~reset.unsqueeze(-1), ~step.alive.unsqueeze(1)
         observations = tree_map(lambda leaf: leaf.unsqueeze(1), step.observations)  # a segment of one row
-        outputs, state = self.network(parameters, observations, _beside(extra), state, held)
+        outputs, state = self.network(parameters, observations, beside(*extra), state, held)
         if self.memory is not None:
             carry["state"] = state
         return outputs.squeeze(1), carry

@@ -67,7 +67,7 @@ class JointReplay:
             seen=tree_map(put, seen),
             taken=tree_map(put, taken),
             rows=put(episodes.step_rows),
-            remaining=put(_remaining(episodes)),
+            **tree_map(put, _within(episodes)),
             starts=put(episodes.offsets[:-1]),
         )
         self._count_rewards(episodes)
@@ -110,6 +110,7 @@ class JointReplay:
         seen: Tables,
         taken: Tables,
         rows: Tensor,
+        elapsed: Tensor,
         remaining: Tensor,
         starts: Tensor,
     ) -> None:
@@ -117,6 +118,7 @@ class JointReplay:
         self._seen = seen  # leaves [rows, …]
         self._taken = taken  # leaves [steps, …]
         self._rows = rows  # [steps] the row of a step; what it led to follows
+        self._elapsed = elapsed  # [steps] steps of the episode before this one
         self._remaining = remaining  # [steps] steps up to the episode's end, this one included
         self._starts = starts  # the first step of each episode; online a ring over the numbers of episodes
         self._row_count = len(pytree.tree_leaves(seen)[0])
@@ -138,7 +140,7 @@ class JointReplay:
     @property
     def nbytes(self) -> int:
         """Bytes of all tables; offline on the CPU those of the dataset are among them."""
-        tables = (self._seen, self._taken, self._rows, self._remaining, self._starts)
+        tables = (self._seen, self._taken, self._rows, self._elapsed, self._remaining, self._starts)
         return sum(leaf.nbytes for leaf in pytree.tree_leaves(tables))
 
     @property
@@ -200,6 +202,7 @@ class JointReplay:
             next_alive=taken["next_alive"],
             team_rewards=taken["team_rewards"],
             team_discounts=taken["team_continues"] * discount,
+            timesteps=self._elapsed[indices],
             action_mask=seen.get("action_mask"),
             next_action_mask=following.get("action_mask"),
             state=seen.get("state"),
@@ -269,10 +272,14 @@ class JointReplay:
         self._begins[numbers] = rings.added - new.num_steps + new.offsets[:-1]
         _write(self._starts, steps[new.offsets[:-1]], to_table(numbers, self.device))
         _write(self._seen, seen, to_table(rows, self.device))
-        tables = {"taken": self._taken, "rows": self._rows, "remaining": self._remaining}
-        values = {"taken": taken, "rows": rows[new.step_rows], "remaining": _remaining(new)}
+        tables = {"taken": self._taken, **self._numbers()}
+        values = {"taken": taken, "rows": rows[new.step_rows], **_within(new)}
         _write(tables, values, to_table(steps, self.device))
         self._count_rewards(new)
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """What says where a step is, its row and its place in the episode."""
+        return {"rows": self._rows, "elapsed": self._elapsed, "remaining": self._remaining}
 
     def _whole(self) -> Array:
         """Where in `_starts` and `_begins` the episodes are that are stored whole, the oldest first."""
@@ -300,8 +307,7 @@ class JointReplay:
         return {
             "seen": tree_map(lambda leaf: leaf[: self._rings.filled_rows], self._seen),
             "taken": tree_map(lambda leaf: leaf[:steps], self._taken),
-            "rows": self._rows[:steps],
-            "remaining": self._remaining[:steps],
+            **{name: table[:steps] for name, table in self._numbers().items()},
             "begins": torch.from_numpy(self._begins[self._whole()]),
             "first_episode": self._first_episode,
             "spreads": torch.from_numpy(np.stack([self._team_spread.numbers, self._spread.numbers])),
@@ -316,7 +322,7 @@ class JointReplay:
         """
         rings = saved_rings(self._rings, self.time_limit, state)
         pairs = list(saved_pairs("seen", self._seen, state["seen"], rings.filled_rows))
-        for name, table in (("taken", self._taken), ("rows", self._rows), ("remaining", self._remaining)):
+        for name, table in {"taken": self._taken, **self._numbers()}.items():
             pairs += saved_pairs(name, table, state[name], rings.filled_steps)
         for table, saved in pairs:
             table.copy_(saved)
@@ -393,9 +399,11 @@ def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tup
     return seen, taken
 
 
-def _remaining(episodes: JointEpisodes) -> Array:
-    """`[steps]` int64: steps from this one to the end of its episode."""
-    return np.repeat(episodes.offsets[1:], episodes.lengths()) - np.arange(episodes.num_steps)
+def _within(episodes: JointEpisodes) -> dict[str, Array]:
+    """`[steps]` int64: a step's place in its episode, from the beginning and to the end."""
+    steps, lengths = np.arange(episodes.num_steps), episodes.lengths()
+    elapsed = steps - np.repeat(episodes.offsets[:-1], lengths)
+    return {"elapsed": elapsed, "remaining": np.repeat(lengths, lengths) - elapsed}
 
 
 def _tables(spec: JointSpec, n_steps: int, n_rows: int, state: bool, device: torch.device | str) -> Tables:
@@ -423,7 +431,7 @@ def _tables(spec: JointSpec, n_steps: int, n_rows: int, state: bool, device: tor
         "team_rewards": zeros(torch.float32, n_steps),
         "team_continues": zeros(torch.float32, n_steps),
     }
-    counts = {name: zeros(torch.int64, n_steps) for name in ("rows", "remaining", "starts")}
+    counts = {name: zeros(torch.int64, n_steps) for name in ("rows", "elapsed", "remaining", "starts")}
     return {"seen": seen, "taken": taken, **counts}
 
 

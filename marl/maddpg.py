@@ -24,14 +24,12 @@ from torch import Tensor
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.joint import JointSpec, JointTransitions
 from herdbook.core.joint_networks import (
-    AgentNetworks,
-    JointActions,
+    Actors,
     JointCritic,
     Sharing,
-    actor_policy,
     check_joint,
-    joint_view,
     only_legal,
+    transition_views,
 )
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.spaces import ActionKind
@@ -56,6 +54,7 @@ class MADDPGConfig:
     hidden_sizes: tuple[int, ...] = (64, 64)
     sharing: Sharing = "kind"  # whose actors and critics have the same parameters: all agents', those of a kind, none
     agent_id: bool = True  # a one-hot number tells agents that share parameters apart
+    horizon: int | None = None  # actors and critics see how much of so many steps has passed (arXiv:1712.00378)
     reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
     warmup_steps: int = 1_024  # environment steps collected before the first update
     steps_per_update: float = 25.0  # environment steps collected for each update
@@ -64,7 +63,7 @@ class MADDPGConfig:
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, max_grad_norm=POSITIVE)
         require(self, logit_penalty=NOT_NEGATIVE, temperature=POSITIVE, exploration_noise=NOT_NEGATIVE)
-        require(self, batch_size=COUNT, hidden_sizes=COUNT, replay_steps=COUNT)
+        require(self, batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, replay_steps=COUNT)
         require(self, warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
 
 
@@ -103,13 +102,15 @@ class MADDPG:
     def __init__(self, config: MADDPGConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.action_space, c.algorithm)
-        self.spec, self.actions = spec, JointActions(spec, setup.get("device", "cpu"))
-        size = self.actions.size
+        self.spec, self.actors = spec, Actors(spec, c, setup)
+        self.actions = self.actors.actions
+
+        def critic() -> JointCritic:
+            shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id, "timed": c.horizon is not None}
+            return JointCritic(spec, self.actions.size, c.hidden_sizes, **shared)
+
         self.learner = Learner(
-            {
-                "actor": lambda: AgentNetworks(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id),
-                "critic": lambda: JointCritic(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id),
-            },
+            {"actor": self.actors.make, "critic": critic},
             {
                 "critic": Adam(lr=c.critic_lr, max_grad_norm=c.max_grad_norm),
                 "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),
@@ -117,7 +118,7 @@ class MADDPG:
             targets=("actor", "critic"),
             **setup,
         )
-        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.actors.network, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointTransitions:
         c = self.config
@@ -133,10 +134,9 @@ class MADDPG:
         return metrics
 
     def critic_objective(self, params: Params, batch: JointTransitions) -> tuple[Tensor, Metrics]:
-        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
-        next_view = joint_view(self.spec, batch.next_state, batch.next_observations, batch.next_alive)
+        view, next_view = transition_views(self.spec, batch, self.config.horizon)
         with torch.no_grad():
-            outputs, _ = self.actor(params.target["actor"], batch.next_observations)  # [B, N, A]
+            outputs = self.actors.after(params.target["actor"], batch)  # [B, N, A]
             next_actions = self.actions.greedy(outputs, self.actions.legal(batch.next_action_mask))
             next_actions = (next_actions * batch.next_alive.unsqueeze(-1)).unsqueeze(-3)  # [B, 1, N, A]
             next_q = self.critic(params.target["critic"], next_view, next_actions)  # [B, N]
@@ -150,8 +150,8 @@ class MADDPG:
     ) -> tuple[Tensor, Metrics]:
         """uniform: noise of discrete actions [B, N, A]."""
         c = self.config
-        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
-        outputs, _ = self.actor(params["actor"], batch.observations)  # [B, N, A]
+        view, _ = transition_views(self.spec, batch, c.horizon)
+        outputs = self.actors.before(params["actor"], batch)  # [B, N, A]
         if uniform is None:
             own = self.actions.greedy(outputs)
         else:
@@ -165,7 +165,7 @@ class MADDPG:
         """Greedy, or exploring: discrete actions are sampled, Box ones get Gaussian noise; the same at every `step`."""
         actor = self.learner.parameters_of("actor", seed_index)
         noise = 0.0 if deterministic else self.config.exploration_noise
-        return actor_policy(self.actor, actor, self.actions, noise, deterministic=deterministic)
+        return self.actors.policy(actor, noise, deterministic=deterministic)
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many environment steps."""

@@ -22,14 +22,12 @@ from torch import Tensor
 from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.joint import JointSpec, JointTransitions
 from herdbook.core.joint_networks import (
-    AgentNetworks,
-    JointActions,
+    Actors,
     JointCritic,
     Sharing,
-    actor_policy,
     check_joint,
-    joint_view,
     only_legal,
+    transition_views,
 )
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.spaces import ActionKind
@@ -58,6 +56,7 @@ class MATD3Config:
     hidden_sizes: tuple[int, ...] = (64, 64)
     sharing: Sharing = "kind"  # whose actors and critics have the same parameters: all agents', those of a kind, none
     agent_id: bool = True  # a one-hot number tells agents that share parameters apart
+    horizon: int | None = None  # actors and critics see how much of so many steps has passed (arXiv:1712.00378)
     reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
     warmup_steps: int = 1_024  # environment steps collected before the first update
     steps_per_update: float = 25.0  # environment steps collected for each update
@@ -67,7 +66,7 @@ class MATD3Config:
         require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, max_grad_norm=POSITIVE)
         require(self, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
         require(self, logit_penalty=NOT_NEGATIVE, temperature=POSITIVE, exploration_noise=NOT_NEGATIVE)
-        require(self, batch_size=COUNT, hidden_sizes=COUNT, replay_steps=COUNT)
+        require(self, batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, replay_steps=COUNT)
         require(self, warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
 
 
@@ -85,18 +84,15 @@ class MATD3:
     def __init__(self, config: MATD3Config, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.action_space, c.algorithm)
-        self.spec, self.actions = spec, JointActions(spec, setup.get("device", "cpu"))
-        size = self.actions.size
+        self.spec, self.actors = spec, Actors(spec, c, setup)
+        self.actions = self.actors.actions
 
         def critic() -> JointCritic:
-            return JointCritic(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id)
+            shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id, "timed": c.horizon is not None}
+            return JointCritic(spec, self.actions.size, c.hidden_sizes, **shared)
 
         self.learner = Learner(
-            {
-                "actor": lambda: AgentNetworks(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id),
-                "critic": critic,
-                "twin": critic,
-            },
+            {"actor": self.actors.make, "critic": critic, "twin": critic},
             {
                 "critic": Adam(lr=c.critic_lr, networks=("critic", "twin"), max_grad_norm=c.max_grad_norm),
                 "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),
@@ -104,7 +100,8 @@ class MATD3:
             targets=("actor", "critic", "twin"),
             **setup,
         )
-        self.actor, self.critic, self.twin = (self.learner.networks[name] for name in ("actor", "critic", "twin"))
+        self.actors.network = self.learner.networks["actor"]
+        self.critic, self.twin = self.learner.networks["critic"], self.learner.networks["twin"]
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointTransitions:
         c = self.config
@@ -128,10 +125,9 @@ class MATD3:
     ) -> tuple[Tensor, Metrics]:
         """normal: noise of the targets' Box actions [B, N, A]."""
         c = self.config
-        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
-        next_view = joint_view(self.spec, batch.next_state, batch.next_observations, batch.next_alive)
+        view, next_view = transition_views(self.spec, batch, self.config.horizon)
         with torch.no_grad():
-            outputs, _ = self.actor(params.target["actor"], batch.next_observations)  # [B, N, A]
+            outputs = self.actors.after(params.target["actor"], batch)  # [B, N, A]
             next_actions = self.actions.greedy(outputs, self.actions.legal(batch.next_action_mask))
             if normal is not None:
                 noise = (c.policy_noise * normal).clamp(-c.noise_clip, c.noise_clip)
@@ -152,8 +148,8 @@ class MATD3:
     ) -> tuple[Tensor, Metrics]:
         """uniform: noise of discrete actions [B, N, A]."""
         c = self.config
-        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
-        outputs, _ = self.actor(params["actor"], batch.observations)  # [B, N, A]
+        view, _ = transition_views(self.spec, batch, c.horizon)
+        outputs = self.actors.before(params["actor"], batch)  # [B, N, A]
         if uniform is None:
             own = self.actions.greedy(outputs)
         else:
@@ -167,7 +163,7 @@ class MATD3:
         """Greedy, or exploring: discrete actions are sampled, Box ones get Gaussian noise; the same at every `step`."""
         actor = self.learner.parameters_of("actor", seed_index)
         noise = 0.0 if deterministic else self.config.exploration_noise
-        return actor_policy(self.actor, actor, self.actions, noise, deterministic=deterministic)
+        return self.actors.policy(actor, noise, deterministic=deterministic)
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many environment steps."""

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
-from herdbook.core.joint import ByKind, JointSpec, JointTransitions
+from herdbook.core.joint import JointSpec, JointTransitions
 from herdbook.core.joint_networks import (
+    Actors,
     AgentNetworks,
-    JointActions,
     JointCritic,
     Sharing,
-    actor_policy,
+    beside,
     check_joint,
-    joint_view,
+    transition_views,
 )
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
 from herdbook.core.spaces import ActionKind
@@ -54,11 +54,12 @@ class MATD3BCConfig:
     hidden_sizes: tuple[int, ...] = (64, 64)
     sharing: Sharing = "kind"  # whose actors and critics have the same parameters: all agents', those of a kind, none
     agent_id: bool = True  # a one-hot number tells agents that share parameters apart
+    horizon: int | None = None  # actors and critics see how much of so many steps has passed (arXiv:1712.00378)
 
     def __post_init__(self) -> None:
         require(self, alpha=NOT_NEGATIVE, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
         require(self, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
-        require(self, batch_size=COUNT, hidden_sizes=COUNT)
+        require(self, batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT)
 
 
 def actor_loss(q: Tensor, cloning: Tensor, alive: Tensor, alpha: float) -> Tensor:
@@ -83,25 +84,24 @@ class MATD3BC:
     def __init__(self, config: MATD3BCConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.action_space, c.algorithm)
-        self.spec, self.actions = spec, JointActions(spec, setup.get("device", "cpu"))
-        size = self.actions.size
+        self.spec, self.actors = spec, Actors(spec, c, setup)
+        self.actions = self.actors.actions
 
         def critic() -> nn.Module:
+            size, timed = self.actions.size, c.horizon is not None
+            shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id}
             if c.centralised:
-                return JointCritic(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id)
-            return AgentNetworks(spec, 1, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id, extra=size)
+                return JointCritic(spec, size, c.hidden_sizes, timed=timed, **shared)
+            return AgentNetworks(spec, 1, c.hidden_sizes, extra=size + timed, **shared)
 
         self.learner = Learner(
-            {
-                "actor": lambda: AgentNetworks(spec, size, c.hidden_sizes, sharing=c.sharing, agent_id=c.agent_id),
-                "critic": critic,
-                "twin": critic,
-            },
+            {"actor": self.actors.make, "critic": critic, "twin": critic},
             {"critic": Adam(lr=c.critic_lr, networks=("critic", "twin")), "actor": Adam(lr=c.actor_lr)},
             targets=("actor", "critic", "twin"),
             **setup,
         )
-        self.actor, self.critic, self.twin = (self.learner.networks[name] for name in ("actor", "critic", "twin"))
+        self.actors.network = self.learner.networks["actor"]
+        self.critic, self.twin = self.learner.networks["critic"], self.learner.networks["twin"]
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointTransitions:
         c = self.config
@@ -118,51 +118,53 @@ class MATD3BC:
             learner.move_targets(self.config.tau)
         return metrics
 
-    def value(
-        self, critic: Network, parameters: Parameters, observations: ByKind, view: Tree, others: Tensor, own: Tensor
-    ) -> Tensor:
+    def views(self, batch: JointTransitions) -> tuple[Tree, Tree]:
+        """What the critics read before and after each step."""
+        if self.config.centralised:
+            return transition_views(self.spec, batch, self.config.horizon)
+        time = self.actors.time
+        return (batch.observations, time(batch.timesteps)), (batch.next_observations, time(batch.timesteps + 1))
+
+    def value(self, critic: Network, parameters: Parameters, view: Tree, others: Tensor, own: Tensor) -> Tensor:
         """Each agent's critic of its `own` action, the `others` being as they are: [B, N, A] twice → [B, N]."""
         if self.config.centralised:
             value: Tensor = critic(parameters, view, with_own(others, own))
         else:
-            value = critic(parameters, observations, own)[0].squeeze(-1)
+            observations, time = view
+            value = critic(parameters, observations, beside(own, time))[0].squeeze(-1)
         return value
 
     def critic_objective(self, params: Params, batch: JointTransitions, noise: Tensor) -> tuple[Tensor, Metrics]:
         c, target = self.config, params.target
-        now = batch.observations, joint_view(self.spec, batch.state, batch.observations, batch.alive)
-        later = (
-            batch.next_observations,
-            joint_view(self.spec, batch.next_state, batch.next_observations, batch.next_alive),
-        )
+        now, later = self.views(batch)
         with torch.no_grad():
-            outputs, _ = self.actor(target["actor"], batch.next_observations)  # [B, N, A]
+            outputs = self.actors.after(target["actor"], batch)  # [B, N, A]
             noise = (c.policy_noise * noise).clamp(-c.noise_clip, c.noise_clip)
             next_actions = self.actions.trimmed((self.actions.greedy(outputs) + noise).clamp(-1, 1))
             next_actions = next_actions * batch.next_alive.unsqueeze(-1)
             next_q = torch.minimum(
-                self.value(self.critic, target["critic"], *later, next_actions, next_actions),
-                self.value(self.twin, target["twin"], *later, next_actions, next_actions),
+                self.value(self.critic, target["critic"], later, next_actions, next_actions),
+                self.value(self.twin, target["twin"], later, next_actions, next_actions),
             )  # [B, N]
             y = batch.rewards + batch.discounts * next_q  # eq. 1
         actions = self.actions.vectors(batch.actions, batch.alive)
-        q = self.value(self.critic, params["critic"], *now, actions, actions)  # [B, N]
-        twin_q = self.value(self.twin, params["twin"], *now, actions, actions)
+        q = self.value(self.critic, params["critic"], now, actions, actions)  # [B, N]
+        twin_q = self.value(self.twin, params["twin"], now, actions, actions)
         loss = td_loss(q, y, batch.alive) + td_loss(twin_q, y, batch.alive)  # eq. 2
         return loss, {"q": mean_where(q, batch.alive)}
 
     def actor_objective(self, params: Params, batch: JointTransitions) -> tuple[Tensor, Metrics]:
-        view = joint_view(self.spec, batch.state, batch.observations, batch.alive)
-        own = self.actions.greedy(self.actor(params["actor"], batch.observations)[0])  # [B, N, A]
+        now, _ = self.views(batch)
+        own = self.actions.greedy(self.actors.before(params["actor"], batch))  # [B, N, A]
         actions = self.actions.vectors(batch.actions, batch.alive)
-        q = self.value(self.critic, params["critic"], batch.observations, view, actions, own)  # [B, N]
+        q = self.value(self.critic, params["critic"], now, actions, own)  # [B, N]
         cloning = (own - actions).square().sum(-1) / self.actions.sizes
         return actor_loss(q, cloning, batch.alive, self.config.alpha), {}  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
         """The actors; they have no noise, so `deterministic` and `step` change nothing."""
         actor = self.learner.parameters_of("actor", seed_index)
-        return actor_policy(self.actor, actor, self.actions, 0.0, deterministic=True)
+        return self.actors.policy(actor, 0.0, deterministic=True)
 
     def state_dict(self) -> dict[str, Any]:
         return self.learner.state_dict()

@@ -103,22 +103,19 @@ class StateMixer(nn.Module):
 
     def __init__(self, spec: JointSpec, *, embedding: int, hidden: int, timed: bool = False) -> None:
         super().__init__()
-        self.encoder, self.timed = StateEncoder(spec), timed
-        self.mixer = Mixer(len(spec.agents), self.encoder.size + timed, embedding=embedding, hidden=hidden)
+        self.encoder = StateEncoder(spec, timed=timed)
+        self.mixer = Mixer(len(spec.agents), self.encoder.size, embedding=embedding, hidden=hidden)
 
     def forward(self, q: Tensor, view: Tree) -> Tensor:
         """view: `mixer_view`."""
-        view, time = view if self.timed else (view, None)
-        state = self.encoder(view)
-        total: Tensor = self.mixer(q, state if time is None else torch.cat([state, time.unsqueeze(-1)], -1))
+        total: Tensor = self.mixer(q, self.encoder(view))
         return total
 
 
 def mixer_view(spec: JointSpec, batch: JointSegments, horizon: int | None) -> tuple[Tree, Tree]:
     """What a `StateMixer` reads at each step, and at the row after it: leaves [B, T, …]."""
-    view = joint_view(spec, batch.state, batch.observations, rows_present(batch))
-    if horizon is not None:
-        view = view, row_times(batch, horizon)
+    time = None if horizon is None else row_times(batch, horizon)
+    view = joint_view(spec, batch.state, batch.observations, rows_present(batch), time)
     return tree_map(lambda leaf: leaf[:, :-1], view), tree_map(lambda leaf: leaf[:, 1:], view)
 
 

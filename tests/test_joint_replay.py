@@ -107,6 +107,7 @@ def test_the_table_by_hand(time_limit: Any, online: bool) -> None:
     assert batch.state is not None and batch.next_state is not None
     assert batch.state.squeeze(-1).tolist() == [0, 1, 2, 3, 100, 101, 200, 201]
     assert batch.next_state.squeeze(-1).tolist() == [1, 2, 3, 4, 101, 102, 201, 202]
+    assert batch.timesteps.tolist() == [0, 1, 2, 3, 0, 1, 0, 1]
     assert batch.indices is not None and batch.indices.tolist() == list(range(8))
 
 
@@ -220,6 +221,7 @@ def slow_step(episode: JointEpisode, t: int, discount: float, terminal: bool) ->
         "next_alive": np.array(next_alive),
         "discounts": np.array(discounts, np.float32),
         "team_discounts": np.float32(team),
+        "timesteps": t,
     }
 
 
@@ -258,6 +260,7 @@ def test_segments_agree_with_a_plain_loop(time_limit: Any) -> None:
             assert segments.mask[number, k] == inside
             if inside:
                 step = slow_step(episode, start + k, 0.75, time_limit == "terminal")
+                del step["timesteps"]  # of segments only the rows are told
                 following = {name: step.pop(f"next_{name}") for name in seen}
                 assert_same(segments, (number, k), step)
                 assert_same(segments, (number, k + 1), following)
@@ -388,6 +391,7 @@ def test_the_rings_wrap_without_mixing_episodes(seed: int) -> None:
         seen = drawn.observations["a"][:, 0, 0].tolist()
         assert set(seen) == {1000.0 * n + t for n, t, _ in newest}
         torch.testing.assert_close(drawn.next_observations["a"], drawn.observations["a"] + 1)
+        assert drawn.timesteps.tolist() == [int(number) % 1000 for number in seen]
         assert drawn.next_state is not None
         torch.testing.assert_close(drawn.next_state[:, 0], drawn.next_observations["a"][:, 0, 0])
         whole = {n: size for n, t, size in newest if t == 0}

@@ -358,6 +358,7 @@ def _transitions(action_space: spaces.Space[Any]) -> JointTransitions:
         next_alive=T([[True, False], [True, False]]),
         team_rewards=T([3.0, 3.0]),
         team_discounts=T([0.5, 0.5]),
+        timesteps=torch.tensor([3, 1]),
         next_action_mask={"ann": T([[[True, False], [True, True]], [[True, True], [True, True]]])}
         if discrete
         else None,

@@ -148,6 +148,7 @@ def _transitions(spec: JointSpec, *lead: int) -> JointTransitions:
         next_alive=now(batch.next_alive),
         team_rewards=batch.team_rewards[..., 2],
         team_discounts=batch.team_discounts[..., 2],
+        timesteps=torch.full(lead, 2),
         action_mask=None if batch.action_mask is None else pick(batch.action_mask, 2),
         next_action_mask=None if batch.action_mask is None else pick(batch.action_mask, 3),
         state=None if batch.state is None else now(batch.state),
@@ -801,6 +802,7 @@ def _image_transitions(spec: JointSpec, *lead: int) -> JointTransitions:
         next_alive=there,
         team_rewards=torch.randn(*lead),
         team_discounts=torch.full(lead, 0.9),
+        timesteps=torch.randint(9, lead),
         state=None if spec.state_space is None else _draw(spec.state_space, *lead),
         next_state=None if spec.state_space is None else _draw(spec.state_space, *lead),
     )

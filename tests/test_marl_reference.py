@@ -320,6 +320,7 @@ def _steps(box: bool, count: int = 6) -> JointTransitions:
         next_alive=alive & ~dies,
         team_rewards=torch.zeros(count),
         team_discounts=torch.zeros(count),
+        timesteps=torch.randint(9, (count,)),
         action_mask=None if box else legal(),
         next_action_mask=None if box else legal(),
     )

@@ -1,5 +1,6 @@
-"""Agents and mixers that see the time: where a limit ends the game, values depend on it (Pardo et al. 2018)."""
+"""Agents, mixers and critics that see the time: where a limit ends it, values depend on it (Pardo et al. 2018)."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from herdbook.core.joint import JointSegments, JointSpec
+from herdbook.core.joint import JointSegments, JointSpec, JointTransitions
 from herdbook.core.types import Step
 from herdbook.marl.independent_q import IndependentQ, IndependentQConfig
+from herdbook.marl.maddpg import MADDPG, MADDPGConfig
+from herdbook.marl.matd3 import MATD3, MATD3Config
+from herdbook.marl.matd3_bc import MATD3BC, MATD3BCConfig
 from herdbook.marl.qmix import QMIX, QMIXConfig, mixer_view
 from herdbook.marl.qmix_cql import QMIXCQL, QMIXCQLConfig
 from herdbook.marl.vdn import VDN, VDNConfig
@@ -121,3 +125,115 @@ def test_an_agent_that_sees_the_time_learns_what_depends_on_it_alone(name: str) 
     loss = next(value for key, value in metrics.items() if key.startswith("loss/"))
     assert float(loss) < 1e-3
     assert float(metrics["q"]) == pytest.approx((0.81 + 0.9 + 1) / 3, abs=0.05)
+
+
+# --- actors and centralised critics ----------------------------------------------------------------------------------
+
+PUSH = spaces.Box(-1, 1, (1,), np.float32)
+BOXES = replace(SPEC, action_spaces={"a": PUSH, "b": PUSH})
+CRITICS: dict[str, tuple[Any, JointSpec, dict[str, Any]]] = {
+    "maddpg": (MADDPG, SPEC, {}),
+    "maddpg-box": (MADDPG, BOXES, {}),
+    "matd3": (MATD3, SPEC, {}),
+    "matd3-box": (MATD3, BOXES, {}),
+    "matd3_bc": (MATD3BC, BOXES, {}),
+    "matd3_bc-independent": (MATD3BC, BOXES, {"centralised": False}),
+}
+CONFIGS: dict[Any, Any] = {MADDPG: MADDPGConfig, MATD3: MATD3Config, MATD3BC: MATD3BCConfig}
+
+
+def make_actors(name: str, **options: Any) -> Any:
+    algorithm, spec, special = CRITICS[name]
+    return algorithm(CONFIGS[algorithm](hidden_sizes=(16, 16), **special, **options), spec)
+
+
+def transitions(spec: JointSpec, timesteps: torch.Tensor) -> JointTransitions:
+    """Everything looks the same and is done alike; only the last of three steps pays, and ends the game."""
+    count, last = len(timesteps), timesteps == T - 1
+    there = torch.ones(count, 2, dtype=torch.bool)
+    actions = torch.zeros(count, 2, dtype=torch.long) if spec.discrete else torch.zeros(count, 2, 1)
+    return JointTransitions(
+        observations={"a": torch.zeros(count, 2, 2)},
+        actions={"a": actions},
+        rewards=last.float().unsqueeze(-1).expand(count, 2),
+        discounts=torch.where(last, 0.0, 0.9).unsqueeze(-1).expand(count, 2),
+        next_observations={"a": torch.zeros(count, 2, 2)},
+        alive=there,
+        next_alive=there & ~last.unsqueeze(-1),
+        team_rewards=last.float() * 2,
+        team_discounts=torch.where(last, 0.0, 0.9),
+        timesteps=timesteps,
+        action_mask={"a": torch.tensor([True, False, False]).expand(count, 2, 3)} if spec.discrete else None,
+        next_action_mask={"a": torch.tensor([True, False, False]).expand(count, 2, 3)} if spec.discrete else None,
+        state=torch.zeros(count, 2),
+        next_state=torch.zeros(count, 2),
+    )
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_actors_count_in_play_as_over_transitions(name: str) -> None:
+    algorithm = make_actors(name, horizon=HORIZON)
+    actors, parameters = algorithm.actors, algorithm.learner.parameters_of("actor")
+    seen = torch.randn(B, 2, 2)
+    count = torch.zeros(B, dtype=torch.long)
+    moments = [replace(transitions(algorithm.spec, count + t), observations={"a": seen}) for t in range(4)]
+    alone = replace(moments[0], next_observations={"a": seen})
+    torch.testing.assert_close(actors.after(parameters, alone), actors.before(parameters, moments[1]))
+    policy = algorithm.policy()
+    carry = policy.initial(B)
+    for number, t in enumerate([0, 1, 2, 3, 0, 1]):  # the count begins anew with an episode
+        start = torch.full((B,), t == 0)
+        step = Step(
+            observations={"a": seen},
+            previous_actions=moments[0].actions,
+            previous_rewards=torch.zeros(B, 2),
+            first=start,
+            reset=start,
+            alive=torch.tensor([[True, False]] * B),
+        )
+        distribution, carry = policy.distribution(step, carry)
+        outputs = actors.before(parameters, moments[t])
+        expected = actors.actions.raw(outputs.argmax(-1) if algorithm.spec.discrete else outputs.tanh())
+        torch.testing.assert_close(distribution.mode(), expected, msg=f"step {number}")
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_the_time_reaches_the_actors_outputs_and_only_with_a_horizon(name: str) -> None:
+    seen = transitions(CRITICS[name][1], torch.tensor([0, 2]))
+    for horizon in (None, HORIZON):
+        algorithm = make_actors(name, horizon=horizon)
+        first, last = algorithm.actors.before(algorithm.learner.parameters_of("actor"), seen)
+        assert torch.equal(first, last) == (horizon is None)
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_critics_that_see_the_time_learn_what_depends_on_it_alone(name: str) -> None:
+    """V = γ², γ, 1, as `transitions` pays."""
+    noise = {} if name.startswith("maddpg") else {"policy_noise": 0.0}
+    algorithm = make_actors(
+        name, horizon=HORIZON, critic_lr=1e-2, actor_lr=1e-6, tau=0.05, discount=0.9, agent_id=False, **noise
+    )
+    batch = transitions(algorithm.spec, torch.arange(T).repeat(8))
+    for _ in range(800):
+        metrics = algorithm.update(batch)
+    assert float(metrics["loss/critic"]) < 2e-3
+    assert float(metrics["q"]) == pytest.approx((0.81 + 0.9 + 1) / 3, abs=0.05)
+
+
+def test_an_agent_that_joins_late_sees_the_time_of_the_episode() -> None:
+    """As over segments, whose rows are those of the episode."""
+    algorithm, batch = make("vdn"), segments()
+    parameters, carry = algorithm.learner.parameters_of("agents"), algorithm.q.initial(B)
+    at_once = algorithm.q.over(parameters, batch)
+    for row in range(T):
+        start = torch.full((B,), row == 0)
+        step = Step(
+            observations={"a": batch.observations["a"][:, row]},
+            previous_actions={"a": torch.zeros(B, 2, dtype=torch.long)},
+            previous_rewards=torch.zeros(B, 2),
+            first=start,
+            reset=start,
+            alive=torch.tensor([[True, row == T - 1]] * B),
+        )
+        values, carry = algorithm.q.at(parameters, step, carry)
+    torch.testing.assert_close(values, at_once[:, T - 1])
