@@ -29,7 +29,7 @@ from herdbook.core.environments import (
     registered_only,
 )
 from herdbook.core.joint import JointSpec
-from herdbook.core.joint_environments import IllegalAction
+from herdbook.core.joint_games import IllegalAction
 from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout
 from herdbook.core.rollout import EnvironmentFailed, RandomPolicy, Rollout, fixed_episodes
 from herdbook.core.runs import Run, RunError, to_json

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from herdbook.core.joint_environments import IllegalAction
+from herdbook.core.joint_games import IllegalAction
 
 
 class RunPlayer:

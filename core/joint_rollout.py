@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.joint import ByKind, JointEpisode, JointSpec, Kind
 from herdbook.core.joint_environments import (
-    IllegalAction,
     JointEnvironment,
     JointSource,
     Rows,
@@ -33,6 +32,7 @@ from herdbook.core.joint_environments import (
     write,
     zeros,
 )
+from herdbook.core.joint_games import IllegalAction
 from herdbook.core.rollout import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed, Uniform, UniformIntegers, alike
 from herdbook.core.types import Array, Carry, Policy, Step, Tree, to_numpy
 

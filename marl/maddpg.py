@@ -23,14 +23,9 @@ from torch import Tensor
 
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.joint import JointSpec, JointTransitions
-from herdbook.core.joint_networks import (
-    Actors,
-    JointCritic,
-    Sharing,
-    check_joint,
-    only_legal,
-    transition_views,
-)
+from herdbook.core.joint_actions import check_joint, only_legal
+from herdbook.core.joint_networks import JointCritic, Sharing, transition_views
+from herdbook.core.joint_policy import Actors
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.spaces import ActionKind
 from herdbook.core.types import Metrics, Policy

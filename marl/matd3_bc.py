@@ -20,15 +20,9 @@ from torch import Tensor, nn
 
 from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.joint import JointSpec, JointTransitions
-from herdbook.core.joint_networks import (
-    Actors,
-    AgentNetworks,
-    JointCritic,
-    Sharing,
-    beside,
-    check_joint,
-    transition_views,
-)
+from herdbook.core.joint_actions import check_joint
+from herdbook.core.joint_networks import AgentNetworks, JointCritic, Sharing, transition_views
+from herdbook.core.joint_policy import Actors, beside
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
 from herdbook.core.spaces import ActionKind
 from herdbook.core.types import Metrics, Policy, Tree

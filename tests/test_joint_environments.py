@@ -25,14 +25,13 @@ from herdbook.core.environments import (
     registered_only,
 )
 from herdbook.core.joint_environments import (
-    IllegalAction,
     JointEnvironment,
     Rows,
     check_reset,
     make_joint_environment,
-    random_action,
     with_others,
 )
+from herdbook.core.joint_games import IllegalAction, random_action
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 THREE = spaces.Discrete(3)

@@ -15,7 +15,7 @@ from pettingzoo import AECEnv, ParallelEnv
 
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.joint import JointEpisode, JointSpec
-from herdbook.core.joint_environments import IllegalAction
+from herdbook.core.joint_games import IllegalAction
 from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout, in_rounds
 from herdbook.core.random import generator
 from herdbook.core.rollout import EnvironmentFailed, PolicyFailed

@@ -1,0 +1,267 @@
+"""Policies of many agents, and the networks behind them: made, fed over batches, and step by step in play alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from herdbook.core.distributions import Categorical, Normal
+from herdbook.core.joint import ByKind, JointSegments, JointSpec, JointTransitions
+from herdbook.core.joint_actions import JointActions, only_legal
+from herdbook.core.joint_networks import AgentNetworks, Sharing, row_times, rows_present
+from herdbook.core.learner import Network, Parameters, Setup
+from herdbook.core.policy import greedy
+from herdbook.core.types import Carry, Distribution, Step, tree_map
+
+
+def check_recurrent_seeds(algorithm: str, seeds: Sequence[int]) -> None:
+    """Raise ValueError for more than one seed: `torch.vmap` has no rule for recurrent networks."""
+    if len(seeds) > 1:
+        raise ValueError(
+            f"{algorithm}: recurrent agents train one seed at a time, got seeds {list(seeds)}; make one for each seed, "
+            "or set recurrent=False"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JointDistribution:
+    """A distribution over the actions of every agent as one over raw actions by kind."""
+
+    base: Any
+    actions: JointActions
+
+    def sample(self, generator: torch.Generator | None = None) -> ByKind:
+        return self.actions.raw(self.base.sample(generator))
+
+    def mode(self) -> ByKind:
+        return self.actions.raw(self.base.mode())
+
+    def log_prob(self, actions: ByKind) -> Tensor:
+        """Of each agent's own discrete action: [E, N]."""
+        if not self.actions.discrete:
+            raise TypeError("a joint policy over Box actions has no density: its noise is clipped")
+        log_prob: Tensor = self.base.log_prob(self.actions.indices(actions))
+        return log_prob
+
+
+class JointPolicy:
+    """A policy of all agents from a function that maps step and carry to a distribution, and the carry."""
+
+    def __init__(
+        self,
+        actions: JointActions,
+        function: Callable[[Step, Carry], tuple[Any, Carry]],
+        initial: Callable[[int], Carry] = lambda num_envs: None,
+        *,
+        deterministic: bool = True,
+    ) -> None:
+        self.actions, self.function, self.initial, self.deterministic = actions, function, initial, deterministic
+
+    @torch.no_grad()
+    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[ByKind, Carry]:
+        distribution, carry = self.function(step, carry)
+        chosen = distribution.mode() if self.deterministic else distribution.sample(generator)
+        return self.actions.raw(chosen), carry
+
+    @torch.no_grad()
+    def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:
+        distribution, carry = self.function(step, carry)
+        return JointDistribution(greedy(distribution) if self.deterministic else distribution, self.actions), carry
+
+
+def epsilon_greedy(values: Tensor, legal: Tensor | None, epsilon: float) -> Categorical:
+    """ε shared by all legal actions, and the rest for the best of them. values: [*B, n]; legal: None for all."""
+    legal = torch.ones_like(values, dtype=torch.bool) if legal is None else legal
+    best = only_legal(values, legal).argmax(-1, keepdim=True)
+    uniform = legal.float() / legal.sum(-1, keepdim=True)
+    probs = (epsilon * uniform).expand_as(values)
+    return Categorical((probs + torch.zeros_like(values).scatter_(-1, best, 1 - epsilon)).log())
+
+
+def linear_schedule(start: float, end: float, steps: int, step: int | None) -> float:
+    """From `start` to `end` over so many steps, and `end` ever after, or where no step is given."""
+    return end if step is None else start + (end - start) * min(step / steps, 1.0)
+
+
+def beside(*parts: Tensor | None) -> Tensor | None:
+    """One after the other in the last axis; None where there is none."""
+    there = [part for part in parts if part is not None]
+    return None if not there else there[0] if len(there) == 1 else torch.cat(there, -1)
+
+
+class ActorSettings(Protocol):
+    """What `Actors` reads of an algorithm's config."""
+
+    @property
+    def hidden_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def sharing(self) -> Sharing: ...
+    @property
+    def agent_id(self) -> bool: ...
+    @property
+    def horizon(self) -> int | None: ...
+
+
+class Actors:
+    """The network of each agent's own action: how it is made, over transitions, and step by step in play.
+
+    Its outputs [*B, N, A] are logits of discrete actions, or Box actions before tanh. Where there is a horizon it sees
+    the share of it that has passed, in play as over transitions.
+    """
+
+    network: Network
+    """The learner's, made by `make`; the algorithm sets it."""
+
+    def __init__(self, spec: JointSpec, settings: ActorSettings, setup: Setup) -> None:
+        self.spec, self.settings, self.horizon = spec, settings, settings.horizon
+        self.actions, self.agents = JointActions(spec, setup.get("device", "cpu")), len(spec.agents)
+
+    def make(self) -> AgentNetworks:
+        """A new module."""
+        c, extra = self.settings, int(self.horizon is not None)
+        return AgentNetworks(
+            self.spec, self.actions.size, c.hidden_sizes, extra=extra, sharing=c.sharing, agent_id=c.agent_id
+        )
+
+    def time(self, timesteps: Tensor) -> Tensor | None:
+        """What each agent sees of the time, None without a horizon: [*B] → [*B, N, 1]."""
+        if self.horizon is None:
+            return None
+        return (timesteps / self.horizon)[..., None, None].expand(*timesteps.shape, self.agents, 1)
+
+    def before(self, parameters: Parameters, batch: JointTransitions) -> Tensor:
+        """What they would do where the batch's actions were taken."""
+        return self.outputs(parameters, batch.observations, batch.timesteps)
+
+    def after(self, parameters: Parameters, batch: JointTransitions) -> Tensor:
+        """What they would do next."""
+        return self.outputs(parameters, batch.next_observations, batch.timesteps + 1)
+
+    def outputs(self, parameters: Parameters, observations: ByKind, timesteps: Tensor) -> Tensor:
+        time = self.time(timesteps)
+        outputs: Tensor = self.network(parameters, observations, *([] if time is None else [time]))[0]
+        return outputs
+
+    def policy(self, parameters: Parameters, noise: float, *, deterministic: bool) -> JointPolicy:
+        """Discrete actions are sampled, Box ones get Gaussian noise of this σ; neither where `deterministic`."""
+        log_std = torch.tensor(noise, device=self.actions.choices.device).log()
+
+        def initial(num_envs: int) -> Carry:
+            """The steps of the episode so far."""
+            return torch.zeros(num_envs, dtype=torch.int64, device=self.actions.choices.device)
+
+        def act(step: Step, carry: Carry) -> tuple[Categorical | Normal, Carry]:
+            steps = carry * ~step.reset  # [E]
+            outputs = self.outputs(parameters, step.observations, steps)
+            if self.actions.discrete:
+                return Categorical(only_legal(outputs, self.actions.legal(step.action_mask))), steps + 1
+            return Normal(self.actions.greedy(outputs), log_std, clip=True), steps + 1
+
+        return JointPolicy(self.actions, act, initial, deterministic=deterministic)
+
+
+class AgentSettings(Protocol):
+    """What `AgentValues` reads of an algorithm's config."""
+
+    algorithm: ClassVar[str]
+
+    @property
+    def hidden_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def recurrent(self) -> bool: ...
+    @property
+    def sharing(self) -> Sharing: ...
+    @property
+    def agent_id(self) -> bool: ...
+    @property
+    def last_action(self) -> bool: ...
+    @property
+    def horizon(self) -> int | None: ...
+
+
+class AgentValues:
+    """The network of each agent's values of its actions: how it is made, over segments, and step by step in play.
+
+    The latter two go through here, so that what is fed to the network cannot differ: the last action is zeros before an
+    agent's first, the time is the row of the episode (in a game of turns an agent's own turn), and a memory takes no
+    step where its agent is absent, or it is another's turn. Segments begin where their episodes do.
+
+    Raises ValueError for recurrent agents of several seeds.
+    """
+
+    network: Network
+    """The learner's, made by `make`; the algorithm sets it."""
+
+    def __init__(self, spec: JointSpec, settings: AgentSettings, setup: Setup) -> None:
+        self.spec, self.settings, self.actions = spec, settings, JointActions(spec, setup.get("device", "cpu"))
+        self.last_action, self.horizon, self.agents = settings.last_action, settings.horizon, len(spec.agents)
+        self.memory = settings.hidden_sizes[-1] if settings.recurrent else None
+        if settings.recurrent:
+            check_recurrent_seeds(settings.algorithm, setup.get("seeds", (0,)))
+
+    def make(self) -> AgentNetworks:
+        """A new module."""
+        c, size = self.settings, self.actions.size
+        extra = size * c.last_action + (c.horizon is not None)
+        shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id, "recurrent": c.recurrent}
+        return AgentNetworks(self.spec, size, c.hidden_sizes, extra=extra, **shared)
+
+    def over(self, parameters: Parameters, batch: JointSegments) -> Tensor:
+        """[*B, T + 1, N, outputs]."""
+        extra, state, held = [], None, None
+        if self.last_action:
+            extra.append(F.pad(self.actions.vectors(batch.actions, batch.alive), (0, 0, 0, 0, 1, 0)))  # none at row 0
+        if self.horizon is not None:
+            time = row_times(batch, self.horizon)  # [*B, T + 1]
+            extra.append(time[..., None, None].expand(*time.shape, self.agents, 1))
+        if self.memory is not None:
+            held = ~rows_present(batch)
+            state = torch.zeros(len(held), self.agents, self.memory, device=held.device)
+        outputs: Tensor = self.network(parameters, batch.observations, beside(*extra), state, held)[0]
+        return outputs
+
+    def initial(self, num_envs: int) -> Carry:
+        """No action yet, nothing is remembered."""
+        device, carry = self.actions.choices.device, {}
+        if self.last_action:
+            carry["acted"] = torch.zeros(num_envs, self.agents, dtype=torch.bool, device=device)
+        if self.horizon is not None:
+            carry["steps"] = torch.zeros(num_envs, self.agents, device=device)
+        if self.memory is not None:
+            carry["state"] = torch.zeros(num_envs, self.agents, self.memory, device=device)
+        return carry
+
+    def at(self, parameters: Parameters, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
+        """[E, N, outputs]."""
+        assert step.alive is not None
+        reset, extra, state, held, carry = step.reset.unsqueeze(-1), list[Tensor](), None, None, dict(carry)
+        if self.last_action:
+            acted = carry["acted"] & ~reset  # [E, N]
+            extra.append(self.actions.vectors(step.previous_actions, acted).unsqueeze(1))
+            carry["acted"] = acted | step.alive
+        if self.horizon is not None:
+            steps = carry["steps"] * ~reset  # [E, N]
+            extra.append((steps / self.horizon)[:, None, :, None])
+            carry["steps"] = steps + (step.alive if self.spec.turn_based else 1)
+        if self.memory is not None:
+            state, held = carry["state"] * ~reset.unsqueeze(-1), ~step.alive.unsqueeze(1)
+        observations = tree_map(lambda leaf: leaf.unsqueeze(1), step.observations)  # a segment of one row
+        outputs, state = self.network(parameters, observations, beside(*extra), state, held)
+        if self.memory is not None:
+            carry["state"] = state
+        return outputs.squeeze(1), carry
+
+    def policy(self, parameters: Parameters, epsilon: float, *, deterministic: bool) -> JointPolicy:
+        """ε-greedy in the outputs, which are values of actions; greedy where `deterministic`."""
+        epsilon = 0.0 if deterministic else epsilon
+
+        def act(step: Step, carry: Carry) -> tuple[Categorical, Carry]:
+            values, carry = self.at(parameters, step, carry)
+            return epsilon_greedy(values, self.actions.legal(step.action_mask), epsilon), carry
+
+        return JointPolicy(self.actions, act, self.initial, deterministic=deterministic)
