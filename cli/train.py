@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
             both,
             words,
             f"train {name}",
-            description=(algorithm.__doc__ or config_type.__doc__ or name),
+            description=SUMMARIES.get(name) or algorithm.__doc__ or config_type.__doc__ or name,
             default=both(RunOptions(**{required: tyro.MISSING}, **run_defaults), build_config(config_type, defaults)),
         )
     except UserError:

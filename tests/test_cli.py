@@ -63,9 +63,9 @@ def test_no_arguments_show_the_usage_and_fail(herdbook, words: list[str]) -> Non
     assert status == 2 and out.startswith("usage: herdbook")
 
 
-def test_help_of_an_algorithm_lists_every_field(herdbook) -> None:
+def test_help_of_an_algorithm_says_what_it_is_and_lists_every_field(herdbook) -> None:
     status, out, _ = herdbook("train", "td3_bc", "--help")
-    assert status == 0
+    assert status == 0 and SUMMARIES["td3_bc"] in out
     fields = [f.name for f in dataclasses.fields(config_class(algorithm_class("td3_bc")))]
     for name in (*fields, "dataset", "steps", "seeds", "run_dir", "time_limit", "eval_seed"):
         assert f"--{name.replace('_', '-')}" in out
