@@ -21,6 +21,7 @@ from herdbook.cli.assemble import (
     check_dataset,
     check_networks,
     check_reserved,
+    checkpoint_of,
     choose_device,
     config_from_values,
     config_values,
@@ -70,6 +71,7 @@ from herdbook.core.runs import (
 from herdbook.core.specs import any_spec_from_state, any_spec_state
 from herdbook.core.types import Spec
 from herdbook.datasets.episodes import DataError
+from herdbook.datasets.load import recorded_environment
 from herdbook.datasets.minari import minari_root
 
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
@@ -111,8 +113,9 @@ def train(
         config = algorithm
     applied: list[Setting] = []
     if config is None:
-        named = dataset if dataset is None or isinstance(dataset, (str, Path)) else dataset.source
-        applied = settings_for(name, None if named is None else str(named), env if isinstance(env, str) else None)
+        applied = settings_for(
+            name, *_names_of(dataset, run_options.get("data_dir")), env if isinstance(env, str) else None
+        )
         values = {key: value for row in applied for key, value in row.config.items()} | values
         run_options = {key: value for row in applied for key, value in row.run.items()} | run_options
         config = build_config(config_class(chosen), values)
@@ -208,6 +211,7 @@ def resume(
     networks: Networks | None = None,
     device: str | None = None,
     data_dir: str | None = None,
+    workers: int | None = None,
     quiet: bool = False,
 ) -> tuple[Run, bool]:
     """Continue a run to the bit from its last checkpoint, or extend it to `steps`.
@@ -227,7 +231,8 @@ def resume(
     _, chosen = _algorithm_of(run, algorithm)
     check_networks(run, networks)
     config = config_from_values(config_class(chosen), run.config["config"])
-    options = merge(options, steps=total, device=device, data_dir=data_dir, env=env if isinstance(env, str) else None)
+    named = env if isinstance(env, str) else None
+    options = merge(options, steps=total, device=device, data_dir=data_dir, workers=workers, env=named)
     resolved = choose_device(options.device)
     with locked(run.path):
         task = _load(chosen, _trusted(run, options, env), dataset, None if isinstance(env, str) else env)
@@ -238,6 +243,15 @@ def resume(
             run.update_config(run={**run.options, "steps": steps})
         trainer.run(run, total, quiet, held=True)
     return Run(run.path), True
+
+
+def _names_of(dataset: str | Path | Data | None, data_dir: str | Path | None) -> tuple[str | None, str | None]:
+    """What a dataset is called, and the environment that it names."""
+    if dataset is None:
+        return None, None
+    if isinstance(dataset, (str, Path)):
+        return str(dataset), recorded_environment(dataset, data_dir=data_dir)
+    return dataset.source, None if dataset.environment is None else dataset.environment.id
 
 
 def _load(
@@ -494,9 +508,7 @@ def restore(
     """The algorithm as it was at a checkpoint: the given one, or the last that is good for `seed`."""
     name, chosen = _algorithm_of(run, algorithm)
     check_networks(run, networks)
-    state = run.checkpoints.load(step)
-    if step is None and str(seed) in state["stopped"]:
-        state = run.checkpoints.load(state["stopped"][str(seed)]["checkpoint"])
+    state = checkpoint_of(run, seed, step)
     at = int(state["step"])
     if state["algorithm"] != name:
         raise RunError(f"{run.checkpoints.path(at)}: expected a checkpoint of {name}, got one of {state['algorithm']}")

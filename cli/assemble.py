@@ -112,7 +112,7 @@ def play_options(options: RunOptions) -> dict[str, Any]:
         if options.others != "random":
             raise UserError("others: expected --learn beside it, which names the agents that learn; got none")
         return {}
-    others = None if options.others == "random" else RunPlayer(options.others)
+    others = None if options.others == "random" else RunPlayer(options.others, options.others_step)
     return {"learners": options.learn, "others": others}
 
 
@@ -502,11 +502,21 @@ def merge(options: RunOptions, **changes: Any) -> RunOptions:
 
 
 def absolute(options: RunOptions) -> RunOptions:
-    """Options whose paths hold from any working directory, so that a run can be resumed from another one."""
+    """Options that mean the same later and from any working directory, so that a run can be resumed from another one.
+
+    Raises RunError if the others are to be of a run that is not there.
+    """
     dataset = None if options.dataset is None else local_path(options.dataset)
+    others, others_step = options.others, options.others_step
+    if others != "random":
+        others = str(Path(others).expanduser().resolve())
+    if others != "random" and options.learn and others_step is None:
+        run = Run(others)
+        others_step = int(checkpoint_of(run, run.seeds[0], None)["step"])
     return replace(
         options,
-        others=options.others if options.others == "random" else str(Path(options.others).expanduser().resolve()),
+        others=others,
+        others_step=others_step,
         dataset=options.dataset if dataset is None else str(dataset.resolve()),
         data_dir=None if options.data_dir is None else str(Path(options.data_dir).expanduser().resolve()),
     )
@@ -523,6 +533,14 @@ def options_of(run: Run) -> RunOptions:
         return RunOptions(**known)
     except (UserError, TypeError) as error:
         raise RunError(f"{run.path / 'config.json'}: {error}") from error
+
+
+def checkpoint_of(run: Run, seed: int, step: int | None) -> dict[str, Any]:
+    """The state of a run at a step; without one at its last that is good for `seed`, which may have stopped early."""
+    state = run.checkpoints.load(step)
+    if step is None and str(seed) in state["stopped"]:
+        state = run.checkpoints.load(state["stopped"][str(seed)]["checkpoint"])
+    return state
 
 
 def check_dataset(run: Run, task: Task) -> None:

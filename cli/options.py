@@ -49,6 +49,8 @@ class RunOptions:
     """Names of the agents that learn, * for any letters ('adversary_*'); by default all."""
     others: str = "random"
     """Who plays the others: random (legal actions), or the directory of a run."""
+    others_step: int | None = None
+    """Of that run's checkpoint; by default the last there is when this run begins."""
     log_every: int | None = None
     """Steps between log lines; by default 1 % of the steps, at most 1000."""
     evaluate_every: int | None = None

@@ -9,11 +9,11 @@ from herdbook.core.joint_games import IllegalAction
 
 
 class RunPlayer:
-    """The final policies of a run as players; loaded where they first act, so that it can be sent to a worker."""
+    """The policies of a run as players; loaded where they first act, so that it can be sent to a worker."""
 
-    def __init__(self, path: str) -> None:
-        """Raises RunError or UserError if there is no run of many agents at `path`."""
-        self.path = path
+    def __init__(self, path: str, step: int | None) -> None:
+        """`step` is its checkpoint's. Raises RunError or UserError if there is no run of many agents at `path`."""
+        self.path, self.step = path, step
         self._actor: Any = None
         self._loaded()
         self._actor = None  # a worker gets the path, and loads it again
@@ -39,7 +39,7 @@ class RunPlayer:
             from herdbook.cli.catalogue import UserError
             from herdbook.core.joint_actor import JointActor
 
-            self._actor = load(self.path)
+            self._actor = load(self.path, step=self.step)
             if not isinstance(self._actor, JointActor):
                 raise UserError(f"{self.path}: expected a run of many agents, got one of a single agent")
         return self._actor

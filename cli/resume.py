@@ -28,6 +28,8 @@ class ResumeArguments:
     """Where Minari datasets are, if they were moved."""
     device: str | None = None
     """By default the one that the run was begun on."""
+    workers: int | None = None
+    """Processes that step environments; by default as many as the run was begun with."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -47,6 +49,7 @@ def run(arguments: Sequence[str]) -> int:
         dataset=parsed.dataset,
         data_dir=parsed.data_dir,
         device=parsed.device,
+        workers=parsed.workers,
     )
     if not continued:
         last = result.checkpoints.last()

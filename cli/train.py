@@ -44,9 +44,12 @@ def run(arguments: Sequence[str]) -> int:
     from herdbook.cli.options import RunOptions
     from herdbook.cli.settings import settings_for
     from herdbook.core.memory import keep_freed_memory
+    from herdbook.datasets.load import recorded_environment
 
     check_reserved(config_type)
-    applied = settings_for(name, flag(words, "dataset"), flag(words, "env"))
+    dataset = flag(words, "dataset")
+    recorded = None if dataset is None else recorded_environment(dataset, data_dir=flag(words, "data_dir"))
+    applied = settings_for(name, dataset, recorded, flag(words, "env"))
     defaults: dict[str, Any] = {key: value for row in applied for key, value in row.config.items()}
     run_defaults: dict[str, Any] = {key: value for row in applied for key, value in row.run.items()}
     both = make_dataclass(

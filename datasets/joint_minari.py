@@ -208,7 +208,7 @@ def read_joint(dataset: str | Path, *, data_dir: str | Path | None = None) -> Jo
         spec=spec,
         action_mask=_read_masks(source, stored, spec),
         state=None if state_space is None else stored.tree(state_space, "infos/state"),
-        environment=None if record["environment"] is None else EnvironmentSpec(**record["environment"]),
+        environment=joint_environment(source, metadata),
         packages=record["packages"],
         reference_scores=reference_scores(source, metadata, None),
         episode_metadata=stored.episode_metadata,
@@ -223,6 +223,12 @@ def read_joint(dataset: str | Path, *, data_dir: str | Path | None = None) -> Jo
             f"{team[step]:g} at episode {number}, step {inside}; write the dataset again with save_joint"
         )
     return episodes
+
+
+def joint_environment(source: str, metadata: Mapping[str, Any]) -> EnvironmentSpec | None:
+    """What metadata.json of many agents' data says of the environment. Raises `DataError` as `read_joint` does."""
+    recorded = _checked_record(source, metadata.get(JOINT))["environment"]
+    return None if recorded is None else EnvironmentSpec(**recorded)
 
 
 def _checked_record(source: str, record: Any) -> dict[str, Any]:

@@ -14,8 +14,16 @@ from pathlib import Path
 from herdbook.datasets.d4rl import read_d4rl, read_d4rl_package
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.joint_episodes import JointEpisodes
-from herdbook.datasets.joint_minari import read_joint
-from herdbook.datasets.minari import JOINT, list_minari, minari_root, read_metadata, read_minari, write_minari
+from herdbook.datasets.joint_minari import joint_environment, read_joint
+from herdbook.datasets.minari import (
+    JOINT,
+    environment_of,
+    list_minari,
+    minari_root,
+    read_metadata,
+    read_minari,
+    write_minari,
+)
 
 logger = logging.getLogger("herdbook")
 _D4RL = (".hdf5", ".h5")
@@ -87,6 +95,20 @@ def find_dataset(dataset_id: str, *, data_dir: str | Path | None = None) -> Path
         if (root / dataset_id / "data" / "metadata.json").is_file():
             return root / dataset_id
     return None
+
+
+def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None) -> str | None:
+    """The id of the environment that a Minari dataset on this machine was made in; None where nothing says so.
+
+    Only metadata are read. Raises `DataError` where they are damaged.
+    """
+    folder = local_path(name) or find_dataset(str(name), data_dir=data_dir) or _newest_version(str(name), data_dir)
+    if folder is None or folder.suffix in _D4RL:
+        return None
+    _, metadata = read_metadata(folder)
+    read = joint_environment if JOINT in metadata else environment_of
+    environment = read(str(folder), metadata)
+    return None if environment is None else environment.id
 
 
 def list_datasets(data_dir: str | Path | None = None) -> list[str]:

@@ -92,7 +92,7 @@ def read_minari(
     source = str(metadata.get("dataset_id", folder))
     if JOINT in metadata:
         raise DataError(f"{source}: expected a dataset of one agent, got one of many; read it with load_dataset")
-    environment = _environment(source, metadata)
+    environment = environment_of(source, metadata)
     raw_space, raw_actions = _spaces(source, metadata, environment)
     chosen = select_keys(raw_space, observation_keys)
     try:
@@ -146,7 +146,8 @@ def list_minari(data_dir: str | Path | None = None) -> list[str]:
     return sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
 
 
-def _environment(source: str, metadata: Mapping[str, Any]) -> EnvironmentSpec | None:
+def environment_of(source: str, metadata: Mapping[str, Any]) -> EnvironmentSpec | None:
+    """What metadata.json says of the environment, that to evaluate in first. Raises `DataError` where it has no id."""
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     try:
         return EnvironmentSpec.from_json(text) if text else None

@@ -28,7 +28,7 @@ from herdbook.core.rollout import EnvironmentFailed
 from herdbook.core.runs import JSONLines, Run, RunError, RunFailed
 from herdbook.datasets.episodes import DataError
 from herdbook.datasets.joint_episodes import JointEpisodes
-from herdbook.datasets.load import load_dataset
+from herdbook.datasets.load import load_dataset, recorded_environment
 
 GAME = '''
 """A game for tests: both agents are paid for choosing the side that they see; episodes last 3 to 6 steps."""
@@ -394,6 +394,29 @@ def test_the_settings_of_mpe_are_those_of_its_published_numbers() -> None:
     assert continued and again.checkpoints.last() == 200
 
 
+def test_the_settings_of_a_task_apply_to_data_of_it_under_any_name(minari_root: Path) -> None:
+    collect("random", out="mine/anything-v0", episodes=3, env="mpe2/simple_spread_v3")
+    assert recorded_environment("mine/anything-v0") == recorded_environment("mine/anything") == "mpe2/simple_spread_v3"
+    assert recorded_environment("mine/nothing-v0") is None
+    run = herdbook.train(
+        "qmix_cql", dataset="mine/anything-v0", steps=2, batch_size=2, eval_episodes=1, hidden_sizes=(8, 8), quiet=True
+    )
+    assert run.options["time_limit"] == "terminal" and run.config["config"]["horizon"] == 25
+    words = [
+        "train",
+        "qmix_cql",
+        "--dataset=mine/anything",
+        "--steps",
+        "2",
+        "--batch-size",
+        "2",
+        "--eval-episodes",
+        "0",
+    ]
+    assert main([*words, "--hidden-sizes", "8", "--time-limit", "bootstrap", "--run-dir", "asked"]) == 0
+    assert Run("asked").options["time_limit"] == "bootstrap" and Run("asked").config["config"]["horizon"] == 25
+
+
 def test_evaluations_and_comparisons_name_the_team_and_each_agent(
     game: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -550,6 +573,20 @@ def test_others_are_found_from_another_directory(game: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path / "elsewhere")
     _, continued = resume(tmp_path / "run", steps=300, env=game, quiet=True)
     assert continued
+
+
+def test_others_stay_who_they_were_when_the_run_began(game: str) -> None:
+    other = go(game, "others", env_kwargs={"agents": 3}, keep=20)
+    chosen: dict[str, Any] = {"learn": ("player_1",), "others": "others", "env_kwargs": {"agents": 3}}
+    run = go(game, "run", **chosen)
+    begun_with = other.checkpoints.last()
+    assert run.options["others_step"] == begun_with
+    resume(other.path, steps=other.options["steps"] + 100, env=game, quiet=True)  # they go on learning
+    assert other.checkpoints.last() != begun_with
+    _, continued = resume(run.path, steps=300, env=game, workers=0, quiet=True)
+    assert continued and run.options["others_step"] == begun_with
+    first = go(game, "first", others_step=other.checkpoints.steps()[0], **chosen)
+    assert first.options["others_step"] == other.checkpoints.steps()[0]
 
 
 def test_others_who_cannot_play_are_a_mistake_in_a_line(game: str) -> None:
