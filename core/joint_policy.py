@@ -165,23 +165,15 @@ class Actors:
         return JointPolicy(self.actions, act, initial, deterministic=deterministic)
 
 
-class AgentSettings(Protocol):
+class AgentSettings(ActorSettings, Protocol):
     """What `AgentValues` reads of an algorithm's config."""
 
     algorithm: ClassVar[str]
 
     @property
-    def hidden_sizes(self) -> tuple[int, ...]: ...
-    @property
     def recurrent(self) -> bool: ...
     @property
-    def sharing(self) -> Sharing: ...
-    @property
-    def agent_id(self) -> bool: ...
-    @property
     def last_action(self) -> bool: ...
-    @property
-    def horizon(self) -> int | None: ...
 
 
 class AgentValues:
