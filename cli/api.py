@@ -21,13 +21,13 @@ from herdbook.cli.assemble import (
     check_dataset,
     check_networks,
     check_reserved,
-    checkpoint_of,
     choose_device,
     config_from_values,
     config_values,
     dataset_record,
     environment_from_record,
     environment_record,
+    keep_others,
     learns_in_environment,
     load_playground,
     load_task,
@@ -35,6 +35,7 @@ from herdbook.cli.assemble import (
     make_plan,
     make_replays,
     merge,
+    names_of,
     options_of,
     play,
     play_options,
@@ -71,7 +72,6 @@ from herdbook.core.runs import (
 from herdbook.core.specs import any_spec_from_state, any_spec_state
 from herdbook.core.types import Spec
 from herdbook.datasets.episodes import DataError
-from herdbook.datasets.load import recorded_environment
 from herdbook.datasets.minari import minari_root
 
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
@@ -113,9 +113,8 @@ def train(
         config = algorithm
     applied: list[Setting] = []
     if config is None:
-        applied = settings_for(
-            name, *_names_of(dataset, run_options.get("data_dir")), env if isinstance(env, str) else None
-        )
+        names = names_of(chosen, dataset, run_options.get("data_dir"))
+        applied = settings_for(name, *names, env if isinstance(env, str) else None)
         values = {key: value for row in applied for key, value in row.config.items()} | values
         run_options = {key: value for row in applied for key, value in row.run.items()} | run_options
         config = build_config(config_class(chosen), values)
@@ -195,6 +194,7 @@ def start(
             **provenance(),
         },
     )
+    keep_others(run, task)
     for row in applied:
         trainer.notices.insert(0, f"settings: {row}")
     trainer.run(run, options.steps, quiet)
@@ -211,13 +211,14 @@ def resume(
     networks: Networks | None = None,
     device: str | None = None,
     data_dir: str | None = None,
-    workers: int | None = None,
+    workers: int | None = 0,
     quiet: bool = False,
 ) -> tuple[Run, bool]:
     """Continue a run to the bit from its last checkpoint, or extend it to `steps`.
 
     A user's own algorithm, environment, networks and `Episodes` must be given again: nothing that a run directory
-    names is imported. Returns the run, and whether there was anything to do.
+    names is imported. `workers`: as in `RunOptions`; None: as many as the run was begun with. Returns the run, and
+    whether there was anything to do.
 
     Raises RunError if the dataset, the algorithm or the shapes are not those of the run.
     """
@@ -243,15 +244,6 @@ def resume(
             run.update_config(run={**run.options, "steps": steps})
         trainer.run(run, total, quiet, held=True)
     return Run(run.path), True
-
-
-def _names_of(dataset: str | Path | Data | None, data_dir: str | Path | None) -> tuple[str | None, str | None]:
-    """What a dataset is called, and the environment that it names."""
-    if dataset is None:
-        return None, None
-    if isinstance(dataset, (str, Path)):
-        return str(dataset), recorded_environment(dataset, data_dir=data_dir)
-    return dataset.source, None if dataset.environment is None else dataset.environment.id
 
 
 def _load(
@@ -508,7 +500,9 @@ def restore(
     """The algorithm as it was at a checkpoint: the given one, or the last that is good for `seed`."""
     name, chosen = _algorithm_of(run, algorithm)
     check_networks(run, networks)
-    state = checkpoint_of(run, seed, step)
+    state = run.checkpoints.load(step)
+    if step is None and str(seed) in state["stopped"]:
+        state = run.checkpoints.load(state["stopped"][str(seed)]["checkpoint"])
     at = int(state["step"])
     if state["algorithm"] != name:
         raise RunError(f"{run.checkpoints.path(at)}: expected a checkpoint of {name}, got one of {state['algorithm']}")

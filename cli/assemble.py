@@ -40,7 +40,7 @@ from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.joint_episodes import JointEpisodes
 from herdbook.datasets.joint_minari import save_joint
 from herdbook.datasets.joint_replay import JointReplay
-from herdbook.datasets.load import load_dataset, local_path
+from herdbook.datasets.load import load_dataset, local_path, recorded_environment
 from herdbook.datasets.minari import write_minari
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import transform_rewards
@@ -49,6 +49,7 @@ from herdbook.evaluation.joint import evaluate_joint
 from herdbook.evaluation.scores import find_references, normalised_score
 
 EVALUATION_ENVIRONMENTS = 20  # stepped side by side
+OTHERS = "others"  # where a run keeps the policies that play beside its own
 
 
 Data = Episodes | JointEpisodes
@@ -106,14 +107,35 @@ def load_playground(options: RunOptions, env: EnvironmentSource | None) -> Task:
     return Task(data=None, spec=rollout.spec, environment=source, references=None, play=play)
 
 
+def names_of(
+    algorithm: type[Any], dataset: str | Path | Data | None, data_dir: str | Path | None = None
+) -> tuple[str | None, str | None]:
+    """What a dataset is called, and the environment that it names, once it has been fetched or made if need be."""
+    if dataset is None or learns_in_environment(algorithm):
+        return None, None
+    if isinstance(dataset, (str, Path)):
+        return str(dataset), recorded_environment(dataset, data_dir=data_dir)
+    return dataset.source, None if dataset.environment is None else dataset.environment.id
+
+
 def play_options(options: RunOptions) -> dict[str, Any]:
     """Who learns and who plays the others, as `JointRollout` takes them. Raises UserError or RunError."""
+    if options.others == "random" and options.others_step is not None:
+        raise UserError(f"others_step: expected --others, the run that has it, beside it; got {options.others_step}")
     if not options.learn:
         if options.others != "random":
             raise UserError("others: expected --learn beside it, which names the agents that learn; got none")
         return {}
     others = None if options.others == "random" else RunPlayer(options.others, options.others_step)
     return {"learners": options.learn, "others": others}
+
+
+def keep_others(run: Run, task: Task) -> None:
+    """Put the policies of the others into the run's own directory: where they came from may change."""
+    player = task.play.get("others")
+    if player is not None:
+        player.move(run.path / OTHERS)
+        run.update_config(run={**run.options, "others_step": player.step})
 
 
 def load_task(options: RunOptions, dataset: str | Path | Data, env: EnvironmentSource | None) -> Task:
@@ -502,45 +524,29 @@ def merge(options: RunOptions, **changes: Any) -> RunOptions:
 
 
 def absolute(options: RunOptions) -> RunOptions:
-    """Options that mean the same later and from any working directory, so that a run can be resumed from another one.
-
-    Raises RunError if the others are to be of a run that is not there.
-    """
+    """Options whose paths hold from any working directory, so that a run can be resumed from another one."""
     dataset = None if options.dataset is None else local_path(options.dataset)
-    others, others_step = options.others, options.others_step
-    if others != "random":
-        others = str(Path(others).expanduser().resolve())
-    if others != "random" and options.learn and others_step is None:
-        run = Run(others)
-        others_step = int(checkpoint_of(run, run.seeds[0], None)["step"])
     return replace(
         options,
-        others=others,
-        others_step=others_step,
+        others=options.others if options.others == "random" else str(Path(options.others).expanduser().resolve()),
         dataset=options.dataset if dataset is None else str(dataset.resolve()),
         data_dir=None if options.data_dir is None else str(Path(options.data_dir).expanduser().resolve()),
     )
 
 
 def options_of(run: Run) -> RunOptions:
-    """The options that a run was begun with. Raises RunError where config.json holds others."""
+    """The options that a run was begun with, the others from its own directory. Raises RunError for unknown ones."""
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in run.options.items()
         if name in {f.name for f in fields(RunOptions)}
     }
+    if (run.path / OTHERS).is_dir():
+        known["others"] = str(run.path / OTHERS)
     try:
         return RunOptions(**known)
     except (UserError, TypeError) as error:
         raise RunError(f"{run.path / 'config.json'}: {error}") from error
-
-
-def checkpoint_of(run: Run, seed: int, step: int | None) -> dict[str, Any]:
-    """The state of a run at a step; without one at its last that is good for `seed`, which may have stopped early."""
-    state = run.checkpoints.load(step)
-    if step is None and str(seed) in state["stopped"]:
-        state = run.checkpoints.load(state["stopped"][str(seed)]["checkpoint"])
-    return state
 
 
 def check_dataset(run: Run, task: Task) -> None:

@@ -50,7 +50,7 @@ class RunOptions:
     others: str = "random"
     """Who plays the others: random (legal actions), or the directory of a run."""
     others_step: int | None = None
-    """Of that run's checkpoint; by default the last there is when this run begins."""
+    """Of that run's checkpoint, which is copied into this run; by default its last one."""
     log_every: int | None = None
     """Steps between log lines; by default 1 % of the steps, at most 1000."""
     evaluate_every: int | None = None

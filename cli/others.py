@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from herdbook.core.joint_games import IllegalAction
 
 
 class RunPlayer:
-    """The policies of a run as players; loaded where they first act, so that it can be sent to a worker."""
+    """The policies of a run's checkpoint as players, each copy with a memory of its own.
 
-    def __init__(self, path: str, step: int | None) -> None:
-        """`step` is its checkpoint's. Raises RunError or UserError if there is no run of many agents at `path`."""
-        self.path, self.step = path, step
+    They are loaded where they first act, once in a process, so that a player can be sent to a worker.
+    """
+
+    def __init__(self, path: str | Path, step: int | None = None) -> None:
+        """`step` is the checkpoint's, by default the last good one's.
+
+        Raises RunError or UserError if there is no run of many agents at `path`, CheckpointError for another step.
+        """
+        self.path = str(path)
+        self.step = _policies(self.path, step)[-1]
         self._actor: Any = None
-        self._loaded()
-        self._actor = None  # a worker gets the path, and loads it again
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "step": self.step, "_actor": None}
+
+    def move(self, folder: Path) -> None:
+        """Copy what is needed of the run to `folder`, and play from there: the run itself may go on, or be deleted."""
+        from herdbook.core.runs import Run
+
+        run = Run(self.path)
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copy(run.path / "config.json", folder)
+        source = run.checkpoints.path(self.step)
+        shutil.copytree(source, folder / "checkpoints" / source.name)
+        self.path = str(folder)
 
     def reset(self) -> None:
         """A new episode begins."""
@@ -35,11 +57,23 @@ class RunPlayer:
 
     def _loaded(self) -> Any:
         if self._actor is None:
-            from herdbook.cli.api import load
-            from herdbook.cli.catalogue import UserError
             from herdbook.core.joint_actor import JointActor
 
-            self._actor = load(self.path, step=self.step)
-            if not isinstance(self._actor, JointActor):
-                raise UserError(f"{self.path}: expected a run of many agents, got one of a single agent")
+            policy, spec, _ = _policies(self.path, self.step)
+            self._actor = JointActor(policy, spec)
         return self._actor
+
+
+@lru_cache(maxsize=8)
+def _policies(path: str, step: int | None) -> tuple[Any, Any, int]:
+    """Greedy policies of a run's first seed, their spec, and the step that they are of."""
+    from herdbook.cli.api import restore
+    from herdbook.cli.catalogue import UserError
+    from herdbook.core.joint import JointSpec
+    from herdbook.core.runs import Run
+
+    run = Run(path)
+    built, spec, at = restore(run, None, step, run.seeds[0], "cpu", None)
+    if not isinstance(spec, JointSpec):
+        raise UserError(f"{path}: expected a run of many agents, got one of a single agent")
+    return built.policy(0), spec, at

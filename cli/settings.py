@@ -72,7 +72,7 @@ SETTINGS: tuple[Setting, ...] = (
             algorithm=name,
             patterns=("mpe2/*",),
             config={"hidden_sizes": (128, 128), "episodes_per_update": 0.5},
-            source="ours: worth 4 of the team's return at 500,000 steps of spread (docs/results/marl.md)",
+            source="ours: VDN on spread, 13 of the team's return at 300,000 steps (docs/results/marl.md)",
         )
         for name in ("independent_q", "vdn")
     ),

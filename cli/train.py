@@ -39,17 +39,17 @@ def run(arguments: Sequence[str]) -> int:
     import tyro
 
     from herdbook.cli.api import start
-    from herdbook.cli.assemble import build_config, check_reserved, learns_in_environment
+    from herdbook.cli.assemble import build_config, check_reserved, learns_in_environment, names_of
     from herdbook.cli.catalogue import UserError
     from herdbook.cli.options import RunOptions
     from herdbook.cli.settings import settings_for
     from herdbook.core.memory import keep_freed_memory
-    from herdbook.datasets.load import recorded_environment
 
     check_reserved(config_type)
     dataset = flag(words, "dataset")
-    recorded = None if dataset is None else recorded_environment(dataset, data_dir=flag(words, "data_dir"))
-    applied = settings_for(name, dataset, recorded, flag(words, "env"))
+    helps = not {"-h", "--help"}.isdisjoint(words)
+    names = (dataset, None) if helps else names_of(algorithm, dataset, flag(words, "data_dir"))
+    applied = settings_for(name, *names, flag(words, "env"))
     defaults: dict[str, Any] = {key: value for row in applied for key, value in row.config.items()}
     run_defaults: dict[str, Any] = {key: value for row in applied for key, value in row.run.items()}
     both = make_dataclass(

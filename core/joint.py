@@ -155,7 +155,7 @@ class JointTransitions:
     team_discounts: Tensor
     """`[*B]`: γ, and 0 where the game ended for every agent that was still in it."""
     timesteps: Tensor
-    """`[*B]` int64: the steps of the episode before this one."""
+    """`[*B]` int64: the steps (in a game of turns the rounds) of the episode before this one."""
     action_mask: ByKind | None = None
     next_action_mask: ByKind | None = None
     state: Tree | None = None
@@ -184,6 +184,8 @@ class JointSegments:
     team_rewards: Tensor
     """`[*B, T]`."""
     team_discounts: Tensor
+    timesteps: Tensor
+    """`[*B]` int64: the steps of the episode before the window."""
     mask: Tensor
     """`[*B, T]` bool: False where the window reaches beyond its episode's last step. Nobody is alive there."""
     action_mask: ByKind | None = None

@@ -239,9 +239,9 @@ def transition_views(spec: JointSpec, batch: JointTransitions, horizon: int | No
 
 
 def row_times(batch: JointSegments, horizon: int) -> Tensor:
-    """How much of `horizon` steps has passed at each row of segments that begin an episode: [*B, T + 1]."""
-    rows = batch.mask.shape[-1] + 1
-    return (torch.arange(rows, device=batch.mask.device) / horizon).expand(*batch.mask.shape[:-1], rows)
+    """How much of `horizon` steps has passed at each row: [*B, T + 1]."""
+    rows = torch.arange(batch.mask.shape[-1] + 1, device=batch.mask.device)
+    return (batch.timesteps.unsqueeze(-1) + rows) / horizon
 
 
 def rows_present(batch: JointSegments) -> Tensor:

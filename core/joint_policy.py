@@ -13,7 +13,7 @@ from torch import Tensor
 from herdbook.core.distributions import Categorical, Normal
 from herdbook.core.joint import ByKind, JointSegments, JointSpec, JointTransitions
 from herdbook.core.joint_actions import JointActions, only_legal
-from herdbook.core.joint_networks import AgentNetworks, Sharing, row_times, rows_present
+from herdbook.core.joint_networks import AgentNetworks, JointCritic, Sharing, row_times, rows_present
 from herdbook.core.learner import Network, Parameters, Setup
 from herdbook.core.policy import greedy
 from herdbook.core.types import Carry, Distribution, Step, tree_map
@@ -94,6 +94,11 @@ def beside(*parts: Tensor | None) -> Tensor | None:
     return None if not there else there[0] if len(there) == 1 else torch.cat(there, -1)
 
 
+def seen_by_all(time: Tensor, agents: int) -> Tensor:
+    """One number for everyone, as an input of each agent: [*B] → [*B, N, 1]."""
+    return time[..., None, None].expand(*time.shape, agents, 1)
+
+
 class ActorSettings(Protocol):
     """What `Actors` reads of an algorithm's config."""
 
@@ -130,9 +135,7 @@ class Actors:
 
     def time(self, timesteps: Tensor) -> Tensor | None:
         """What each agent sees of the time, None without a horizon: [*B] → [*B, N, 1]."""
-        if self.horizon is None:
-            return None
-        return (timesteps / self.horizon)[..., None, None].expand(*timesteps.shape, self.agents, 1)
+        return None if self.horizon is None else seen_by_all(timesteps / self.horizon, self.agents)
 
     def before(self, parameters: Parameters, batch: JointTransitions) -> Tensor:
         """What they would do where the batch's actions were taken."""
@@ -146,6 +149,12 @@ class Actors:
         time = self.time(timesteps)
         outputs: Tensor = self.network(parameters, observations, *([] if time is None else [time]))[0]
         return outputs
+
+    def make_critic(self) -> JointCritic:
+        """A new centralised critic for them, which sees the time where they do."""
+        c = self.settings
+        shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id, "timed": c.horizon is not None}
+        return JointCritic(self.spec, self.actions.size, c.hidden_sizes, **shared)
 
     def policy(self, parameters: Parameters, noise: float, *, deterministic: bool) -> JointPolicy:
         """Discrete actions are sampled, Box ones get Gaussian noise of this σ; neither where `deterministic`."""
@@ -209,8 +218,7 @@ class AgentValues:
         if self.last_action:
             extra.append(F.pad(self.actions.vectors(batch.actions, batch.alive), (0, 0, 0, 0, 1, 0)))  # none at row 0
         if self.horizon is not None:
-            time = row_times(batch, self.horizon)  # [*B, T + 1]
-            extra.append(time[..., None, None].expand(*time.shape, self.agents, 1))
+            extra.append(seen_by_all(row_times(batch, self.horizon), self.agents))
         if self.memory is not None:
             held = ~rows_present(batch)
             state = torch.zeros(len(held), self.agents, self.memory, device=held.device)

@@ -238,6 +238,7 @@ class JointReplay:
             next_alive=taken["next_alive"],
             team_rewards=taken["team_rewards"],
             team_discounts=taken["team_continues"] * discount,
+            timesteps=self._elapsed[indices],
             mask=mask,
             action_mask=seen.get("action_mask"),
             state=seen.get("state"),
@@ -321,6 +322,8 @@ class JointReplay:
         Raises ValueError, and changes nothing, where capacity, time_limit or shapes differ, or only one has the state.
         """
         rings = saved_rings(self._rings, self.time_limit, state)
+        if missing := sorted({"seen", "taken", *self._numbers()} - set(state)):
+            raise ValueError(f"expected a replay with {', '.join(missing)}, got one of another version of herdbook")
         pairs = list(saved_pairs("seen", self._seen, state["seen"], rings.filled_rows))
         for name, table in {"taken": self._taken, **self._numbers()}.items():
             pairs += saved_pairs(name, table, state[name], rings.filled_steps)

@@ -54,24 +54,40 @@ def load_dataset(
     text = str(name)
     if text.startswith("d4rl:"):
         return _whole(read_d4rl_package(text.removeprefix("d4rl:")), observation_keys)
-    path = local_path(name)
-    if path is not None and path.suffix in _D4RL:
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such file; expected the path of a D4RL HDF5 file")
-        return _whole(read_d4rl(path), observation_keys)
+    path = _located(name, data_dir, download)
+    return _whole(read_d4rl(path), observation_keys) if path.suffix in _D4RL else _read(path, observation_keys)
+
+
+def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None) -> str | None:
+    """The id of the environment that a dataset was made in; None where nothing says so.
+
+    A dataset that is not on this machine is fetched or made, as by `load_dataset`. Raises `DataError` as that does for
+    names, and for metadata that are damaged.
+    """
+    folder = None if str(name).startswith("d4rl:") else _located(name, data_dir, download=True)
+    if folder is None or folder.suffix in _D4RL:
+        return None
+    _, metadata = read_metadata(folder)
+    read = joint_environment if JOINT in metadata else environment_of
+    environment = read(str(folder), metadata)
+    return None if environment is None else environment.id
+
+
+def _located(name: str | Path, data_dir: str | Path | None, download: bool) -> Path:
+    """The D4RL file or the Minari folder that a name means, fetched or made if need be. Raises `DataError`."""
+    text, path = str(name), local_path(name)
     if path is not None:
-        return _read(path, observation_keys)
-    root = find_dataset(text, data_dir=data_dir) or _make_recipe(text, data_dir)
-    if root is not None:
-        return _read(root, observation_keys)
-    newest = _newest_version(text, data_dir)
-    if newest is not None:
-        return _read(newest, observation_keys)
+        if path.suffix in _D4RL and not path.is_file():
+            raise DataError(f"{path}: there is no such file; expected the path of a D4RL HDF5 file")
+        return path
+    found = find_dataset(text, data_dir=data_dir) or _make_recipe(text, data_dir) or _newest_version(text, data_dir)
+    if found is not None:
+        return found
     if not re.search(r"-v\d+$", text):
         raise DataError(f"{_not_here(text, data_dir)}; an id ends in its version, as in {text}-v0")
     if not download:
         raise DataError(f"{_not_here(text, data_dir)}; {_how_to_get(text, data_dir)}")
-    return _read(_download(text, data_dir), observation_keys)
+    return _download(text, data_dir)
 
 
 def local_path(name: str | Path) -> Path | None:
@@ -95,20 +111,6 @@ def find_dataset(dataset_id: str, *, data_dir: str | Path | None = None) -> Path
         if (root / dataset_id / "data" / "metadata.json").is_file():
             return root / dataset_id
     return None
-
-
-def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None) -> str | None:
-    """The id of the environment that a Minari dataset on this machine was made in; None where nothing says so.
-
-    Only metadata are read. Raises `DataError` where they are damaged.
-    """
-    folder = local_path(name) or find_dataset(str(name), data_dir=data_dir) or _newest_version(str(name), data_dir)
-    if folder is None or folder.suffix in _D4RL:
-        return None
-    _, metadata = read_metadata(folder)
-    read = joint_environment if JOINT in metadata else environment_of
-    environment = read(str(folder), metadata)
-    return None if environment is None else environment.id
 
 
 def list_datasets(data_dir: str | Path | None = None) -> list[str]:

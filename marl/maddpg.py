@@ -24,7 +24,7 @@ from torch import Tensor
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.joint import JointSpec, JointTransitions
 from herdbook.core.joint_actions import check_joint, only_legal
-from herdbook.core.joint_networks import JointCritic, Sharing, transition_views
+from herdbook.core.joint_networks import Sharing, transition_views
 from herdbook.core.joint_policy import Actors
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.spaces import ActionKind
@@ -87,7 +87,10 @@ def actor_loss(q: Tensor, outputs: Tensor, alive: Tensor, penalty: float) -> Ten
 
 
 class MADDPG:
-    """`networks` may replace `actor`, called as `AgentNetworks` is, and `critic`, called as `JointCritic` is."""
+    """`networks` may replace `actor`, called as `AgentNetworks` is, and `critic`, called as `JointCritic` is.
+
+    With a horizon the time is the actor's extra input, and the critic's view is that of a timed one.
+    """
 
     action_space: ClassVar[ActionKind] = "any"
     joint: ClassVar[bool] = True
@@ -99,13 +102,8 @@ class MADDPG:
         check_joint(spec, self.action_space, c.algorithm)
         self.spec, self.actors = spec, Actors(spec, c, setup)
         self.actions = self.actors.actions
-
-        def critic() -> JointCritic:
-            shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id, "timed": c.horizon is not None}
-            return JointCritic(spec, self.actions.size, c.hidden_sizes, **shared)
-
         self.learner = Learner(
-            {"actor": self.actors.make, "critic": critic},
+            {"actor": self.actors.make, "critic": self.actors.make_critic},
             {
                 "critic": Adam(lr=c.critic_lr, max_grad_norm=c.max_grad_norm),
                 "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.joint import JointSpec, JointTransitions
 from herdbook.core.joint_actions import check_joint
-from herdbook.core.joint_networks import AgentNetworks, JointCritic, Sharing, transition_views
+from herdbook.core.joint_networks import AgentNetworks, Sharing, transition_views
 from herdbook.core.joint_policy import Actors, beside
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
 from herdbook.core.spaces import ActionKind
@@ -68,6 +68,7 @@ class MATD3BC:
     """`networks` may replace `actor`, called as `AgentNetworks` is, and the two critics `critic` and `twin`.
 
     Those are called as `JointCritic` is, or independent ones as `AgentNetworks` with the agent's action as its extra.
+    With a horizon the time is the actor's extra input and the end of theirs, and a view is that of timed critics.
     """
 
     action_space: ClassVar[ActionKind] = "box"
@@ -82,11 +83,10 @@ class MATD3BC:
         self.actions = self.actors.actions
 
         def critic() -> nn.Module:
-            size, timed = self.actions.size, c.horizon is not None
-            shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id}
             if c.centralised:
-                return JointCritic(spec, size, c.hidden_sizes, timed=timed, **shared)
-            return AgentNetworks(spec, 1, c.hidden_sizes, extra=size + timed, **shared)
+                return self.actors.make_critic()
+            extra = self.actions.size + (c.horizon is not None)
+            return AgentNetworks(spec, 1, c.hidden_sizes, extra=extra, sharing=c.sharing, agent_id=c.agent_id)
 
         self.learner = Learner(
             {"actor": self.actors.make, "critic": critic, "twin": critic},

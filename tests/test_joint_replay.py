@@ -260,7 +260,7 @@ def test_segments_agree_with_a_plain_loop(time_limit: Any) -> None:
             assert segments.mask[number, k] == inside
             if inside:
                 step = slow_step(episode, start + k, 0.75, time_limit == "terminal")
-                del step["timesteps"]  # of segments only the rows are told
+                assert segments.timesteps[number] == start == step.pop("timesteps") - k
                 following = {name: step.pop(f"next_{name}") for name in seen}
                 assert_same(segments, (number, k), step)
                 assert_same(segments, (number, k + 1), following)

@@ -220,6 +220,7 @@ def _table(time_limit: str, discount: float = 0.5) -> JointSegments:
         next_alive=T([[[True, True], [False, False], [False, False]], [[True, False], [True, False], [True, False]]]),
         team_rewards=T([[1.0, 2.0, WILD], [0.0, 1.0, -2.0]]),
         team_discounts=T([[g, 0.0, WILD], [g, g, last]]),
+        timesteps=torch.zeros(2, dtype=torch.long),
         mask=T([[True, True, False], [True, True, True]]),
         action_mask={"ann": legal},
         state=T([[1.0, -10.0, 7.0, WILD], [0.0, 1.0, -20.0, 2.0]]).unsqueeze(-1),

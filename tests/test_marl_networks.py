@@ -118,6 +118,7 @@ def _segments(spec: JointSpec, *lead: int, length: int = 6) -> JointSegments:
         next_alive=torch.where(before, ~dies, alive[..., 1:, :]),
         team_rewards=torch.randn(*lead, length),
         team_discounts=torch.full((*lead, length), 0.9),
+        timesteps=torch.zeros(lead, dtype=torch.long),
         mask=torch.ones(*lead, length, dtype=torch.bool),
         action_mask=_masks(spec, *rows),
         state=None if spec.state_space is None else _draw(spec.state_space, *rows),
@@ -647,10 +648,12 @@ SETTINGS: list[tuple[Any, Any, dict[str, Any], bool]] = [
         for how in ("all", "kind", "none")
     ),
     *((algorithm, config, {"sharing": how}, True) for algorithm, config in BOXES for how in ("all", "kind", "none")),
+    *((algorithm, config, {"horizon": 6}, False) for algorithm, config in (*DISCRETE, (MADDPG, MADDPGConfig))),
+    *((algorithm, config, {"horizon": 6}, True) for algorithm, config in BOXES),
     (QMIX, QMIXConfig, {"last_action": True, "target_period": 2, "double_q": False}, False),
     (QMIXCQL, QMIXCQLConfig, {"joint_actions": 3}, False),
     (QMIXCQL, QMIXCQLConfig, {"centralised": False}, False),
-    (MATD3BC, MATD3BCConfig, {"centralised": False}, True),
+    (MATD3BC, MATD3BCConfig, {"centralised": False, "horizon": 6}, True),
 ]
 RECURRENT: list[tuple[Any, Any, dict[str, Any], bool]] = [
     (algorithm, config, {"recurrent": True, "last_action": True, "sharing": how}, False)
@@ -734,7 +737,7 @@ def test_state_round_trips_and_the_same_seed_gives_the_same_bits(
 COMPILED = [
     (QMIX, QMIXConfig, {"last_action": True}, False),
     (IndependentQ, IndependentQConfig, {"recurrent": True, "sharing": "none"}, False),
-    (MADDPG, MADDPGConfig, {"sharing": "all"}, False),
+    (MADDPG, MADDPGConfig, {"sharing": "all", "horizon": 6}, False),
 ]
 
 

@@ -111,6 +111,7 @@ def _episodes(count: int = 5) -> JointSegments:
         next_alive=alive & ~dies,
         team_rewards=torch.randn(count, ROWS - 1),
         team_discounts=GAMMA * (~over).float(),
+        timesteps=torch.zeros(count, dtype=torch.long),
         mask=mask,
         action_mask={"agent_0": legal},
         state=torch.randn(count, ROWS, STATE),

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from herdbook.core.joint import JointSegments, JointSpec, JointTransitions
+from herdbook.core.joint_networks import row_times
 from herdbook.core.types import Step
 from herdbook.marl.independent_q import IndependentQ, IndependentQConfig
 from herdbook.marl.maddpg import MADDPG, MADDPGConfig
@@ -50,6 +51,7 @@ def segments() -> JointSegments:
         next_alive=alive,
         team_rewards=torch.randn(B, T),
         team_discounts=torch.full((B, T), 0.9),
+        timesteps=torch.zeros(B, dtype=torch.long),
         mask=alive[..., 0],
         state=torch.randn(B, T + 1, 2),
     )
@@ -116,6 +118,7 @@ def test_an_agent_that_sees_the_time_learns_what_depends_on_it_alone(name: str) 
         next_alive=base.next_alive & torch.tensor([True, True, False])[:, None],
         team_rewards=paid,
         team_discounts=ends,
+        timesteps=base.timesteps,
         mask=base.mask,
         action_mask={"a": torch.tensor([True, False, False]).expand(B, T + 1, 2, 3)},
         state=torch.zeros(B, T + 1, 2),
@@ -179,7 +182,7 @@ def test_actors_count_in_play_as_over_transitions(name: str) -> None:
     moments = [replace(transitions(algorithm.spec, count + t), observations={"a": seen}) for t in range(4)]
     alone = replace(moments[0], next_observations={"a": seen})
     torch.testing.assert_close(actors.after(parameters, alone), actors.before(parameters, moments[1]))
-    policy = algorithm.policy()
+    policy = algorithm.policy(deterministic=not algorithm.spec.discrete)
     carry = policy.initial(B)
     for number, t in enumerate([0, 1, 2, 3, 0, 1]):  # the count begins anew with an episode
         start = torch.full((B,), t == 0)
@@ -193,8 +196,17 @@ def test_actors_count_in_play_as_over_transitions(name: str) -> None:
         )
         distribution, carry = policy.distribution(step, carry)
         outputs = actors.before(parameters, moments[t])
-        expected = actors.actions.raw(outputs.argmax(-1) if algorithm.spec.discrete else outputs.tanh())
-        torch.testing.assert_close(distribution.mode(), expected, msg=f"step {number}")
+        if algorithm.spec.discrete:
+            got, expected = distribution.base.logits.softmax(-1), outputs.softmax(-1)
+        else:
+            got, expected = distribution.mode()["a"], outputs.tanh()
+        torch.testing.assert_close(got, expected, msg=f"step {number}")
+
+
+def test_windows_that_begin_within_an_episode_are_as_late_as_they_are() -> None:
+    late = replace(segments(), timesteps=torch.tensor([2, 0]))
+    expected = torch.tensor([[2, 3, 4, 5], [0, 1, 2, 3]]) / HORIZON
+    assert torch.equal(row_times(late, HORIZON), expected)
 
 
 @pytest.mark.parametrize("name", CRITICS)

@@ -49,6 +49,7 @@ def _segments(states: Sequence[Sequence[int]], actions: Any, rewards: Any, *, co
         next_alive=goes_on,
         team_rewards=team,
         team_discounts=0.99 * goes_on[..., 0].float(),
+        timesteps=torch.zeros(len(team), dtype=torch.long),
         mask=torch.ones(team.shape, dtype=torch.bool),
         state=state,
     )

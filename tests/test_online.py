@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -17,8 +18,10 @@ import torch
 
 import herdbook
 from herdbook.cli.api import collect, evaluate_run, resume
+from herdbook.cli.assemble import options_of, play_options
 from herdbook.cli.catalogue import UserError
 from herdbook.cli.main import main
+from herdbook.cli.others import RunPlayer
 from herdbook.core.book import Book
 from herdbook.core.checkpoint import Checkpoints
 from herdbook.core.joint import JointEpisode
@@ -397,7 +400,9 @@ def test_the_settings_of_mpe_are_those_of_its_published_numbers() -> None:
 def test_the_settings_of_a_task_apply_to_data_of_it_under_any_name(minari_root: Path) -> None:
     collect("random", out="mine/anything-v0", episodes=3, env="mpe2/simple_spread_v3")
     assert recorded_environment("mine/anything-v0") == recorded_environment("mine/anything") == "mpe2/simple_spread_v3"
-    assert recorded_environment("mine/nothing-v0") is None
+    assert recorded_environment("classic/cartpole") == "CartPole-v1"  # a recipe, made on first use
+    with pytest.raises(DataError, match="no dataset 'mine/nothing-v0'"):
+        recorded_environment("mine/nothing-v0")
     run = herdbook.train(
         "qmix_cql", dataset="mine/anything-v0", steps=2, batch_size=2, eval_episodes=1, hidden_sizes=(8, 8), quiet=True
     )
@@ -576,17 +581,37 @@ def test_others_are_found_from_another_directory(game: str, tmp_path: Path, monk
 
 
 def test_others_stay_who_they_were_when_the_run_began(game: str) -> None:
-    other = go(game, "others", env_kwargs={"agents": 3}, keep=20)
+    """They go on learning, and the checkpoint that plays leaves their run: a copy of it is in the run."""
+    other = go(game, "others", env_kwargs={"agents": 3})
+    first, last = other.checkpoints.steps()[0], other.checkpoints.last()
     chosen: dict[str, Any] = {"learn": ("player_1",), "others": "others", "env_kwargs": {"agents": 3}}
-    run = go(game, "run", **chosen)
-    begun_with = other.checkpoints.last()
-    assert run.options["others_step"] == begun_with
-    resume(other.path, steps=other.options["steps"] + 100, env=game, quiet=True)  # they go on learning
-    assert other.checkpoints.last() != begun_with
-    _, continued = resume(run.path, steps=300, env=game, workers=0, quiet=True)
-    assert continued and run.options["others_step"] == begun_with
-    first = go(game, "first", others_step=other.checkpoints.steps()[0], **chosen)
-    assert first.options["others_step"] == other.checkpoints.steps()[0]
+    runs = [go(game, "run", **chosen), go(game, "first", others_step=first, **chosen)]
+    assert [run.options["others_step"] for run in runs] == [last, first]
+    before = [evaluate_run(run.path, episodes=4, env=game)["seeds"] for run in runs]
+    resume(other.path, steps=other.options["steps"] + 500, env=game, quiet=True)
+    assert last not in other.checkpoints.steps()
+    for run, results in zip(runs, before, strict=True):
+        assert evaluate_run(run.path, episodes=4, env=game)["seeds"] == results
+        _, continued = resume(run.path, steps=300, env=game, workers=1, quiet=True)
+        assert continued
+    shutil.rmtree(other.path)
+    assert play_options(options_of(runs[1]))["others"].step == first
+    with pytest.raises(UserError, match="others_step: expected --others"):
+        go(game, "alone", learn=("player_1",), others_step=3, env_kwargs={"agents": 3})
+
+
+def test_a_player_acts_as_the_run_at_its_step(game: str, tmp_path: Path) -> None:
+    run = go(game, steps=3000, seeds=(0,), epsilon_steps=1000, lr=5e-3, keep=30)
+    places = np.linspace(-1, 1, 21, dtype=np.float32)
+    seen = [{f"player_{i}": np.array([place, 0.5], np.float32) for i in range(2)} for place in places]
+    played = []
+    for step in (run.checkpoints.steps()[0], run.checkpoints.last()):
+        player = RunPlayer(run.path, step)
+        player.move(tmp_path / f"copy{step}")
+        player = pickle.loads(pickle.dumps(player))  # noqa: S301  # our own bytes, as they are sent to a worker
+        played.append([player.act(observations) for observations in seen])
+        assert played[-1] == [herdbook.load(run.path, step=step).act(observations) for observations in seen]
+    assert played[0] != played[1]  # it has learned in between
 
 
 def test_others_who_cannot_play_are_a_mistake_in_a_line(game: str) -> None:
