@@ -42,16 +42,10 @@ def run(arguments: Sequence[str]) -> int:
     from herdbook.cli.assemble import build_config, check_reserved, learns_in_environment, names_of
     from herdbook.cli.catalogue import UserError
     from herdbook.cli.options import RunOptions
-    from herdbook.cli.settings import settings_for
+    from herdbook.cli.settings import Setting, settings_for
     from herdbook.core.memory import keep_freed_memory
 
     check_reserved(config_type)
-    dataset = flag(words, "dataset")
-    helps = not {"-h", "--help"}.isdisjoint(words)
-    names = (dataset, None) if helps else names_of(algorithm, dataset, flag(words, "data_dir"))
-    applied = settings_for(name, *names, flag(words, "env"))
-    defaults: dict[str, Any] = {key: value for row in applied for key, value in row.config.items()}
-    run_defaults: dict[str, Any] = {key: value for row in applied for key, value in row.run.items()}
     both = make_dataclass(
         "Arguments",
         [
@@ -60,18 +54,30 @@ def run(arguments: Sequence[str]) -> int:
         ],
     )
     required = "env" if learns_in_environment(algorithm) else "dataset"
-    try:
-        parsed: Any = parse(
-            both,
-            words,
-            f"train {name}",
-            description=SUMMARIES.get(name) or algorithm.__doc__ or config_type.__doc__ or name,
-            default=both(RunOptions(**{required: tyro.MISSING}, **run_defaults), build_config(config_type, defaults)),
-        )
-    except UserError:
-        raise
-    except ValueError as error:  # the config refuses a value
-        raise UserError(str(error)) from error
+
+    def parsed_with(applied: Sequence[Setting]) -> Any:
+        defaults: dict[str, Any] = {key: value for row in applied for key, value in row.config.items()}
+        run_defaults: dict[str, Any] = {key: value for row in applied for key, value in row.run.items()}
+        try:
+            return parse(
+                both,
+                words,
+                f"train {name}",
+                description=SUMMARIES.get(name) or algorithm.__doc__ or config_type.__doc__ or name,
+                default=both(
+                    RunOptions(**{required: tyro.MISSING}, **run_defaults), build_config(config_type, defaults)
+                ),
+            )
+        except UserError:
+            raise
+        except ValueError as error:  # the config refuses a value
+            raise UserError(str(error)) from error
+
+    applied = settings_for(name, flag(words, "dataset"), flag(words, "env"))
+    parsed = parsed_with(applied)  # mistakes are told before a dataset is fetched, which names its environment
+    named = settings_for(name, *names_of(algorithm, parsed.run.dataset, parsed.run.data_dir), parsed.run.env)
+    if named != applied:
+        applied, parsed = named, parsed_with(named)
     keep_freed_memory()
     result = start(name, algorithm, parsed.config, parsed.run, applied=applied)
     report(result)
