@@ -72,7 +72,7 @@ SETTINGS: tuple[Setting, ...] = (
             algorithm=name,
             patterns=("mpe2/*",),
             config={"hidden_sizes": (128, 128), "episodes_per_update": 0.5},
-            source="ours: VDN on spread, 13 of the team's return at 300,000 steps (docs/results/marl.md)",
+            source="ours: from VDN on spread; independent Q has not reached its number yet (docs/results/marl.md)",
         )
         for name in ("independent_q", "vdn")
     ),
@@ -89,7 +89,7 @@ SETTINGS: tuple[Setting, ...] = (
         algorithm="qmix_cql",
         patterns=("mpe2/*",),
         config={"hidden_sizes": (128, 128), "alpha": 10.0},
-        source="ours: at α = 1 what is cloned of an expert is lost to the values (docs/results/marl.md)",
+        source="ours: an expert on spread is cloned, at α = 1 with 64 × 64 it was not (docs/results/marl.md)",
     ),
 )
 
