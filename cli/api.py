@@ -35,7 +35,6 @@ from herdbook.cli.assemble import (
     make_plan,
     make_replays,
     merge,
-    names_of,
     options_of,
     play,
     play_options,
@@ -44,6 +43,7 @@ from herdbook.cli.assemble import (
     same_environment,
     same_record,
     score_line,
+    settings_of,
     spec_of_record,
     with_arguments,
     workers_of,
@@ -51,7 +51,7 @@ from herdbook.cli.assemble import (
 )
 from herdbook.cli.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, nearest
 from herdbook.cli.options import RunOptions, as_words
-from herdbook.cli.settings import Setting, settings_for
+from herdbook.cli.settings import Setting
 from herdbook.core.actor import Actor
 from herdbook.core.collection import Collector
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
@@ -113,8 +113,14 @@ def train(
         config = algorithm
     applied: list[Setting] = []
     if config is None:
-        names = names_of(chosen, dataset, run_options.get("data_dir"))
-        applied = settings_for(name, *names, env if isinstance(env, str) else None)
+        applied = settings_of(
+            name,
+            chosen,
+            dataset=dataset,
+            data_dir=run_options.get("data_dir"),
+            env=env,
+            env_kwargs=env_kwargs or {},
+        )
         values = {key: value for row in applied for key, value in row.config.items()} | values
         run_options = {key: value for row in applied for key, value in row.run.items()} | run_options
         config = build_config(config_class(chosen), values)

@@ -18,6 +18,7 @@ import torch
 from herdbook.cli.catalogue import UserError, nearest
 from herdbook.cli.options import RESERVED, RunOptions, literal_pairs
 from herdbook.cli.others import RunPlayer
+from herdbook.cli.settings import Setting, settings_for
 from herdbook.core.book import Evaluate
 from herdbook.core.collection import Plan
 from herdbook.core.environments import (
@@ -107,15 +108,28 @@ def load_playground(options: RunOptions, env: EnvironmentSource | None) -> Task:
     return Task(data=None, spec=rollout.spec, environment=source, references=None, play=play)
 
 
-def names_of(
-    algorithm: type[Any], dataset: str | Path | Data | None, data_dir: str | Path | None = None
-) -> tuple[str | None, str | None]:
-    """What a dataset is called, and the environment that it names, once it has been fetched or made if need be."""
-    if dataset is None or learns_in_environment(algorithm):
-        return None, None
-    if isinstance(dataset, (str, Path)):
-        return str(dataset), recorded_environment(dataset, data_dir=data_dir)
-    return dataset.source, None if dataset.environment is None else dataset.environment.id
+def settings_of(
+    name: str,
+    algorithm: type[Any],
+    *,
+    dataset: str | Path | Data | None,
+    data_dir: str | Path | None,
+    env: EnvironmentSource | None,
+    env_kwargs: Mapping[str, Any],
+) -> list[Setting]:
+    """The settings of a task, known by its dataset, which is fetched or made if need be, and by its environment.
+
+    Raises DataError for a dataset that is not there.
+    """
+    source, recorded = None, None
+    if dataset is not None and not learns_in_environment(algorithm):
+        if isinstance(dataset, (str, Path)):
+            source, recorded = str(dataset), recorded_environment(dataset, data_dir=data_dir)
+        else:
+            source, recorded = dataset.source, dataset.environment
+    chosen = env if isinstance(env, str) else None
+    arguments = {**(recorded.kwargs if recorded and not env else {}), **env_kwargs}
+    return settings_for(name, source, recorded.id if recorded else None, chosen, arguments=arguments)
 
 
 def play_options(options: RunOptions) -> dict[str, Any]:

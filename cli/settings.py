@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Overrides of config fields (`config`) and run fields (`run`) for tasks whose name matches one of `patterns`."""
+    """Overrides of config fields (`config`) and run fields (`run`) for tasks whose name matches one of `patterns`.
+
+    `arguments`: config fields that follow a keyword argument of the environment, where that is given.
+    """
 
     algorithm: str
     patterns: tuple[str, ...]
     source: str
     config: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         values = ", ".join(f"{name} = {value}" for name, value in {**self.config, **self.run}.items())
@@ -63,6 +67,7 @@ SETTINGS: tuple[Setting, ...] = (
             algorithm=name,
             patterns=("mpe2/*",),
             config={"horizon": 25},
+            arguments={"horizon": "max_cycles"},
             source="ours: without the time, the end at 25 steps is noise in the values (docs/results/marl.md)",
         )
         for name in ("independent_q", "vdn", "qmix", "maddpg", "matd3", "matd3_bc", "qmix_cql")
@@ -94,11 +99,23 @@ SETTINGS: tuple[Setting, ...] = (
 )
 
 
-def settings_for(algorithm: str, *names: str | None) -> list[Setting]:
-    """The rows for an algorithm on a task known by `names` (dataset, its environment, the environment)."""
+def settings_for(algorithm: str, *names: str | None, arguments: Mapping[str, Any] | None = None) -> list[Setting]:
+    """The rows for an algorithm on a task.
+
+    Args:
+        algorithm: Its name.
+        names: What the task is known by: dataset, its environment, the environment.
+        arguments: The keyword arguments of the environment.
+    """
     known = [name.lower() for name in names if name]
     return [
-        row
+        _following(row, arguments or {})
         for row in SETTINGS
         if row.algorithm == algorithm and any(fnmatch.fnmatchcase(n, p) for n in known for p in row.patterns)
     ]
+
+
+def _following(row: Setting, arguments: Mapping[str, Any]) -> Setting:
+    """The row with the config fields that follow arguments."""
+    given = {name: arguments[argument] for name, argument in row.arguments.items() if argument in arguments}
+    return replace(row, config={**row.config, **given}) if given else row

@@ -39,9 +39,9 @@ def run(arguments: Sequence[str]) -> int:
     import tyro
 
     from herdbook.cli.api import start
-    from herdbook.cli.assemble import build_config, check_reserved, learns_in_environment, names_of
+    from herdbook.cli.assemble import build_config, check_reserved, learns_in_environment, settings_of
     from herdbook.cli.catalogue import UserError
-    from herdbook.cli.options import RunOptions
+    from herdbook.cli.options import RunOptions, literal_pairs
     from herdbook.cli.settings import Setting, settings_for
     from herdbook.core.memory import keep_freed_memory
 
@@ -75,7 +75,15 @@ def run(arguments: Sequence[str]) -> int:
 
     applied = settings_for(name, flag(words, "dataset"), flag(words, "env"))
     parsed = parsed_with(applied)  # mistakes are told before a dataset is fetched, which names its environment
-    named = settings_for(name, *names_of(algorithm, parsed.run.dataset, parsed.run.data_dir), parsed.run.env)
+    run = parsed.run
+    named = settings_of(
+        name,
+        algorithm,
+        dataset=run.dataset,
+        data_dir=run.data_dir,
+        env=run.env,
+        env_kwargs=literal_pairs(run.env_kwargs),
+    )
     if named != applied:
         applied, parsed = named, parsed_with(named)
     keep_freed_memory()

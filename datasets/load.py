@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from herdbook.core.environments import EnvironmentSpec
 from herdbook.datasets.d4rl import read_d4rl, read_d4rl_package
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.joint_episodes import JointEpisodes
@@ -58,8 +59,8 @@ def load_dataset(
     return _whole(read_d4rl(path), observation_keys) if path.suffix in _D4RL else _read(path, observation_keys)
 
 
-def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None) -> str | None:
-    """The id of the environment that a dataset was made in; None where nothing says so.
+def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None) -> EnvironmentSpec | None:
+    """The environment that a dataset was made in; None where nothing says so.
 
     A dataset that is not on this machine is fetched or made, as by `load_dataset`. Raises `DataError` as that does for
     names, and for metadata that are damaged.
@@ -69,8 +70,7 @@ def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None
         return None
     _, metadata = read_metadata(folder)
     read = joint_environment if JOINT in metadata else environment_of
-    environment = read(str(folder), metadata)
-    return None if environment is None else environment.id
+    return read(str(folder), metadata)
 
 
 def _located(name: str | Path, data_dir: str | Path | None, download: bool) -> Path:

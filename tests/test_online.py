@@ -399,8 +399,10 @@ def test_the_settings_of_mpe_are_those_of_its_published_numbers() -> None:
 
 def test_the_settings_of_a_task_apply_to_data_of_it_under_any_name(minari_root: Path) -> None:
     collect("random", out="mine/anything-v0", episodes=3, env="mpe2/simple_spread_v3")
-    assert recorded_environment("mine/anything-v0") == recorded_environment("mine/anything") == "mpe2/simple_spread_v3"
-    assert recorded_environment("classic/cartpole") == "CartPole-v1"  # a recipe, made on first use
+    for name in ("mine/anything-v0", "mine/anything"):
+        assert getattr(recorded_environment(name), "id", None) == "mpe2/simple_spread_v3"
+    recipe = recorded_environment("classic/cartpole")  # made on first use
+    assert recipe is not None and recipe.id == "CartPole-v1"
     with pytest.raises(DataError, match="no dataset 'mine/nothing-v0'"):
         recorded_environment("mine/nothing-v0")
     run = herdbook.train(
@@ -420,6 +422,24 @@ def test_the_settings_of_a_task_apply_to_data_of_it_under_any_name(minari_root: 
     ]
     assert main([*words, "--hidden-sizes", "8", "--time-limit", "bootstrap", "--run-dir", "asked"]) == 0
     assert Run("asked").options["time_limit"] == "bootstrap" and Run("asked").config["config"]["horizon"] == 25
+
+
+def test_the_horizon_of_mpe_follows_the_length_of_the_game(minari_root: Path) -> None:
+    task, options = "mpe2/simple_spread_v3", {"quiet": True, "eval_episodes": 1}
+    short = herdbook.train("vdn", env=task, env_kwargs={"max_cycles": 7}, steps=14, num_envs=2, **options, **SMALL)
+    assert short.config["config"]["horizon"] == 7 and set(short.evaluations()[-1]["lengths"]) == {7}
+    assert [row["config"].get("horizon") for row in short.config["settings"]] == [None, 7, None]
+    words = ["train", "vdn", "--env", task, "--env-kwargs", "max_cycles", "9", "--steps", "18", "--num-envs", "2"]
+    words += ["--eval-episodes", "0", "--hidden-sizes", "8"]
+    assert main([*words, "--run-dir", "nine"]) == 0 and Run("nine").config["config"]["horizon"] == 9
+    assert main([*words, "--run-dir", "asked", "--horizon", "30"]) == 0
+    assert Run("asked").config["config"]["horizon"] == 30  # the user's own flag
+
+    collect("random", out="mine/short-v0", episodes=3, env=task, env_kwargs={"max_cycles": 8})
+    data = {"dataset": "mine/short-v0", "steps": 1, "batch_size": 2, "hidden_sizes": (8, 8), **options}
+    assert herdbook.train("qmix_cql", **data).config["config"]["horizon"] == 8  # recorded with the data
+    longer = herdbook.train("qmix_cql", **data, env=task, env_kwargs={"max_cycles": 11})
+    assert longer.config["config"]["horizon"] == 11
 
 
 def test_evaluations_and_comparisons_name_the_team_and_each_agent(
