@@ -1,0 +1,239 @@
+"""Finite Markov decision processes: transition probabilities, rewards, initial distribution, discount.
+
+    p(s′ | s, a),   r(s, a, s′),   μ(s),   γ                          (Puterman 1994, §2.1)
+    r(s, a) = Σ_s′ p(s′ | s, a) r(s, a, s′)                           (1)
+
+An episode ends when it enters a terminal state; its value is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
+
+from herdbook.core.environments import EnvironmentSource, make_environment
+
+Floats = NDArray[np.float64]
+
+_TOLERANCE = 1e-8  # of the sum of a distribution
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MDP:
+    """A finite MDP of S states and A actions; immutable, validated when built.
+
+    The rows of terminal states are not read: they become self-loops without reward.
+
+    Raises ValueError, naming the row, for shapes that disagree, probabilities that are negative or do not sum to 1,
+    rewards that are not finite, a discount outside [0, 1], and an episode that would begin in a terminal state.
+    """
+
+    transitions: Floats
+    """p(s′ | s, a), `[S, A, S]`."""
+    rewards: Floats
+    """`[S, A, S]`, of a step; `[S, A]` and `[S]` (of the state that is left) are spread over the rest."""
+    initial: Floats
+    """μ, `[S]`."""
+    discount: float
+    """γ in [0, 1]. With 1, methods without a horizon need policies that end."""
+    terminal: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """`[S]`; by default no state is."""
+    expected_rewards: Floats = field(init=False, repr=False)
+    """r(s, a), eq. 1, `[S, A]`."""
+
+    def __post_init__(self) -> None:
+        transitions = np.array(self.transitions, np.float64)
+        if transitions.ndim != 3 or transitions.shape[0] != transitions.shape[2] or 0 in transitions.shape:
+            raise ValueError(f"transitions: expected [S, A, S], got shape {transitions.shape}")
+        states, actions, _ = transitions.shape
+        terminal = np.array(self.terminal, np.bool_) if np.size(self.terminal) else np.zeros(states, np.bool_)
+        if terminal.shape != (states,):
+            raise ValueError(f"terminal: expected [{states}], got shape {terminal.shape}")
+        rewards = _spread("rewards", self.rewards, (states, actions, states)).copy()
+        ends = np.flatnonzero(terminal)
+        transitions[ends], rewards[ends] = 0, 0
+        transitions[ends, :, ends] = 1
+        _check_distributions("transitions", transitions, ("state", "action"))
+        if not np.isfinite(rewards).all():
+            s, a, _ = np.argwhere(~np.isfinite(rewards))[0]
+            raise ValueError(f"rewards: expected finite values, got {rewards[s, a]} in state {s}, action {a}")
+        initial = np.array(self.initial, np.float64)
+        if initial.shape != (states,):
+            raise ValueError(f"initial: expected [{states}], got shape {initial.shape}")
+        _check_distributions("initial", initial, ())
+        if initial[ends].any():
+            state = int(ends[initial[ends] > 0][0])
+            raise ValueError(f"initial: no episode can begin in the terminal state {state}; give it probability 0")
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"discount: expected a value in [0, 1], got {self.discount}")
+        expected = np.einsum("sat,sat->sa", transitions, rewards)
+        for name, value in {
+            "transitions": transitions,
+            "rewards": rewards,
+            "initial": initial,
+            "terminal": terminal,
+            "expected_rewards": expected,
+        }.items():
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        return len(self.transitions)
+
+    @property
+    def num_actions(self) -> int:
+        """A."""
+        return int(self.transitions.shape[1])
+
+    def with_rewards(self, rewards: ArrayLike) -> MDP:
+        """The same MDP with other rewards, `[S]`, `[S, A]` or `[S, A, S]`, as a learned reward function gives them."""
+        return MDP(
+            transitions=self.transitions,
+            rewards=np.asarray(rewards, np.float64),
+            initial=self.initial,
+            discount=self.discount,
+            terminal=self.terminal,
+        )
+
+    @classmethod
+    def random(
+        cls,
+        num_states: int,
+        num_actions: int,
+        *,
+        discount: float,
+        branching: int | None = None,
+        num_terminal: int = 0,
+        generator: np.random.Generator,
+    ) -> MDP:
+        """A Garnet MDP (Archibald, McKinnon & Thomas 1995): each row spreads over `branching` states (None: all).
+
+        Probabilities are uniform on the simplex, rewards r(s, a) standard normal, the last `num_terminal` states end
+        episodes, which begin in the others with equal probability. Raises ValueError for counts that do not fit.
+        """
+        branching = num_states if branching is None else branching
+        if not 1 <= branching <= num_states:
+            raise ValueError(f"branching: expected 1 to {num_states}, the number of states, got {branching}")
+        if not 0 <= num_terminal < num_states:
+            raise ValueError(f"num_terminal: expected 0 to {num_states - 1}, got {num_terminal}")
+        transitions = np.zeros((num_states, num_actions, num_states))
+        for row in transitions.reshape(-1, num_states):
+            row[generator.choice(num_states, branching, replace=False)] = generator.dirichlet(np.ones(branching))
+        terminal = np.arange(num_states) >= num_states - num_terminal
+        return cls(
+            transitions=transitions,
+            rewards=generator.standard_normal((num_states, num_actions)),
+            initial=~terminal / (~terminal).sum(),
+            discount=discount,
+            terminal=terminal,
+        )
+
+    @classmethod
+    def from_gymnasium(cls, env: EnvironmentSource | gymnasium.Env[Any, Any], *, discount: float) -> MDP:
+        """The model that a toy-text environment exposes (FrozenLake-v1, Taxi-v4, CliffWalking-v1). No time limit.
+
+        A state is terminal if a reachable transition into it ends the episode.
+
+        Raises ValueError for an environment without a model (`P` and `initial_state_distrib`), and where a state is
+        entered both with and without an end, which an MDP of these states cannot say.
+        """
+        made = env if isinstance(env, gymnasium.Env) else make_environment(env)
+        try:
+            inner: Any = made.unwrapped
+            model, initial = getattr(inner, "P", None), getattr(inner, "initial_state_distrib", None)
+            if model is None or initial is None or not isinstance(inner.action_space, spaces.Discrete):
+                raise ValueError(
+                    f"{inner}: expected an environment that exposes its model, as toy-text ones do: P "
+                    "({state: {action: [(probability, next state, reward, terminated)]}}) and initial_state_distrib"
+                )
+            return cls._from_model(model, np.asarray(initial, np.float64), int(inner.action_space.n), discount)
+        finally:
+            if made is not env:
+                made.close()
+
+    @classmethod
+    def _from_model(
+        cls,
+        model: Mapping[int, Mapping[int, Sequence[tuple[float, int, float, bool]]]],
+        initial: Floats,
+        num_actions: int,
+        discount: float,
+    ) -> MDP:
+        states = len(initial)
+        transitions, weighted = np.zeros((2, states, num_actions, states))
+        for s in range(states):
+            for a in range(num_actions):
+                for probability, successor, reward, _ in model[s][a]:
+                    transitions[s, a, successor] += probability
+                    weighted[s, a, successor] += probability * reward
+        ends = _entered(model, initial)
+        return cls(
+            transitions=transitions,
+            rewards=np.divide(weighted, transitions, out=np.zeros_like(weighted), where=transitions > 0),
+            initial=initial,
+            discount=discount,
+            terminal=np.isin(np.arange(states), sorted(ends)),
+        )
+
+
+def _entered(model: Mapping[int, Mapping[int, Sequence[Any]]], initial: Floats) -> set[int]:
+    """The states that end an episode, among those that it can reach."""
+    ends: set[int] = set()
+    goes_on = {int(s) for s in np.flatnonzero(initial)}
+    waiting = list(goes_on)
+    while waiting:
+        for outcomes in model[waiting.pop()].values():
+            for probability, successor, _, terminated in outcomes:
+                state = int(successor)
+                if not probability:
+                    continue
+                if terminated:
+                    ends.add(state)
+                elif state not in goes_on:
+                    goes_on.add(state)
+                    waiting.append(state)
+    if both := sorted(ends & goes_on):
+        raise ValueError(f"state {both[0]} is entered both with and without an end of the episode")
+    return ends
+
+
+def _spread(name: str, values: ArrayLike, shape: tuple[int, int, int]) -> Floats:
+    """`[S]`, `[S, A]` or `[S, A, S]` → `[S, A, S]`."""
+    array = np.asarray(values, np.float64)
+    if array.ndim not in (1, 2, 3) or array.shape != shape[: array.ndim]:
+        expected = ", ".join(str(list(shape[:n])) for n in (1, 2, 3))
+        raise ValueError(f"{name}: expected one of {expected}, got shape {array.shape}")
+    return np.broadcast_to(array.reshape(array.shape + (1,) * (3 - array.ndim)), shape)
+
+
+def _check_distributions(name: str, rows: Floats, axes: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the row, unless the last axis holds probabilities that sum to 1."""
+
+    def where(index: NDArray[np.intp]) -> str:
+        row = ", ".join(f"{axis} {i}" for axis, i in zip(axes, index.tolist(), strict=False))
+        return f"{name} of {row}" if row else name
+
+    bad = np.argwhere(~(rows >= 0))  # NaN too
+    if len(bad):
+        raise ValueError(f"{where(bad[0])}: expected probabilities, got {rows[tuple(bad[0])]}")
+    sums = rows.sum(-1)
+    off = np.argwhere(np.abs(sums - 1) > _TOLERANCE)
+    if len(off):
+        raise ValueError(f"{where(off[0])}: expected probabilities that sum to 1, got a sum of {sums[tuple(off[0])]:g}")
+
+
+def check_policy(mdp: MDP, policy: ArrayLike) -> Floats:
+    """π(a | s) `[S, A]` as float64. Raises ValueError, naming the row, if it is none of this MDP."""
+    array = np.asarray(policy, np.float64)
+    if array.shape != (mdp.num_states, mdp.num_actions):
+        raise ValueError(f"policy: expected [{mdp.num_states}, {mdp.num_actions}], got shape {array.shape}")
+    _check_distributions("policy", array, ("state",))
+    return array

@@ -1,0 +1,33 @@
+"""Tables as policies that `evaluate` and `Actor` take."""
+
+from __future__ import annotations
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from herdbook.core.distributions import Categorical
+from herdbook.core.types import Carry, Step
+
+
+class TabularPolicy:
+    """π(a | s) `[S, A]` over Discrete observations and actions that begin at 0.
+
+    It acts by its most probable action, the first of several; with `deterministic=False` it samples.
+    """
+
+    def __init__(self, policy: ArrayLike, *, deterministic: bool = True) -> None:
+        self.log_probs = torch.as_tensor(policy, dtype=torch.float64).log()
+        if self.log_probs.ndim != 2:
+            raise ValueError(f"policy: expected [S, A], got shape {tuple(self.log_probs.shape)}")
+        self.deterministic = deterministic
+
+    def initial(self, num_envs: int) -> Carry:
+        return None
+
+    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
+        distribution, carry = self.distribution(step, carry)
+        return distribution.mode() if self.deterministic else distribution.sample(generator), carry
+
+    def distribution(self, step: Step, carry: Carry) -> tuple[Categorical, Carry]:
+        return Categorical(self.log_probs.to(step.first.device)[step.observations.long()]), carry
