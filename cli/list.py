@@ -36,6 +36,7 @@ def _environments() -> None:
 
     import gymnasium
 
+    import herdbook.tabular.environment  # noqa: F401  # registers ours
     from herdbook.core.environments import joint_names
 
     if importlib.util.find_spec("gymnasium_robotics") is not None:

@@ -128,6 +128,7 @@ _PLUGINS = (  # ids that a package registers when it is imported
     (r"(Fetch|HandReach|HandManipulate|AntMaze|PointMaze|Adroit|FrankaKitchen)", "gymnasium_robotics"),
     (r"ALE/", "ale_py"),
     (r"Meta-World/", "metaworld"),
+    (r"herdbook/", "herdbook.tabular.environment"),
 )
 _PETTINGZOO = {"butterfly": "butterfly", "sisl": "sisl", "classic": "classic", "atari": "pettingzoo-atari"}
 """Package of PettingZoo's environments to the extra of ours that brings what it needs."""

@@ -1,17 +1,25 @@
-"""A finite MDP as a Gymnasium environment, for methods that learn by acting."""
+"""Finite MDPs, gridworlds and mazes as Gymnasium environments, for methods that learn by acting.
+
+Importing this module registers `herdbook/GridWorld-v0` and `herdbook/Maze-v0`; herdbook's own commands and functions
+find them by name without it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
+from herdbook.tabular.gridworld import GOAL, PIT, GridWorld, random_maze
 from herdbook.tabular.mdp import MDP
 
+ROOM = "S....\n.....\n..#..\n.....\n....G"
 
-class MDPEnv(gymnasium.Env[np.int64, np.int64]):
+
+class MDPEnv(gymnasium.Env[Any, np.int64]):
     """Observations and actions are the MDP's states and actions; there is no time limit.
 
     It exposes its model as toy-text environments do (`P`, `initial_state_distrib`).
@@ -39,15 +47,91 @@ class MDPEnv(gymnasium.Env[np.int64, np.int64]):
             for s in range(m.num_states)
         }
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.int64, dict[str, Any]]:
+    def observe(self, state: int) -> Any:
+        """What is seen of a state."""
+        return np.int64(state)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._state = int(self.np_random.choice(self.mdp.num_states, p=self.mdp.initial))
-        return np.int64(self._state), {}
+        return self.observe(self._state), {}
 
-    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         before, m = self._state, self.mdp
         self._state = int(self.np_random.choice(m.num_states, p=m.transitions[before, action]))
         reward = float(m.rewards[before, action, self._state])
-        return np.int64(self._state), reward, bool(m.terminal[self._state]), False, {}
+        return self.observe(self._state), reward, bool(m.terminal[self._state]), False, {}
+
+
+class GridWorldEnv(MDPEnv):
+    """A gridworld (`GridWorld`): actions up, right, down, left.
+
+    Args:
+        text: The layout.
+        observation: `state`, its number (Discrete), or `position`, row and column scaled to [0, 1] (Box [2]).
+        render_mode: `ansi` (text with `@` for the agent) or `rgb_array`.
+        settings: Further fields of `GridWorld`: slip and rewards.
+
+    Raises:
+        ValueError: As `GridWorld`, and for an unknown observation or render mode.
+    """
+
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012  # Gymnasium's own name
+
+    def __init__(
+        self,
+        text: str = ROOM,
+        *,
+        observation: Literal["state", "position"] = "state",
+        render_mode: str | None = None,
+        **settings: float,
+    ) -> None:
+        if observation not in ("state", "position"):
+            raise ValueError(f"observation: expected state or position, got {observation!r}")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode: expected ansi or rgb_array, got {render_mode!r}")
+        self.grid = GridWorld(text=text, **settings)
+        super().__init__(self.grid.mdp(discount=1.0))
+        self.render_mode, self._cells, self._positions = render_mode, self.grid.cells, None
+        if observation == "position":
+            scale = np.maximum(np.array(self.grid.shape) - 1, 1)
+            self._positions = (np.array(self._cells) / scale).astype(np.float32)
+            self.observation_space = spaces.Box(0, 1, (2,), np.float32)
+
+    @property
+    def shortest_path(self) -> float:
+        """Steps from the nearest start to a goal, without slips; ∞ where there is no path."""
+        return float(self.grid.distances()[self.mdp.initial > 0].min())
+
+    def observe(self, state: int) -> Any:
+        return np.int64(state) if self._positions is None else self._positions[state].copy()
+
+    def render(self) -> Any:
+        row, column = self._cells[self._state]
+        if self.render_mode == "ansi":
+            rows = [list(line) for line in self.grid.rows]
+            rows[row][column] = "@"
+            return "\n".join("".join(line) for line in rows)
+        if self.render_mode == "rgb_array":
+            return self._image(row, column)
+        raise ValueError("expected a render_mode of ansi or rgb_array, given when the environment is made; got None")
+
+    def _image(self, row: int, column: int, size: int = 16) -> NDArray[np.uint8]:
+        """Cells of `size` pixels: walls dark, goals green, pits red, the agent blue. [rows, columns, 3]"""
+        colours = {"#": (60, 60, 60), GOAL: (90, 190, 90), PIT: (200, 80, 80)}
+        cells = [[colours.get(cell, (240, 240, 240)) for cell in line] for line in self.grid.rows]
+        cells[row][column] = (70, 110, 220)
+        image: NDArray[np.uint8] = np.array(cells, np.uint8).repeat(size, axis=0).repeat(size, axis=1)
+        return image
+
+
+class MazeEnv(GridWorldEnv):
+    """A random perfect maze (`random_maze`), the same for each `maze_seed`, whatever the reset seed."""
+
+    def __init__(self, rows: int = 5, columns: int = 5, maze_seed: int = 0, **options: Any) -> None:
+        super().__init__(random_maze(rows, columns, np.random.default_rng(maze_seed)), **options)
+
+
+for _name, _class in {"GridWorld": GridWorldEnv, "Maze": MazeEnv}.items():
+    if f"herdbook/{_name}-v0" not in gymnasium.registry:
+        gymnasium.register(f"herdbook/{_name}-v0", entry_point=f"{__name__}:{_class.__name__}", max_episode_steps=500)

@@ -103,6 +103,14 @@ class MDP:
             terminal=self.terminal,
         )
 
+    def shaped(self, potential: ArrayLike) -> MDP:
+        """The same MDP with r + γ Φ(s′) − Φ(s), Φ of terminal states 0 (Ng, Harada & Russell 1999). potential: Φ [S].
+
+        Its optimal policies are the same, its values V − Φ.
+        """
+        phi = np.where(self.terminal, 0.0, np.asarray(potential, np.float64))
+        return self.with_rewards(self.rewards + self.discount * phi - phi[:, None, None])
+
     @classmethod
     def random(
         cls,

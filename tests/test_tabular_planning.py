@@ -1,5 +1,6 @@
 """Exact methods: MDPs worked by hand, methods that must agree, models of Gymnasium's environments, bad input."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from herdbook.core.environments import check_reset, make_environment
 from herdbook.evaluation.evaluate import evaluate
-from herdbook.tabular.environment import MDPEnv
+from herdbook.tabular.environment import GridWorldEnv, MDPEnv
 from herdbook.tabular.gridworld import GridWorld, random_maze
 from herdbook.tabular.mdp import MDP
 from herdbook.tabular.picture import draw
@@ -270,6 +272,43 @@ def test_a_maze_has_one_path_between_any_two_cells(seed: int) -> None:
     assert text != random_maze(4, 6, np.random.default_rng(seed + 100))
 
 
+# --- gridworlds as environments ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("observation", ["state", "position"])
+@pytest.mark.parametrize("name", ["herdbook/GridWorld-v0", "herdbook/Maze-v0"])
+def test_our_environments_are_found_by_name(name: str, observation: str) -> None:
+    env = make_environment(name, observation=observation, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    assert check_reset(env)
+    assert env.spec is not None and env.spec.id == name and env.spec.max_episode_steps == 500
+
+
+def test_the_best_policy_walks_the_shortest_path() -> None:
+    for seed in range(3):
+        env: Any = make_environment("herdbook/Maze-v0", rows=4, columns=4, maze_seed=seed).unwrapped
+        solved = value_iteration(env.grid.mdp(discount=1.0))
+        make = functools.partial(make_environment, "herdbook/Maze-v0", rows=4, columns=4, maze_seed=seed)
+        episodes = evaluate(TabularPolicy(solved.policy), make, 1, seed=7)
+        assert episodes.lengths().tolist() == [env.shortest_path] and episodes.terminated[-1]
+    assert make_environment("herdbook/GridWorld-v0", text="S#G").unwrapped.shortest_path == np.inf
+
+
+def test_what_is_seen_of_a_grid() -> None:
+    env: Any = make_environment("herdbook/GridWorld-v0", text=GRID.text, observation="position", render_mode="ansi")
+    observation, _ = env.reset(seed=0)
+    assert observation.tolist() == [0, 0] and env.render() == "@.#G\n.#..\n...X"
+    observation, reward, terminated, truncated, _ = env.step(2)  # down
+    assert observation.tolist() == [0.5, 0] and env.render() == "S.#G\n@#..\n...X"
+    assert (reward, terminated, truncated) == (-1, False, False)
+    picture: Any = make_environment("herdbook/GridWorld-v0", text=GRID.text, render_mode="rgb_array")
+    picture.reset(seed=0)
+    image = picture.render()
+    assert image.shape == (48, 64, 3) and len({tuple(image[r, c]) for r in (8, 24, 40) for c in (8, 24, 40, 56)}) == 5
+    with pytest.raises(ValueError, match="expected a render_mode of ansi or rgb_array, given when"):
+        GridWorldEnv().render()
+
+
 def test_a_picture_is_written(tmp_path: Path) -> None:
     solved = value_iteration(GRID.mdp(discount=0.9))
     draw(GRID, solved.values, solved.policy, path=tmp_path / "grid.png")
@@ -376,6 +415,10 @@ def test_other_bad_settings() -> None:
             GridWorld(text=text)
     with pytest.raises(ValueError, match=r"slip: expected a probability, got 2"):
         GridWorld(text="SG", slip=2)
+    with pytest.raises(ValueError, match="observation: expected state or position, got 'pixels'"):
+        GridWorldEnv(observation="pixels")  # type: ignore[arg-type]  # the mistake that is tested
+    with pytest.raises(ValueError, match="render_mode: expected ansi or rgb_array, got 'human'"):
+        GridWorldEnv(render_mode="human")
     with pytest.raises(ValueError, match="expected at least two cells, got 1 × 1"):
         random_maze(1, 1, generator)
 
