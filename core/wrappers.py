@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 Env = gymnasium.Env[Any, Any]
@@ -24,7 +25,7 @@ Perturbation = Callable[[Any, np.random.Generator], Any]
 _STREAM = 0x9E3779B9  # keeps the wrappers' randomness apart from the environment's, which has the same seed
 
 
-class DelayedReward(gymnasium.Wrapper[Any, Any, Any, Any]):
+class DelayedReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Rewards are kept back and paid together: every `every` steps, and at the end of the episode (None: only there).
 
     The return stays what it is. Raises ValueError for `every` < 1.
@@ -33,6 +34,7 @@ class DelayedReward(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: Env, every: int | None = None) -> None:
         if every is not None and every < 1:
             raise ValueError(f"every: expected at least 1 step, got {every}")
+        RecordConstructorArgs.__init__(self, every=every)
         super().__init__(env)
         self.every, self._owed, self._steps = every, 0.0, 0
 
@@ -50,10 +52,11 @@ class DelayedReward(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, paid, terminated, truncated, info
 
 
-class SparseReward(gymnasium.Wrapper[Any, Any, Any, Any]):
+class SparseReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """The reward is 1 where `success(observation, reward, info)` of the step is true, else 0."""
 
     def __init__(self, env: Env, success: Callable[[Any, float, dict[str, Any]], bool]) -> None:
+        RecordConstructorArgs.__init__(self, success=success)
         super().__init__(env)
         self.success = success
 
@@ -62,7 +65,7 @@ class SparseReward(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, float(self.success(observation, float(reward), info)), terminated, truncated, info
 
 
-class ShapedReward(gymnasium.Wrapper[Any, Any, Any, Any]):
+class ShapedReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Potential-based shaping, eq. 1, which leaves the optimal policies what they are.
 
     Args:
@@ -76,6 +79,7 @@ class ShapedReward(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: Env, potential: Callable[[Any], float], discount: float) -> None:
         if not 0 <= discount <= 1:
             raise ValueError(f"discount: expected γ in [0, 1], got {discount}")
+        RecordConstructorArgs.__init__(self, potential=potential, discount=discount)
         super().__init__(env)
         self.potential, self.discount, self._before = potential, discount, 0.0
 
@@ -105,7 +109,7 @@ class _Drawing(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=options)
 
 
-class PerturbedObservations(_Drawing):
+class PerturbedObservations(_Drawing, RecordConstructorArgs):
     """Observations that a noise or an adversary changes, eq. 2, kept within their space; the state stays as it is.
 
     Args:
@@ -121,6 +125,7 @@ class PerturbedObservations(_Drawing):
             raise ValueError(f"expected Box observations to perturb, got {env.observation_space}")
         if radius is not None and not radius > 0:
             raise ValueError(f"radius: expected ε > 0, got {radius}")
+        RecordConstructorArgs.__init__(self, perturb=perturb, radius=radius)
         super().__init__(env)
         self.perturb, self.radius, self._space = perturb, radius, env.observation_space
 
@@ -140,7 +145,7 @@ class PerturbedObservations(_Drawing):
         return _within(self._space, seen)
 
 
-class PerturbedActions(_Drawing):
+class PerturbedActions(_Drawing, RecordConstructorArgs):
     """Actions that a noise or an adversary changes, eq. 3, kept within their space: dynamics that are not as planned.
 
     Args:
@@ -156,6 +161,7 @@ class PerturbedActions(_Drawing):
             raise ValueError(f"expected Box or Discrete actions to perturb, got {env.action_space}")
         if not 0 <= probability <= 1:
             raise ValueError(f"probability: expected α in [0, 1], got {probability}")
+        RecordConstructorArgs.__init__(self, perturb=perturb, probability=probability)
         super().__init__(env)
         self.perturb, self.probability, self._space = perturb, probability, env.action_space
 
