@@ -119,7 +119,8 @@ def settings_of(
 ) -> list[Setting]:
     """The settings of a task, known by its dataset, which is fetched or made if need be, and by its environment.
 
-    Raises DataError for a dataset that is not there.
+    Fields that follow an argument of the environment follow the one that the data were made in, where there are data.
+    Raises DataError for a dataset that is not there, EnvironmentUnavailable for one that is none.
     """
     source, recorded = None, None
     if dataset is not None and not learns_in_environment(algorithm):
@@ -127,9 +128,10 @@ def settings_of(
             source, recorded = str(dataset), recorded_environment(dataset, data_dir=data_dir)
         else:
             source, recorded = dataset.source, dataset.environment
-    chosen = env if isinstance(env, str) else None
-    arguments = {**(recorded.kwargs if recorded and not env else {}), **env_kwargs}
-    return settings_for(name, source, recorded.id if recorded else None, chosen, arguments=arguments)
+    chosen = None if env is None else describe_environment(env)
+    names = [source, *(spec.id for spec in (recorded, chosen) if spec is not None)]
+    arguments = recorded.kwargs if recorded else {**(chosen.kwargs if chosen else {}), **env_kwargs}
+    return settings_for(name, *names, arguments=arguments)
 
 
 def play_options(options: RunOptions) -> dict[str, Any]:

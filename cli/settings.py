@@ -16,7 +16,7 @@ from typing import Any
 class Setting:
     """Overrides of config fields (`config`) and run fields (`run`) for tasks whose name matches one of `patterns`.
 
-    `arguments`: config fields that follow a keyword argument of the environment, where that is given.
+    `arguments`: config fields that follow a keyword argument of the environment, where that is given: a count.
     """
 
     algorithm: str
@@ -117,5 +117,6 @@ def settings_for(algorithm: str, *names: str | None, arguments: Mapping[str, Any
 
 def _following(row: Setting, arguments: Mapping[str, Any]) -> Setting:
     """The row with the config fields that follow arguments."""
-    given = {name: arguments[argument] for name, argument in row.arguments.items() if argument in arguments}
+    asked = {name: arguments.get(argument) for name, argument in row.arguments.items()}
+    given = {name: count for name, count in asked.items() if type(count) is int and count > 0}
     return replace(row, config={**row.config, **given}) if given else row

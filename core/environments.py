@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import math
 import pkgutil
 import re
@@ -28,6 +29,9 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 
 Env = gymnasium.Env[Any, Any]
+
+
+logger = logging.getLogger("herdbook")
 
 
 class EnvironmentUnavailable(ValueError):
@@ -63,11 +67,17 @@ class EnvironmentSpec:
 
     @classmethod
     def from_gymnasium(cls, spec: EnvSpec) -> EnvironmentSpec:
-        """The spec of a Gymnasium environment (`env.spec`). What JSON cannot hold (a function) is left out."""
+        """The spec of a Gymnasium environment (`env.spec`).
+
+        Wrappers with arguments that JSON cannot hold (a function) are left out, all of them, with a warning in the log.
+        """
         try:
             text = spec.to_json()
         except (TypeError, ValueError):
             text = None
+            if spec.additional_wrappers:
+                names = ", ".join(wrapper.name for wrapper in spec.additional_wrappers)
+                logger.warning("%s: its wrappers cannot be recorded and are left out: %s", spec.id, names)
         return cls(id=spec.id, kwargs=dict(spec.kwargs), max_episode_steps=spec.max_episode_steps, gymnasium_json=text)
 
     def to_gymnasium(self) -> EnvSpec:
@@ -130,6 +140,7 @@ _PLUGINS = (  # ids that a package registers when it is imported
     (r"Meta-World/", "metaworld"),
     (r"herdbook/", "herdbook.tabular.environment"),
 )
+_WRAPPERS = ("gymnasium.wrappers.", "herdbook.core.wrappers:")
 _PETTINGZOO = {"butterfly": "butterfly", "sisl": "sisl", "classic": "classic", "atari": "pettingzoo-atari"}
 """Package of PettingZoo's environments to the extra of ours that brings what it needs."""
 
@@ -230,7 +241,7 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
     """A spec that came out of a file, made safe to make: no code that only the file names is imported or called.
 
     Its id must be in Gymnasium's registry (or be that of a package that we know), whose own entry point is used, and
-    its wrappers must be Gymnasium's; or it must be PettingZoo's or mpe2's.
+    its wrappers must be Gymnasium's or ours; or it must be PettingZoo's or mpe2's.
 
     Raises:
         EnvironmentUnavailable: It names other code; says which, and how to give it.
@@ -240,7 +251,7 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
         if re.match(pattern, spec.id) and spec.id not in gymnasium.registry:
             _register(package, spec.id)
     wrappers = [wrapper.get("entry_point") for wrapper in known.get("additional_wrappers") or ()]
-    foreign = [name for name in wrappers if not str(name).startswith("gymnasium.wrappers.")]
+    foreign = [name for name in wrappers if not str(name).startswith(_WRAPPERS)]
     if spec.id not in gymnasium.registry:
         module = joint_module(spec.id)
         if module is not None and module.partition(".")[0] in ("pettingzoo", "mpe2"):

@@ -28,13 +28,14 @@ _STREAM = 0x9E3779B9  # keeps the wrappers' randomness apart from the environmen
 class DelayedReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Rewards are kept back and paid together: every `every` steps, and at the end of the episode (None: only there).
 
-    The return stays what it is. Raises ValueError for `every` < 1.
+    The return stays what it is, if no wrapper outside this one cuts the episode: what is owed then is lost. Raises
+    ValueError for `every` < 1.
     """
 
     def __init__(self, env: Env, every: int | None = None) -> None:
         if every is not None and every < 1:
             raise ValueError(f"every: expected at least 1 step, got {every}")
-        RecordConstructorArgs.__init__(self, every=every)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, every=every)
         super().__init__(env)
         self.every, self._owed, self._steps = every, 0.0, 0
 
@@ -56,7 +57,7 @@ class SparseReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
     """The reward is 1 where `success(observation, reward, info)` of the step is true, else 0."""
 
     def __init__(self, env: Env, success: Callable[[Any, float, dict[str, Any]], bool]) -> None:
-        RecordConstructorArgs.__init__(self, success=success)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, success=success)
         super().__init__(env)
         self.success = success
 
@@ -79,7 +80,7 @@ class ShapedReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
     def __init__(self, env: Env, potential: Callable[[Any], float], discount: float) -> None:
         if not 0 <= discount <= 1:
             raise ValueError(f"discount: expected γ in [0, 1], got {discount}")
-        RecordConstructorArgs.__init__(self, potential=potential, discount=discount)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, potential=potential, discount=discount)
         super().__init__(env)
         self.potential, self.discount, self._before = potential, discount, 0.0
 
@@ -102,11 +103,21 @@ class _Drawing(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: Env) -> None:
         super().__init__(env)
         self.generator = np.random.default_rng()
+        self._stream = (_STREAM, _drawing_beneath(env))  # two of them must not draw the same
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
-            self.generator = np.random.default_rng((_STREAM, seed))
+            self.generator = np.random.default_rng((*self._stream, seed))
         return self.env.reset(seed=seed, options=options)
+
+
+def _drawing_beneath(env: Env) -> int:
+    """How many wrappers of an environment draw."""
+    count = 0
+    while isinstance(env, gymnasium.Wrapper):
+        count += isinstance(env, _Drawing)
+        env = env.env
+    return count
 
 
 class PerturbedObservations(_Drawing, RecordConstructorArgs):
@@ -117,17 +128,19 @@ class PerturbedObservations(_Drawing, RecordConstructorArgs):
         perturb: ν, of an observation and a generator.
         radius: ε, of each component; None: no bound.
 
-    Raises ValueError for other observations and a radius that is not positive.
+    Raises ValueError for other observations, and for a radius that is not positive, of whole numbers below 1.
     """
 
     def __init__(self, env: Env, perturb: Perturbation, radius: float | None = None) -> None:
         if not isinstance(env.observation_space, spaces.Box):
             raise ValueError(f"expected Box observations to perturb, got {env.observation_space}")
-        if radius is not None and not radius > 0:
-            raise ValueError(f"radius: expected ε > 0, got {radius}")
-        RecordConstructorArgs.__init__(self, perturb=perturb, radius=radius)
+        whole = np.issubdtype(env.observation_space.dtype, np.integer)
+        if radius is not None and not (radius >= 1 if whole else radius > 0):
+            raise ValueError(f"radius: expected ε {'>= 1 for whole numbers' if whole else '> 0'}, got {radius}")
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, perturb=perturb, radius=radius)
         super().__init__(env)
-        self.perturb, self.radius, self._space = perturb, radius, env.observation_space
+        self.perturb, self._space = perturb, env.observation_space
+        self.radius = radius if radius is None or not whole else float(np.floor(radius))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = super().reset(seed=seed, options=options)
@@ -146,14 +159,15 @@ class PerturbedObservations(_Drawing, RecordConstructorArgs):
 
 
 class PerturbedActions(_Drawing, RecordConstructorArgs):
-    """Actions that a noise or an adversary changes, eq. 3, kept within their space: dynamics that are not as planned.
+    """Actions that a noise or an adversary changes, eq. 3: dynamics that are not as planned.
 
     Args:
         env: With Box or Discrete actions.
         perturb: ν, of an action and a generator.
         probability: α of each step.
 
-    Raises ValueError for other actions and an α outside [0, 1].
+    Box actions are clipped to their space. Raises ValueError for other actions and an α outside [0, 1], and, when it
+    steps, for a Discrete action outside its space.
     """
 
     def __init__(self, env: Env, perturb: Perturbation, probability: float = 1.0) -> None:
@@ -161,35 +175,48 @@ class PerturbedActions(_Drawing, RecordConstructorArgs):
             raise ValueError(f"expected Box or Discrete actions to perturb, got {env.action_space}")
         if not 0 <= probability <= 1:
             raise ValueError(f"probability: expected α in [0, 1], got {probability}")
-        RecordConstructorArgs.__init__(self, perturb=perturb, probability=probability)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, perturb=perturb, probability=probability)
         super().__init__(env)
         self.perturb, self.probability, self._space = perturb, probability, env.action_space
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self.generator.random() < self.probability:  # eq. 3
-            action = self.perturb(np.copy(action), self.generator)
             if isinstance(self._space, spaces.Box):
-                action = _within(self._space, np.asarray(action, np.float64))
+                perturbed = self.perturb(np.array(action), self.generator)
+                action = _within(self._space, np.asarray(perturbed, np.float64))
+            else:
+                action = np.int64(self.perturb(np.int64(action), self.generator))
+                if not self._space.contains(action):
+                    raise ValueError(f"expected a perturbed action in {self._space}, got {action}")
         observation, reward, terminated, truncated, info = self.env.step(action)
         return observation, float(reward), terminated, truncated, info
 
 
-def gaussian_noise(scale: float) -> Perturbation:
+class GaussianNoise:  # no dataclass: an EnvSpec would write it down as a dict, and not make it again
     """ν(x) = x + scale · N(0, 1), of each component. Raises ValueError for a negative scale."""
-    if not scale >= 0:
-        raise ValueError(f"scale: expected a standard deviation >= 0, got {scale}")
-    return lambda values, generator: values + scale * generator.standard_normal(np.shape(values))
+
+    def __init__(self, scale: float) -> None:
+        if not scale >= 0:
+            raise ValueError(f"scale: expected a standard deviation >= 0, got {scale}")
+        self.scale = scale
+
+    def __call__(self, values: Any, generator: np.random.Generator) -> Any:
+        return values + self.scale * generator.standard_normal(np.shape(values))
 
 
-def any_action(space: spaces.Space[Any]) -> Perturbation:
+class UniformAction:
     """ν(a): uniform over a Discrete space or a bounded Box. Raises ValueError for any other."""
-    if isinstance(space, spaces.Discrete):
-        first, n = int(space.start), int(space.n)
-        return lambda action, generator: np.int64(first + generator.integers(n))
-    if isinstance(space, spaces.Box) and space.is_bounded():
-        low, high = space.low, space.high
-        return lambda action, generator: generator.uniform(low, high)
-    raise ValueError(f"expected Discrete or bounded Box actions, got {space}")
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        if not isinstance(space, spaces.Discrete) and not (isinstance(space, spaces.Box) and space.is_bounded()):
+            raise ValueError(f"expected Discrete or bounded Box actions, got {space}")
+        self.space = space
+
+    def __call__(self, action: Any, generator: np.random.Generator) -> Any:
+        space: Any = self.space
+        if isinstance(space, spaces.Discrete):
+            return np.int64(space.start + generator.integers(space.n))
+        return generator.uniform(space.low, space.high)
 
 
 def _within(space: spaces.Box, values: NDArray[np.float64]) -> NDArray[Any]:

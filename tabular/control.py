@@ -5,7 +5,7 @@
     Q(s_t, a_t) ← Q(s_t, a_t) + α (r_t + γ max_a Q(s_{t+1}, a) − Q(s_t, a_t))               (3)  Q-learning, §6.5
 
 Actions are ε-greedy; of several best ones each is as likely. The value of what follows is 0 if the episode terminated;
-one that was cut off goes on from Q of its final observation, for Monte Carlo too.
+one that was cut off goes on from Q of its final observation, for Monte Carlo too: from that of the ε-greedy policy.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def q_learning(
     table = _Table(env, episodes, discount, step_size, generator, max_steps)
     q = table.q
     for number in range(episodes):
-        state, chance = table.reset(), _epsilon(epsilon, number)
+        chance, state = _epsilon(epsilon, number), table.reset()
         while table.goes_on:
             action = table.choose(state, chance)
             following, reward, terminated = table.step(action)
@@ -97,7 +97,7 @@ def sarsa(
         raise ValueError(f"n: expected at least 1 step, got {n}")
     table = _Table(env, episodes, discount, step_size, generator, max_steps)
     for number in range(episodes):
-        state, chance = table.reset(), _epsilon(epsilon, number)
+        chance, state = _epsilon(epsilon, number), table.reset()
         action = table.choose(state, chance)
         window: list[tuple[int, int, float]] = []  # the last n steps, whose returns are not complete
         while table.goes_on:
@@ -105,10 +105,10 @@ def sarsa(
             window.append((state, action, reward))
             state, action = following, table.choose(following, chance)
             if len(window) == n:
-                table.update(window, 0.0 if terminated else table.q[state, action])
+                table.update(window, 0.0 if terminated else table.q[state, action], step_size)
                 del window[0]
         while window:  # only an episode's end leaves some
-            table.update(window, 0.0 if terminated else table.q[state, action])
+            table.update(window, 0.0 if terminated else table.q[state, action], step_size)
             del window[0]
     return table.learned()
 
@@ -133,7 +133,7 @@ def monte_carlo_control(
     table = _Table(env, episodes, discount, step_size, generator, max_steps)
     visits = np.zeros_like(table.q)
     for number in range(episodes):
-        state, chance = table.reset(), _epsilon(epsilon, number)
+        chance, state = _epsilon(epsilon, number), table.reset()
         path: list[tuple[int, int, float]] = []
         while table.goes_on:
             action = table.choose(state, chance)
@@ -141,14 +141,14 @@ def monte_carlo_control(
             path.append((state, action, reward))
             state = following
         first = {pair: t for t, pair in reversed([(t, step[:2]) for t, step in enumerate(path)])}
-        goal = 0.0 if terminated else table.q[state].max()
+        cut = (1 - chance) * table.q[state].max() + chance * table.q[state].mean()  # Σ_a π(a | s_T) Q(s_T, a)
+        value = 0.0 if terminated else cut
         for t, (s, a, r) in reversed(list(enumerate(path))):
-            goal = r + discount * goal
+            value = r + discount * value
             if not first_visit or first[s, a] == t:
                 visits[s, a] += 1
-                table.q[s, a] += (1 / visits[s, a] if step_size is None else step_size) * (
-                    goal - table.q[s, a]
-                )  # eq. 1
+                rate = 1 / visits[s, a] if step_size is None else step_size
+                table.q[s, a] += rate * (value - table.q[s, a])  # eq. 1
     return table.learned()
 
 
@@ -175,7 +175,7 @@ class _Table:
             raise ValueError(f"discount: expected γ in [0, 1], got {discount}")
         if step_size is not None and not 0 < step_size <= 1:
             raise ValueError(f"step_size: expected α in (0, 1], got {step_size}")
-        self.env, self.discount, self.step_size = env, discount, step_size
+        self.env, self.discount = env, discount
         self.generator, self.max_steps = generator, max_steps
         self.first_state, self.first_action = int(observations.start), int(actions.start)
         self.q = np.zeros((int(observations.n), int(actions.n)))
@@ -206,13 +206,12 @@ class _Table:
         best = np.flatnonzero(self.q[state] == self.q[state].max())
         return int(best[0] if len(best) == 1 else self.generator.choice(best))
 
-    def update(self, window: list[tuple[int, int, float]], value: float) -> None:
+    def update(self, window: list[tuple[int, int, float]], value: float, step_size: float) -> None:
         """Move the oldest step's Q towards eq. 2. `value`: of what follows the window."""
-        assert self.step_size is not None
         for _, _, reward in reversed(window):
             value = reward + self.discount * value
         state, action, _ = window[0]
-        self.q[state, action] += self.step_size * (value - self.q[state, action])
+        self.q[state, action] += step_size * (value - self.q[state, action])
 
     def learned(self) -> Learned:
         return Learned(self.q, np.array(self.returns), np.array(self.lengths))

@@ -13,13 +13,13 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from herdbook.tabular.gridworld import GOAL, PIT, GridWorld, random_maze
+from herdbook.tabular.gridworld import GOAL, MOVES, PIT, GridWorld, random_maze
 from herdbook.tabular.mdp import MDP
 
 ROOM = "S....\n.....\n..#..\n.....\n....G"
 
 
-class MDPEnv(gymnasium.Env[Any, np.int64]):
+class MDPEnv(gymnasium.Env[np.int64, np.int64]):
     """Observations and actions are the MDP's states and actions; there is no time limit.
 
     It exposes its model as toy-text environments do (`P`, `initial_state_distrib`).
@@ -39,7 +39,7 @@ class MDPEnv(gymnasium.Env[Any, np.int64]):
         return {
             s: {
                 a: [
-                    (float(m.transitions[s, a, t]), t, float(m.rewards[s, a, t]), bool(m.terminal[t]))
+                    (float(m.transitions[s, a, t]), t, float(m.rewards[s, a, t]), bool(m.ends[t]))
                     for t in np.flatnonzero(m.transitions[s, a]).tolist()
                 ]
                 for a in range(m.num_actions)
@@ -47,24 +47,20 @@ class MDPEnv(gymnasium.Env[Any, np.int64]):
             for s in range(m.num_states)
         }
 
-    def observe(self, state: int) -> Any:
-        """What is seen of a state."""
-        return np.int64(state)
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._state = int(self.np_random.choice(self.mdp.num_states, p=self.mdp.initial))
-        return self.observe(self._state), {}
+        return np.int64(self._state), {}
 
-    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[np.int64, float, bool, bool, dict[str, Any]]:
         before, m = self._state, self.mdp
         self._state = int(self.np_random.choice(m.num_states, p=m.transitions[before, action]))
         reward = float(m.rewards[before, action, self._state])
-        return self.observe(self._state), reward, bool(m.terminal[self._state]), False, {}
+        return np.int64(self._state), reward, bool(m.ends[self._state]), False, {}
 
 
-class GridWorldEnv(MDPEnv):
-    """A gridworld (`GridWorld`): actions up, right, down, left.
+class GridWorldEnv(gymnasium.Env[Any, np.int64]):
+    """A gridworld (`GridWorld`, in `grid`): actions up, right, down, left.
 
     Args:
         text: The layout.
@@ -91,20 +87,38 @@ class GridWorldEnv(MDPEnv):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode: expected ansi or rgb_array, got {render_mode!r}")
         self.grid = GridWorld(text=text, **settings)
-        super().__init__(self.grid.mdp(discount=1.0))
-        self.render_mode, self._cells, self._positions = render_mode, self.grid.cells, None
+        self.render_mode, self._cells, self._state = render_mode, self.grid.cells, 0
+        self._successors, self._starts = self.grid.successors(), np.flatnonzero(self.grid.starts)
+        self._rewards, self._ends = self.grid.entered, self.grid.ends
+        self.action_space = spaces.Discrete(len(MOVES))
+        self.observation_space = spaces.Discrete(len(self._cells))
+        self._positions: NDArray[np.float32] | None = None
         if observation == "position":
             scale = np.maximum(np.array(self.grid.shape) - 1, 1)
             self._positions = (np.array(self._cells) / scale).astype(np.float32)
             self.observation_space = spaces.Box(0, 1, (2,), np.float32)
 
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._state = int(self.np_random.choice(self._starts))
+        return self._observation(), {}
+
+    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        move = int(action)
+        if not 0 <= move < len(MOVES):
+            raise ValueError(f"expected an action in 0 to {len(MOVES) - 1}, got {action}")
+        if self.grid.slip and self.np_random.random() < self.grid.slip:
+            move = (move + int(self.np_random.choice((1, -1)))) % len(MOVES)
+        self._state = int(self._successors[self._state, move])
+        return self._observation(), float(self._rewards[self._state]), bool(self._ends[self._state]), False, {}
+
+    def _observation(self) -> Any:
+        return np.int64(self._state) if self._positions is None else self._positions[self._state].copy()
+
     @property
     def shortest_path(self) -> float:
         """Steps from the nearest start to a goal, without slips; ∞ where there is no path."""
-        return float(self.grid.distances()[self.mdp.initial > 0].min())
-
-    def observe(self, state: int) -> Any:
-        return np.int64(state) if self._positions is None else self._positions[state].copy()
+        return float(self.grid.distances()[self._starts].min())
 
     def render(self) -> Any:
         row, column = self._cells[self._state]

@@ -69,6 +69,22 @@ class GridWorld:
         """Which states are of a kind (`S`, `.`, `G`, `X`). `[S]`"""
         return np.array([self.rows[r][c] == kind for r, c in self.cells])
 
+    @property
+    def starts(self) -> NDArray[np.bool_]:
+        """Where episodes begin. `[S]`"""
+        marked = self.states(START)
+        return marked if marked.any() else self.states(FREE)
+
+    @property
+    def ends(self) -> NDArray[np.bool_]:
+        """Goals and pits. `[S]`"""
+        return self.states(GOAL) | self.states(PIT)
+
+    @property
+    def entered(self) -> Floats:
+        """The reward of a step into each state. `[S]`"""
+        return self.step_reward + self.goal_reward * self.states(GOAL) + self.pit_reward * self.states(PIT)
+
     def successors(self) -> NDArray[np.int64]:
         """Where each move leads if it does not slip. `[S, 4]`"""
         number = {cell: state for state, cell in enumerate(self.cells)}
@@ -77,19 +93,18 @@ class GridWorld:
         )
 
     def mdp(self, *, discount: float) -> MDP:
-        """The gridworld as an MDP; goals and pits are terminal."""
+        """The gridworld as an MDP, of 64 S² bytes; goals and pits are terminal."""
         successors = self.successors()
         states = len(successors)
         moves = np.eye(states)[successors]  # [S, 4, S]
         sides = (np.roll(moves, 1, axis=1) + np.roll(moves, -1, axis=1)) / 2
-        starts = self.states(START) if self.states(START).any() else self.states(FREE)
-        entered = self.step_reward + self.goal_reward * self.states(GOAL) + self.pit_reward * self.states(PIT)
+        starts = self.starts
         return MDP(
             transitions=(1 - self.slip) * moves + self.slip * sides,
-            rewards=np.broadcast_to(entered, (states, len(MOVES), states)),
+            rewards=np.broadcast_to(self.entered, (states, len(MOVES), states)),
             initial=starts / starts.sum(),
             discount=discount,
-            terminal=self.states(GOAL) | self.states(PIT),
+            terminal=self.ends,
         )
 
     def distances(self) -> Floats:

@@ -42,8 +42,8 @@ class MDP:
     """μ, `[S]`."""
     discount: float
     """γ in [0, 1]. With 1, methods without a horizon need policies that end."""
-    terminal: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    """`[S]`; by default no state is."""
+    terminal: NDArray[np.bool_] | None = None
+    """`[S]`; None: no state is."""
     expected_rewards: Floats = field(init=False, repr=False)
     """r(s, a), eq. 1, `[S, A]`."""
 
@@ -52,21 +52,21 @@ class MDP:
         if transitions.ndim != 3 or transitions.shape[0] != transitions.shape[2] or 0 in transitions.shape:
             raise ValueError(f"transitions: expected [S, A, S], got shape {transitions.shape}")
         states, actions, _ = transitions.shape
-        terminal = np.array(self.terminal, np.bool_) if np.size(self.terminal) else np.zeros(states, np.bool_)
+        terminal = np.zeros(states, np.bool_) if self.terminal is None else np.array(self.terminal, np.bool_)
         if terminal.shape != (states,):
             raise ValueError(f"terminal: expected [{states}], got shape {terminal.shape}")
         rewards = _spread("rewards", self.rewards, (states, actions, states)).copy()
         ends = np.flatnonzero(terminal)
         transitions[ends], rewards[ends] = 0, 0
         transitions[ends, :, ends] = 1
-        _check_distributions("transitions", transitions, ("state", "action"))
+        check_distributions("transitions", transitions, ("state", "action"))
         if not np.isfinite(rewards).all():
-            s, a, _ = np.argwhere(~np.isfinite(rewards))[0]
-            raise ValueError(f"rewards: expected finite values, got {rewards[s, a]} in state {s}, action {a}")
+            s, a, t = np.argwhere(~np.isfinite(rewards))[0]
+            raise ValueError(f"rewards: expected finite values, got {rewards[s, a, t]} in state {s}, action {a}")
         initial = np.array(self.initial, np.float64)
         if initial.shape != (states,):
             raise ValueError(f"initial: expected [{states}], got shape {initial.shape}")
-        _check_distributions("initial", initial, ())
+        check_distributions("initial", initial, ())
         if initial[ends].any():
             state = int(ends[initial[ends] > 0][0])
             raise ValueError(f"initial: no episode can begin in the terminal state {state}; give it probability 0")
@@ -80,8 +80,23 @@ class MDP:
             "terminal": terminal,
             "expected_rewards": expected,
         }.items():
-            value.setflags(write=False)
             object.__setattr__(self, name, value)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy's arrays can be written to
+        vars(self).update(state)
+        self._freeze()
+
+    @property
+    def ends(self) -> NDArray[np.bool_]:
+        """Which states are terminal, `[S]`."""
+        assert self.terminal is not None  # it is made in __post_init__
+        return self.terminal
 
     @property
     def num_states(self) -> int:
@@ -108,7 +123,7 @@ class MDP:
 
         Its optimal policies are the same, its values V − Φ.
         """
-        phi = np.where(self.terminal, 0.0, np.asarray(potential, np.float64))
+        phi = np.where(self.ends, 0.0, np.asarray(potential, np.float64))
         return self.with_rewards(self.rewards + self.discount * phi - phi[:, None, None])
 
     @classmethod
@@ -146,9 +161,10 @@ class MDP:
 
     @classmethod
     def from_gymnasium(cls, env: EnvironmentSource | gymnasium.Env[Any, Any], *, discount: float) -> MDP:
-        """The model that a toy-text environment exposes (FrozenLake-v1, Taxi-v4, CliffWalking-v1). No time limit.
+        """The model that a toy-text environment exposes (FrozenLake-v1, Taxi-v4, CliffWalking-v1).
 
-        A state is terminal if a reachable transition into it ends the episode.
+        It is that of the unwrapped environment: time limits and other wrappers are not part of it. A state is terminal
+        if a reachable transition into it ends the episode.
 
         Raises ValueError for an environment without a model (`P` and `initial_state_distrib`), and where a state is
         entered both with and without an end, which an MDP of these states cannot say.
@@ -222,8 +238,8 @@ def _spread(name: str, values: ArrayLike, shape: tuple[int, int, int]) -> Floats
     return np.broadcast_to(array.reshape(array.shape + (1,) * (3 - array.ndim)), shape)
 
 
-def _check_distributions(name: str, rows: Floats, axes: tuple[str, ...]) -> None:
-    """Raise ValueError, naming the row, unless the last axis holds probabilities that sum to 1."""
+def check_distributions(name: str, rows: Floats, axes: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the row by the names of the `axes`, unless the last axis holds distributions."""
 
     def where(index: NDArray[np.intp]) -> str:
         row = ", ".join(f"{axis} {i}" for axis, i in zip(axes, index.tolist(), strict=False))
@@ -235,7 +251,7 @@ def _check_distributions(name: str, rows: Floats, axes: tuple[str, ...]) -> None
     sums = rows.sum(-1)
     off = np.argwhere(np.abs(sums - 1) > _TOLERANCE)
     if len(off):
-        raise ValueError(f"{where(off[0])}: expected probabilities that sum to 1, got a sum of {sums[tuple(off[0])]:g}")
+        raise ValueError(f"{where(off[0])}: expected probabilities that sum to 1, got a sum of {sums[tuple(off[0])]}")
 
 
 def check_policy(mdp: MDP, policy: ArrayLike) -> Floats:
@@ -243,5 +259,5 @@ def check_policy(mdp: MDP, policy: ArrayLike) -> Floats:
     array = np.asarray(policy, np.float64)
     if array.shape != (mdp.num_states, mdp.num_actions):
         raise ValueError(f"policy: expected [{mdp.num_states}, {mdp.num_actions}], got shape {array.shape}")
-    _check_distributions("policy", array, ("state",))
+    check_distributions("policy", array, ("state",))
     return array

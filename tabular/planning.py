@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from herdbook.tabular.mdp import MDP, Floats, check_policy
 
-_TIE = 1e-10  # relative to the largest value: actions that differ by less are as good as each other
+_TIE = 1e-12  # actions whose values differ by less, relative to what they are sums of, are as good as each other
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class Solution:
 
 def q_values(mdp: MDP, values: Floats) -> Floats:
     """Eq. 1. values: [S] → [S, A]."""
-    q: Floats = mdp.expected_rewards + mdp.discount * mdp.transitions @ np.where(mdp.terminal, 0.0, values)
+    q: Floats = mdp.expected_rewards + mdp.discount * mdp.transitions @ np.where(mdp.ends, 0.0, values)
     return q
 
 
@@ -63,7 +63,7 @@ def evaluate_policy(mdp: MDP, policy: ArrayLike) -> Floats:
     has no value.
     """
     pi = check_policy(mdp, policy)
-    inside, steps = _chain(mdp, pi)
+    inside, steps = _chain(mdp, pi, np.ones(mdp.num_states, np.bool_))
     values = np.zeros(mdp.num_states)
     rewards = (pi * mdp.expected_rewards).sum(-1)
     values[inside] = np.linalg.solve(np.eye(len(inside)) - mdp.discount * steps, rewards[inside])
@@ -71,7 +71,7 @@ def evaluate_policy(mdp: MDP, policy: ArrayLike) -> Floats:
 
 
 def evaluate_policy_iteratively(
-    mdp: MDP, policy: ArrayLike, *, tolerance: float = 1e-10, max_iterations: int = 1_000_000
+    mdp: MDP, policy: ArrayLike, *, tolerance: float = 1e-10, max_iterations: int = 100_000
 ) -> Floats:
     """The value of a policy by repeated backups, eq. 3. policy: [S, A] → V^π [S].
 
@@ -81,22 +81,22 @@ def evaluate_policy_iteratively(
     pi = check_policy(mdp, policy)
     values = np.zeros(mdp.num_states)
     for _ in range(max_iterations):
-        before, values = values, np.where(mdp.terminal, 0.0, (pi * q_values(mdp, values)).sum(-1))
+        before, values = values, np.where(mdp.ends, 0.0, (pi * q_values(mdp, values)).sum(-1))
         if np.abs(values - before).max() <= _last_change(mdp, tolerance):
             return values
     raise _not_converged(mdp, max_iterations)
 
 
 def policy_iteration(mdp: MDP, policy: ArrayLike | None = None, *, max_iterations: int = 10_000) -> Solution:
-    """Evaluate by eq. 2, improve by eq. 4, until no action is better than the policy's.
+    """Evaluate by eq. 2, improve by eq. 4, until no action is better than the policy's, but for rounding.
 
     Args:
         mdp: The MDP.
-        policy: To begin with, `[S, A]`; by default the uniform one.
+        policy: To begin with, `[S, A]`; by default the uniform one. With γ = 1 it must end from every state.
         max_iterations: Improvements at most.
 
     Returns:
-        An optimal value, and a deterministic policy that has it.
+        The optimal values, and a deterministic policy that has them.
 
     Raises:
         ValueError: With γ = 1, if a policy on the way need not end; or no convergence.
@@ -105,29 +105,52 @@ def policy_iteration(mdp: MDP, policy: ArrayLike | None = None, *, max_iteration
     for iteration in range(max_iterations):
         values = evaluate_policy(mdp, pi)
         q = q_values(mdp, values)
-        best = q.max(-1, keepdims=True)
-        # An action that is as good as the best is kept: rounding would change it back and forth for ever.
-        kept = (pi > 0) & (q >= best - _TIE * max(1.0, np.abs(best).max()))
-        improved = np.where(kept.any(-1, keepdims=True), greedy(kept.astype(np.float64)), greedy(q))
-        if np.array_equal(improved, pi):
-            return Solution(values, q, pi, iteration)
-        pi = improved
+        best = _best(mdp, values, q)
+        # Rows whose actions are all as good as the best stay: rounding would change them back and forth for ever.
+        stays = ~((pi > 0) & ~best).any(-1, keepdims=True)
+        if stays.all():
+            return Solution(values, q, _choice(mdp, (pi > 0) & best), iteration)
+        pi = np.where(stays, pi, _choice(mdp, np.where(stays, pi > 0, best)))
     raise _not_converged(mdp, max_iterations)
 
 
-def value_iteration(mdp: MDP, *, tolerance: float = 1e-10, max_iterations: int = 1_000_000) -> Solution:
+def _best(mdp: MDP, values: Floats, q: Floats, slack: float = 0.0) -> NDArray[np.bool_]:
+    """The actions that are as good as the best of their state, but for rounding and `slack`. `[S, A]`"""
+    size = np.abs(mdp.expected_rewards) + mdp.discount * mdp.transitions @ np.abs(values)  # of what q is the sum of
+    best: NDArray[np.bool_] = q >= q.max(-1, keepdims=True) - slack - _TIE * size.max(-1, keepdims=True)
+    return best
+
+
+def _choice(mdp: MDP, among: NDArray[np.bool_]) -> Floats:
+    """A deterministic policy: the first action of `among` [S, A], with γ = 1 the first that leads on to an end."""
+    policy = greedy(among.astype(np.float64))
+    if mdp.discount < 1:
+        return policy
+    ends = mdp.ends.copy()
+    while True:
+        leads = among & (mdp.transitions[..., ends] > 0).any(-1) & ~ends[:, None]
+        if not leads.any():
+            return policy
+        found = leads.any(-1)
+        policy[found] = greedy(leads[found].astype(np.float64))
+        ends |= found
+
+
+def value_iteration(mdp: MDP, *, tolerance: float = 1e-10, max_iterations: int = 100_000) -> Solution:
     """Repeated optimal backups, eq. 5.
 
     With γ < 1 no value is off by more than `tolerance`; with γ = 1 the last backup changed none by more. The policy is
-    greedy. Raises ValueError if `max_iterations` are not enough.
+    greedy; with γ = 1, of actions that are as good within the tolerance, by those that lead to an end. Raises
+    ValueError if `max_iterations` are not enough.
     """
     values = np.zeros(mdp.num_states)
     for iteration in range(1, max_iterations + 1):
         q = q_values(mdp, values)
-        before, values = values, np.where(mdp.terminal, 0.0, q.max(-1))
+        before, values = values, np.where(mdp.ends, 0.0, q.max(-1))
         if np.abs(values - before).max() <= _last_change(mdp, tolerance):
             q = q_values(mdp, values)
-            return Solution(values, q, greedy(q), iteration)
+            policy = greedy(q) if mdp.discount < 1 else _choice(mdp, _best(mdp, values, q, 2 * tolerance))
+            return Solution(values, q, policy, iteration)
     raise _not_converged(mdp, max_iterations)
 
 
@@ -137,7 +160,7 @@ def soft_value_iteration(
     temperature: float = 1.0,
     horizon: int | None = None,
     tolerance: float = 1e-10,
-    max_iterations: int = 1_000_000,
+    max_iterations: int = 100_000,
 ) -> Solution:
     """The values and the policy that maximise reward plus τ times entropy, eq. 6.
 
@@ -177,11 +200,11 @@ def _soft_backups(mdp: MDP, temperature: float, horizon: int) -> Solution:
 
 
 def _soft_values(mdp: MDP, q: Floats, temperature: float) -> Floats:
-    return np.where(mdp.terminal, 0.0, temperature * logsumexp(q / temperature, axis=-1))
+    return np.where(mdp.ends, 0.0, temperature * logsumexp(q / temperature, axis=-1))
 
 
 def _soft_policy(q: Floats, temperature: float) -> Floats:
-    policy: Floats = np.exp(q / temperature - logsumexp(q / temperature, axis=-1, keepdims=True))
+    policy: Floats = softmax((q - q.max(-1, keepdims=True)) / temperature, axis=-1)
     return policy
 
 
@@ -189,10 +212,11 @@ def occupancy(mdp: MDP, policy: ArrayLike) -> Floats:
     """How often each action is taken in each state: Σ_t γᵗ P(s_t = s, a_t = a), eq. 7. policy: [S, A] → [S, A].
 
     Terminal states, where nothing is decided, have 0. Without any the sum is 1 / (1 − γ), and always
-    Σ d(s, a) r(s, a) = Σ μ(s) V^π(s). Raises ValueError as `evaluate_policy` does.
+    Σ d(s, a) r(s, a) = Σ μ(s) V^π(s). Raises ValueError as `evaluate_policy` does; only what is reached must end.
     """
     pi = check_policy(mdp, policy)
-    inside, steps = _chain(mdp, pi)
+    chain = np.einsum("sa,sat->st", pi, mdp.transitions)
+    inside, steps = _chain(mdp, pi, _closure(mdp.initial > 0, chain.T))
     visits = np.zeros(mdp.num_states)
     visits[inside] = np.linalg.solve(np.eye(len(inside)) - mdp.discount * steps.T, mdp.initial[inside])
     counts: Floats = visits[:, None] * pi
@@ -214,20 +238,26 @@ def visitation(mdp: MDP, policy: ArrayLike) -> Floats:
     return np.stack(rows)
 
 
-def _chain(mdp: MDP, policy: Floats) -> tuple[NDArray[np.intp], Floats]:
-    """The states n where an episode goes on, and P_π among them, [n, n]. Raises ValueError if it never ends, γ = 1."""
+def _chain(mdp: MDP, policy: Floats, among: NDArray[np.bool_]) -> tuple[NDArray[np.intp], Floats]:
+    """The states n of `among` [S] where an episode goes on, and P_π between them, [n, n].
+
+    Raises ValueError, with γ = 1, if it never ends from one of them.
+    """
     chain = np.einsum("sa,sat->st", policy, mdp.transitions)
-    inside = np.flatnonzero(~mdp.terminal)
-    if mdp.discount == 1:
-        ends = mdp.terminal.copy()
-        while (reach := ends | (chain[:, ends] > 0).any(-1)).sum() > ends.sum():
-            ends = reach
-        if not ends.all():
-            raise ValueError(
-                f"from state {int(np.flatnonzero(~ends)[0])} the policy never ends, so with discount 1 it has no "
-                "value; use a discount < 1, or a horizon"
-            )
+    if mdp.discount == 1 and (endless := among & ~_closure(mdp.ends, chain)).any():
+        raise ValueError(
+            f"from state {int(np.flatnonzero(endless)[0])} the policy never ends, so with discount 1 it has no value; "
+            "use a discount < 1, or a horizon"
+        )
+    inside = np.flatnonzero(among & ~mdp.ends)
     return inside, chain[np.ix_(inside, inside)]
+
+
+def _closure(states: NDArray[np.bool_], links: Floats) -> NDArray[np.bool_]:
+    """The states [S] from which these are reached by `links` [S, S] > 0."""
+    while (more := states | (links[:, states] > 0).any(-1)).sum() > states.sum():
+        states = more
+    return states
 
 
 def _last_change(mdp: MDP, tolerance: float) -> float:
@@ -236,5 +266,8 @@ def _last_change(mdp: MDP, tolerance: float) -> float:
 
 
 def _not_converged(mdp: MDP, iterations: int) -> ValueError:
-    hint = "; with discount 1 there is a limit only if every good policy ends" if mdp.discount == 1 else ""
-    return ValueError(f"not converged after {iterations:,} iterations{hint}")
+    if mdp.discount < 1:
+        return ValueError(f"not converged after {iterations:,} iterations")
+    endless = np.flatnonzero(~_closure(mdp.ends, mdp.transitions.max(1)))
+    hint = f"from state {endless[0]} no episode can end" if len(endless) else "a policy that need not end has none"
+    return ValueError(f"not converged after {iterations:,} iterations; with discount 1 there may be no limit: {hint}")

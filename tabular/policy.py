@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from herdbook.core.distributions import Categorical
 from herdbook.core.types import Carry, Step
+from herdbook.tabular.mdp import check_distributions
 
 
 class TabularPolicy:
     """π(a | s) `[S, A]` over Discrete observations and actions that begin at 0.
 
-    It acts by its most probable action, the first of several; with `deterministic=False` it samples.
+    It acts by its most probable action, the first of several; with `deterministic=False` it samples. Raises ValueError,
+    naming the row, for what is no policy.
     """
 
     def __init__(self, policy: ArrayLike, *, deterministic: bool = True) -> None:
-        self.log_probs = torch.as_tensor(policy, dtype=torch.float64).log()
-        if self.log_probs.ndim != 2:
-            raise ValueError(f"policy: expected [S, A], got shape {tuple(self.log_probs.shape)}")
+        probabilities = np.array(policy, np.float64)
+        if probabilities.ndim != 2:
+            raise ValueError(f"policy: expected [S, A], got shape {probabilities.shape}")
+        check_distributions("policy", probabilities, ("state",))
+        self.log_probs = torch.from_numpy(probabilities).log()
         self.deterministic = deterministic
 
     def initial(self, num_envs: int) -> Carry:

@@ -58,7 +58,8 @@ def monte_carlo(
         episodes: Of one policy, with Discrete observations.
         discount: γ.
         step_size: α; None: 1 / the number of visits so far, which makes each value the mean of its returns.
-        first_visit: Only the first visit of a state in an episode counts; else all do.
+        first_visit: Only the first visit of a state in an episode counts; else the changes of all are added up, and α
+            must be small: with 2 / α visits in one episode values no longer settle.
         values: To begin with, [S]; by default 0, where states that are never visited stay.
 
     Returns:
@@ -108,7 +109,7 @@ def n_step_td(
     online: bool = True,
     values: ArrayLike | None = None,
 ) -> Floats:
-    """n-step TD, eq. 2; with n = 1 it is TD(0), with n as long as the episodes Monte Carlo of all visits.
+    """n-step TD, eq. 2. With n = 1 it is TD(0); with n as long as the episodes, and not `online`, it is Monte Carlo.
 
     At an episode's end the windows are shorter, with the power of γ of their real length. Further arguments, result and
     errors are those of `monte_carlo`, and ValueError for n < 1.
@@ -152,10 +153,12 @@ def td_lambda(
         V [S].
 
     Raises:
-        DataError, ValueError: As `monte_carlo`, and for λ outside [0, 1].
+        DataError, ValueError: As `monte_carlo`, and for λ outside [0, 1] or another trace.
     """
     if not 0 <= decay <= 1:
         raise ValueError(f"decay: expected λ in [0, 1], got {decay}")
+    if trace not in ("accumulating", "replacing"):
+        raise ValueError(f"trace: expected accumulating or replacing, got {trace!r}")
     estimate = _begin(episodes, discount, step_size, values)
     for path in _paths(episodes):
         read, eligibility = (estimate if online else estimate.copy()), np.zeros(len(estimate))

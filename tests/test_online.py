@@ -24,6 +24,7 @@ from herdbook.cli.main import main
 from herdbook.cli.others import RunPlayer
 from herdbook.core.book import Book
 from herdbook.core.checkpoint import Checkpoints
+from herdbook.core.environments import EnvironmentSpec
 from herdbook.core.joint import JointEpisode
 from herdbook.core.joint_actor import JointActor
 from herdbook.core.learner import Learner
@@ -439,7 +440,10 @@ def test_the_horizon_of_mpe_follows_the_length_of_the_game(minari_root: Path) ->
     data = {"dataset": "mine/short-v0", "steps": 1, "batch_size": 2, "hidden_sizes": (8, 8), **options}
     assert herdbook.train("qmix_cql", **data).config["config"]["horizon"] == 8  # recorded with the data
     longer = herdbook.train("qmix_cql", **data, env=task, env_kwargs={"max_cycles": 11})
-    assert longer.config["config"]["horizon"] == 11
+    assert longer.config["config"]["horizon"] == 8  # that of what it learns from
+    given = EnvironmentSpec(id=task, kwargs={"max_cycles": 6})
+    spec = herdbook.train("vdn", env=given, steps=12, num_envs=2, **options, **SMALL)
+    assert spec.config["config"]["horizon"] == 6 and spec.options["time_limit"] == "terminal"
 
 
 def test_evaluations_and_comparisons_name_the_team_and_each_agent(

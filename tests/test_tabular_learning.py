@@ -213,6 +213,71 @@ def test_sarsa_of_n_steps_by_hand(n: int) -> None:
     assert learned.returns.tolist() == [7] and learned.lengths.tolist() == [3]
 
 
+class Forced(np.random.Generator):
+    """A generator whose random actions are these, at every choice; ε is 1."""
+
+    def __init__(self, actions: list[int]) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.actions = iter(actions)
+
+    def random(self, *shape: Any, **options: Any) -> Any:
+        return 0.0
+
+    def integers(self, low: Any, *rest: Any, **options: Any) -> Any:
+        return 0 if low > 2 else next(self.actions)  # a reset seed, or one of two actions
+
+
+TWO_ACTIONS = MDP(
+    transitions=np.stack([np.eye(4)[[1, 2, 3, 3]], np.eye(4)], axis=1),  # right, stay
+    rewards=[[1, 10], [2, 20], [4, 40], [0, 0]],
+    initial=[1, 0, 0, 0],
+    discount=0.5,
+    terminal=[False, False, False, True],
+)
+
+
+def test_sarsa_follows_the_action_that_is_taken_by_hand() -> None:
+    """γ = α = 1/2; two episodes: right, right, right; then right, stay, right, right. Greedy values would differ."""
+    play: dict[str, Any] = {"discount": 0.5, "step_size": 0.5, "epsilon": 1.0}
+    # The last choice of an episode, in its terminal state, is not used.
+    actions = [0, 0, 0, 1, 0, 1, 0, 0, 1]
+    learned = sarsa(MDPEnv(TWO_ACTIONS), episodes=2, generator=Forced(actions), **play)
+    q = {"01": 0.5, "11": 1.0, "21": 2.0}  # after the first episode: to the right of 0, 1, 2
+    right_0 = (0.5 + 1 + 0) / 2  # its successor is (1, stay), of value 0: halfway from 1/2 to 1
+    stay_1 = (0 + 20 + q["11"] / 2) / 2
+    right_1 = (q["11"] + 2 + q["21"] / 2) / 2
+    right_2 = (q["21"] + 4) / 2
+    np.testing.assert_allclose(learned.q, [[right_0, 0], [right_1, stay_1], [right_2, 0], [0, 0]], rtol=1e-15)
+    two = sarsa(MDPEnv(TWO_ACTIONS), episodes=1, n=2, generator=Forced([0, 1, 0, 0, 1]), **play)
+    # Windows (0 right, 1 stay), (1 stay, 1 right), (1 right, 2 right), (2 right): what follows them has value 0 so far.
+    expected = [[(1 + 20 / 2) / 2, 0], [(2 + 4 / 2) / 2, (20 + 2 / 2) / 2], [4 / 2, 0], [0, 0]]
+    np.testing.assert_allclose(two.q, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize("first_visit", [True, False])
+def test_monte_carlo_control_by_hand_where_a_pair_comes_twice(first_visit: bool) -> None:
+    """Right, stay, stay, right, right: the returns of staying in 1 are 20 + 23 / 2 and 20 + 6 / 4 at γ = 1/2."""
+    learned = monte_carlo_control(
+        MDPEnv(TWO_ACTIONS), episodes=1, discount=0.5, epsilon=1.0, first_visit=first_visit,
+        generator=Forced([0, 1, 1, 0, 0]),
+    )  # fmt: skip
+    right_1 = 2 + 4 / 2
+    second = 20 + right_1 / 2
+    first = 20 + second / 2
+    stay = first if first_visit else (first + second) / 2
+    np.testing.assert_allclose(learned.q, [[1 + first / 2, 0], [right_1, stay], [4, 0], [0, 0]], rtol=1e-15)
+
+
+def test_monte_carlo_control_goes_on_from_a_cut_by_its_own_policy() -> None:
+    """One state, rewards 0 and −10, cut off: with ε = 1 the value of the cut is the mean, not the best."""
+    one = MDP(transitions=np.ones((1, 2, 1)), rewards=[[0, -10]], initial=[1], discount=0.9)
+    learned = monte_carlo_control(
+        MDPEnv(one), episodes=4_000, discount=0.9, epsilon=1.0, step_size=0.01, first_visit=False, max_steps=5,
+        generator=np.random.default_rng(0),
+    )  # fmt: skip
+    np.testing.assert_allclose(learned.q, [[-45, -55]], atol=2)
+
+
 class Timed(gymnasium.Env[int, int]):
     """From 0 to 1 and back with reward 1 each, then cut off in 0."""
 
@@ -307,6 +372,8 @@ def test_bad_input_is_refused() -> None:
         monte_carlo(LOOP, discount=0.5, step_size=0)
     with pytest.raises(ValueError, match=r"decay: expected λ in \[0, 1\], got -1"):
         td_lambda(LOOP, decay=-1, **good)
+    with pytest.raises(ValueError, match="trace: expected accumulating or replacing, got 'replace'"):
+        td_lambda(LOOP, decay=0.5, trace="replace", **good)  # type: ignore[arg-type]  # the mistake that is tested
     with pytest.raises(ValueError, match="n: expected at least 1 step, got 0"):
         n_step_td(LOOP, n=0, **good)
     with pytest.raises(ValueError, match=r"values: expected \[4\], got shape \(2,\)"):

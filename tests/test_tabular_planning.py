@@ -1,6 +1,8 @@
 """Exact methods: MDPs worked by hand, methods that must agree, models of Gymnasium's environments, bad input."""
 
+import copy
 import functools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 
 from herdbook.core.environments import check_reset, make_environment
 from herdbook.evaluation.evaluate import evaluate
-from herdbook.tabular.environment import GridWorldEnv, MDPEnv
+from herdbook.tabular.environment import ROOM, GridWorldEnv, MDPEnv
 from herdbook.tabular.gridworld import GridWorld, random_maze
 from herdbook.tabular.mdp import MDP
 from herdbook.tabular.picture import draw
@@ -95,7 +97,7 @@ def test_all_exact_methods_agree(mdp: MDP) -> None:
     np.testing.assert_allclose(by_values.values, by_policies.values, atol=1e-8)
     np.testing.assert_allclose(evaluate_policy(mdp, by_values.policy), by_policies.values, atol=1e-8)
     np.testing.assert_allclose(evaluate_policy_iteratively(mdp, by_values.policy), by_policies.values, atol=1e-8)
-    np.testing.assert_allclose(by_policies.q.max(-1)[~mdp.terminal], by_policies.values[~mdp.terminal], atol=1e-8)
+    np.testing.assert_allclose(by_policies.q.max(-1)[~mdp.ends], by_policies.values[~mdp.ends], atol=1e-8)
     np.testing.assert_allclose(soft_value_iteration(mdp, temperature=1e-9).values, by_values.values, atol=1e-7)
     anyone = np.random.default_rng(0).dirichlet(np.ones(mdp.num_actions), mdp.num_states)
     np.testing.assert_allclose(
@@ -104,15 +106,43 @@ def test_all_exact_methods_agree(mdp: MDP) -> None:
     assert (evaluate_policy(mdp, anyone) <= by_policies.values + 1e-9).all()
 
 
-def test_policy_iteration_ends_where_actions_are_equally_good() -> None:
-    twins = MDP(
-        transitions=np.repeat(random_mdp(3).transitions, 2, axis=1),
-        rewards=np.repeat(random_mdp(3).expected_rewards, 2, axis=1),
-        initial=random_mdp(3).initial,
-        discount=0.9,
-        terminal=random_mdp(3).terminal,
-    )
-    np.testing.assert_allclose(policy_iteration(twins).values, policy_iteration(random_mdp(3)).values, atol=1e-8)
+PLANNERS = [value_iteration, policy_iteration]
+ICE_FREE = MDP.from_gymnasium(functools.partial(gymnasium.make, "FrozenLake-v1", is_slippery=False), discount=1)
+FREE_STEPS = GridWorld(text="S.#.\n..G.", step_reward=0, goal_reward=1).mdp(discount=1)
+
+
+@pytest.mark.parametrize("plan", PLANNERS)
+@pytest.mark.parametrize("mdp", [ICE_FREE, FREE_STEPS], ids=["lake", "free steps"])
+def test_without_discount_the_policy_has_the_values_though_staying_is_as_good(plan: Any, mdp: MDP) -> None:
+    solved = plan(mdp)
+    assert solved.values[mdp.initial > 0] == pytest.approx(1, abs=1e-9)
+    np.testing.assert_allclose(evaluate_policy(mdp, solved.policy), solved.values, atol=1e-9)
+    assert (np.sort(solved.policy, axis=-1)[:, -1] == 1).all()  # deterministic
+
+
+@pytest.mark.parametrize("discount", [0.9, 1.0])
+def test_policy_iteration_ends_where_rounding_makes_equal_actions_differ(discount: float) -> None:
+    """Walks over a torus of equal rewards, all of which lead to the same values but for rounding."""
+    grid = np.arange(25).reshape(5, 5)
+    moves = np.stack([np.roll(grid, shift, axis).ravel() for axis in (0, 1) for shift in (1, -1)], axis=1)
+    transitions = 0.7 * np.eye(26)[np.vstack([moves, np.zeros((1, 4), int)])]
+    transitions[..., 25] += 0.3
+    rewards = np.full(26, 0.1)
+    mdp = MDP(transitions=transitions, rewards=rewards, initial=np.eye(26)[0], discount=discount,
+              terminal=np.arange(26) == 25)  # fmt: skip
+    solved = policy_iteration(mdp)
+    np.testing.assert_allclose(solved.values[:25], 0.1 / (1 - 0.7 * discount), rtol=1e-12)
+
+
+@pytest.mark.parametrize("plan", PLANNERS)
+def test_small_differences_beside_large_values_are_seen(plan: Any) -> None:
+    stay = np.repeat(np.eye(3)[:, None], 2, axis=1)
+    mdp = MDP(
+        transitions=stay, rewards=[[0, 0.05], [1e9, 1e9], [0, 1e-11]], initial=[1, 0, 0], discount=0.99
+    )  # fmt: skip
+    solved = plan(mdp, **({"tolerance": 1e-14} if plan is value_iteration else {}))
+    np.testing.assert_allclose(solved.values, [5, 1e11, 1e-9], rtol=1e-4)
+    np.testing.assert_allclose(evaluate_policy(mdp, solved.policy), [5, 1e11, 1e-9], rtol=1e-9)
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
@@ -146,7 +176,7 @@ def test_visits_weighted_by_the_discount_approach_the_occupancy() -> None:
     visits = visitation(mdp, np.stack([policy] * horizon))
     np.testing.assert_allclose(visits.sum(-1), 1, atol=1e-12)
     discounted = (0.8 ** np.arange(horizon))[:, None] * visits[:-1]
-    inside = ~mdp.terminal
+    inside = ~mdp.ends
     np.testing.assert_allclose(discounted.sum(0)[inside], occupancy(mdp, policy).sum(-1)[inside], atol=1e-9)
 
 
@@ -164,6 +194,24 @@ def test_the_soft_policy_is_the_best_of_reward_and_entropy() -> None:
     for _ in range(10):
         other = 0.9 * solved.policy + 0.1 * generator.dirichlet(np.ones(3), 7)
         assert (soft_value(other) <= solved.values + 1e-12).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 1e-5, 1.0, 1e6])
+def test_the_soft_policy_sums_to_one_at_every_temperature(temperature: float) -> None:
+    mdp = GridWorld(text=ROOM, goal_reward=1000).mdp(discount=0.99)
+    solved = soft_value_iteration(mdp, temperature=temperature, tolerance=1e-6)
+    np.testing.assert_allclose(solved.policy.sum(-1), 1, atol=1e-14)
+    np.testing.assert_allclose(soft_value_iteration(mdp, temperature=1e-9, horizon=9).policy.sum(-1), 1, atol=1e-14)
+
+
+def test_only_what_is_reached_must_end() -> None:
+    walled = GridWorld(text="S.G#.").mdp(discount=1)
+    right = np.tile(np.eye(4)[1], (4, 1))
+    assert occupancy(walled, right).sum(-1).tolist() == [1, 1, 0, 0]
+    with pytest.raises(ValueError, match="from state 3 the policy never ends"):
+        evaluate_policy(walled, right)
+    with pytest.raises(ValueError, match="not converged after 50 iterations; .* from state 3 no episode can end"):
+        value_iteration(walled, max_iterations=50)
 
 
 def test_a_long_horizon_is_the_fixed_point() -> None:
@@ -184,7 +232,7 @@ def test_a_constant_added_to_the_rewards_leaves_the_soft_policy_without_terminal
 
 def test_frozen_lake_without_discount_is_the_chance_of_the_goal() -> None:
     mdp = frozen_lake(1.0)
-    assert np.flatnonzero(mdp.terminal).tolist() == [5, 7, 11, 12, 15]
+    assert np.flatnonzero(mdp.ends).tolist() == [5, 7, 11, 12, 15]
     solved = value_iteration(mdp, tolerance=1e-12)
     assert solved.values[0] == pytest.approx(0.8235294117647, abs=1e-8)  # 14 / 17
     episodes = evaluate(TabularPolicy(solved.policy), "FrozenLake-v1", 400, seed=0)  # cut off at 100 steps
@@ -215,7 +263,7 @@ def test_an_mdp_as_an_environment_gives_its_model_back() -> None:
     again = MDP.from_gymnasium(env, discount=mdp.discount)
     np.testing.assert_allclose(again.transitions, mdp.transitions, atol=1e-15)
     np.testing.assert_allclose(again.expected_rewards, mdp.expected_rewards, atol=1e-12)
-    assert (again.terminal == mdp.terminal).all() and (again.initial == mdp.initial).all()
+    assert (again.ends == mdp.ends).all() and (again.initial == mdp.initial).all()
     policy = policy_iteration(mdp)
     episodes = evaluate(TabularPolicy(policy.policy), lambda: MDPEnv(mdp), 400, seed=0, max_steps=200)
     weights = mdp.discount ** np.concatenate([np.arange(n) for n in episodes.lengths()])
@@ -244,7 +292,7 @@ def test_a_grid_by_hand() -> None:
     assert GRID.successors()[0].tolist() == [0, 1, 3, 0]  # up, right, down, left
     assert GRID.distances().tolist() == [7, 8, 0, 6, 2, 1, 5, 4, 3, np.inf]
     mdp = GRID.mdp(discount=1.0)
-    assert np.flatnonzero(mdp.terminal).tolist() == [2, 9] and mdp.initial.tolist() == [1, *[0] * 9]
+    assert np.flatnonzero(mdp.ends).tolist() == [2, 9] and mdp.initial.tolist() == [1, *[0] * 9]
     assert mdp.expected_rewards[8].tolist() == [-1, -101, -1, -1]
     np.testing.assert_array_equal(value_iteration(mdp).values[:9], -GRID.distances()[:9])
 
@@ -294,6 +342,27 @@ def test_the_best_policy_walks_the_shortest_path() -> None:
     assert make_environment("herdbook/GridWorld-v0", text="S#G").unwrapped.shortest_path == np.inf
 
 
+@pytest.mark.parametrize("slip", [0.0, 0.3])
+def test_the_environment_steps_as_its_mdp_says(slip: float) -> None:
+    env = GridWorldEnv(GRID.text, slip=slip, goal_reward=5.0)
+    mdp, generator = env.grid.mdp(discount=1.0), np.random.default_rng(0)
+    counts = np.zeros(mdp.transitions.shape)
+    for seed in range(300):
+        state, _ = env.reset(seed=seed)
+        for _ in range(30):
+            action = generator.integers(4)
+            after, reward, terminated, _, _ = env.step(action)
+            counts[state, action, after] += 1
+            assert reward == mdp.rewards[state, action, after] and terminated == mdp.ends[after]
+            state = after
+            if terminated:
+                break
+    visited = counts.sum(-1) > 100
+    assert visited.sum() > 12
+    shares = counts[visited] / counts[visited].sum(-1, keepdims=True)
+    np.testing.assert_allclose(shares, mdp.transitions[visited], atol=0.12 if slip else 0)
+
+
 def test_what_is_seen_of_a_grid() -> None:
     env: Any = make_environment("herdbook/GridWorld-v0", text=GRID.text, observation="position", render_mode="ansi")
     observation, _ = env.reset(seed=0)
@@ -305,6 +374,8 @@ def test_what_is_seen_of_a_grid() -> None:
     picture.reset(seed=0)
     image = picture.render()
     assert image.shape == (48, 64, 3) and len({tuple(image[r, c]) for r in (8, 24, 40) for c in (8, 24, 40, 56)}) == 5
+    with pytest.raises(ValueError, match="expected an action in 0 to 3, got -1"):
+        picture.unwrapped.step(np.int64(-1))
     with pytest.raises(ValueError, match="expected a render_mode of ansi or rgb_array, given when"):
         GridWorldEnv().render()
 
@@ -362,8 +433,9 @@ def test_an_mdp_does_not_share_the_callers_arrays() -> None:
     assert transitions[2].sum() == 0  # the terminal rows of the caller stay
     transitions[0] = 9
     assert mdp.transitions[0, 0, 0] == 1
-    with pytest.raises(ValueError, match="read-only"):
-        mdp.transitions[0] = 0
+    for same in (mdp, copy.deepcopy(mdp), pickle.loads(pickle.dumps(mdp))):  # noqa: S301  # what this test made
+        with pytest.raises(ValueError, match="read-only"):
+            same.transitions[0] = 0
 
 
 def test_policies_that_are_none_are_refused() -> None:
@@ -376,6 +448,8 @@ def test_policies_that_are_none_are_refused() -> None:
         visitation(HALF, uniform(HALF))
     with pytest.raises(ValueError, match=r"policy: expected \[S, A\], got shape \(2,\)"):
         TabularPolicy([0.5, 0.5])
+    with pytest.raises(ValueError, match="policy of state 0: expected probabilities, got -1.0"):
+        TabularPolicy([[2, -1], [0.5, 0.5]])
 
 
 def test_without_discount_a_policy_must_end() -> None:
@@ -384,7 +458,7 @@ def test_without_discount_a_policy_must_end() -> None:
     for method in (evaluate_policy, occupancy):
         with pytest.raises(ValueError, match="from state 0 the policy never ends, so with discount 1 it has no value"):
             method(mdp, stay)
-    with pytest.raises(ValueError, match=r"not converged after 50 iterations; with discount 1"):
+    with pytest.raises(ValueError, match=r"not converged after 50 iterations; .* a policy that need not end has none"):
         evaluate_policy_iteratively(mdp, stay, max_iterations=50)
     with pytest.raises(ValueError, match="not converged after 50 iterations"):
         value_iteration(mdp, max_iterations=50)

@@ -1,5 +1,7 @@
 """Wrappers: rewards and perturbations by hand, shaping leaves the optimal policies, seeds decide everything."""
 
+import pickle
+import threading
 from typing import Any
 
 import gymnasium
@@ -8,15 +10,15 @@ import pytest
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
-from herdbook.core.environments import check_reset
+from herdbook.core.environments import EnvironmentSpec, check_reset, make_environment, registered_only
 from herdbook.core.wrappers import (
     DelayedReward,
+    GaussianNoise,
     PerturbedActions,
     PerturbedObservations,
     ShapedReward,
     SparseReward,
-    any_action,
-    gaussian_noise,
+    UniformAction,
 )
 from herdbook.tabular.environment import MDPEnv
 from herdbook.tabular.mdp import MDP
@@ -158,24 +160,31 @@ def test_whole_numbers_are_rounded() -> None:
     env = PerturbedObservations(Pixels(), lambda o, generator: o + np.array([0.6, 9.0]))
     observation, _ = env.reset()
     assert observation.tolist() == [4, 255] and observation.dtype == np.uint8
+    near = PerturbedObservations(Pixels(), lambda o, generator: o - np.array([9.0, 9.0]), radius=2.7)
+    assert near.reset()[0].tolist() == [1, 253]  # not rounded out of the ball
+    with pytest.raises(ValueError, match="radius: expected ε >= 1 for whole numbers, got 0.5"):
+        PerturbedObservations(Pixels(), GaussianNoise(1), radius=0.5)
 
 
 def test_noise_has_its_scale() -> None:
     generator = np.random.default_rng(0)
-    noise = gaussian_noise(0.5)(np.zeros(20_000), generator)
+    noise = GaussianNoise(0.5)(np.zeros(20_000), generator)
     assert noise.std() == pytest.approx(0.5, abs=0.01) and abs(noise.mean()) < 0.02
-    assert gaussian_noise(0)(np.arange(3.0), generator).tolist() == [0, 1, 2]
-    drawn = [int(any_action(spaces.Discrete(3, start=5))(np.int64(5), generator)) for _ in range(3_000)]
+    assert GaussianNoise(0)(np.arange(3.0), generator).tolist() == [0, 1, 2]
+    drawn = [int(UniformAction(spaces.Discrete(3, start=5))(np.int64(5), generator)) for _ in range(3_000)]
     np.testing.assert_allclose(np.bincount(drawn)[5:] / 3_000, 1 / 3, atol=0.04)
-    box = any_action(spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32)))
+    box = UniformAction(spaces.Box(np.array([-2, 0], np.float32), np.array([2, 1], np.float32)))
     drawn = np.array([box(None, generator) for _ in range(2_000)])
     np.testing.assert_allclose(drawn.mean(0), [0, 0.5], atol=0.1)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda env: PerturbedObservations(env, gaussian_noise(0.1)),
-    lambda env: PerturbedActions(env, any_action(env.action_space), 0.5),
-])  # fmt: skip
+PERTURBED = [
+    lambda env: PerturbedObservations(env, GaussianNoise(0.1)),
+    lambda env: PerturbedActions(env, UniformAction(env.action_space), 0.5),
+]
+
+
+@pytest.mark.parametrize("wrap", PERTURBED)
 def test_the_reset_seed_decides_everything(wrap: Any) -> None:
     env = wrap(gymnasium.make("Pendulum-v1"))
     assert check_reset(env)
@@ -183,7 +192,79 @@ def test_the_reset_seed_decides_everything(wrap: Any) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[5], other[5])
     plain, _ = play(gymnasium.make("Pendulum-v1"), seed=3)
-    assert np.abs(plain[0] - first[0]).max() < 0.5  # the environment's own draws are what they were
+    seen = first[0] if isinstance(env, PerturbedActions) else env.unwrapped.reset(seed=3)[0]
+    assert np.array_equal(plain[0], seen)  # the environment's own draws are what they were
+    after = [env.reset()[0] for _ in range(2)]  # without a seed both draw on
+    assert not np.array_equal(*after)
+
+
+def drawn(env: Any, seed: int = 0) -> Any:
+    """What the outermost wrapper draws next after a reset."""
+    env.reset(seed=seed)
+    return env.generator.standard_normal(2_000)
+
+
+def test_no_two_streams_of_randomness_are_the_same() -> None:
+    """A wrapper's, that of another one around it, and the environment's, which has the same reset seed."""
+    inner = PerturbedActions(Counter(), GaussianNoise(1))
+    outer = PerturbedObservations(DelayedReward(inner), GaussianNoise(1))
+    own = np.random.default_rng(0).standard_normal(2_000)
+    for a, b in (
+        (drawn(inner), drawn(outer)),
+        (drawn(inner), own),
+        (drawn(outer), own),
+        (drawn(inner), drawn(inner, 1)),
+    ):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.1
+    assert np.array_equal(drawn(inner), drawn(inner))
+    inner.reset(seed=0)
+    inner.generator.standard_normal(7)
+    inner.reset()  # an unseeded reset goes on with the stream
+    assert not np.array_equal(inner.generator.standard_normal(2_000), drawn(inner))
+
+
+def test_discrete_actions_are_numbers_and_must_be_legal() -> None:
+    lake = PerturbedActions(gymnasium.make("FrozenLake-v1"), lambda action, generator: action)
+    lake.reset(seed=0)
+    assert lake.step(1)[0] in range(16)
+    grid = PerturbedActions(MDPEnv(random_mdp(0)), lambda action, generator: action - 1)
+    grid.reset(seed=0)
+    grid.step(1)
+    with pytest.raises(ValueError, match=r"expected a perturbed action in Discrete\(3\), got -1"):
+        grid.step(0)
+
+
+@pytest.mark.parametrize("wrap", [*PERTURBED, lambda env: DelayedReward(env, 2)])
+def test_a_wrapped_environment_can_be_sent_to_another_process(wrap: Any) -> None:
+    env = wrap(gymnasium.make("Pendulum-v1"))
+    again = pickle.loads(pickle.dumps(env))  # noqa: S301  # what this test made
+    assert np.array_equal(play(env)[0], play(again)[0])
+
+
+def test_a_perturbation_is_kept_and_not_copied() -> None:
+    class Adversary:
+        def __init__(self) -> None:
+            self.held = threading.Lock()  # cannot be copied
+
+        def __call__(self, values: Any, generator: np.random.Generator) -> Any:
+            return values
+
+    adversary = Adversary()
+    assert PerturbedObservations(Counter(), adversary).perturb is adversary
+
+
+def test_a_recorded_spec_brings_the_wrapper_back_or_says_that_it_does_not(caplog: Any) -> None:
+    delayed = DelayedReward(gymnasium.make("Pendulum-v1"), 3)
+    spec = registered_only(EnvironmentSpec.from_gymnasium(delayed.spec))
+    again = make_environment(spec)
+    assert isinstance(again, DelayedReward) and again.every == 3 and not caplog.messages
+    noisy = PerturbedObservations(delayed, GaussianNoise(0.1))
+    lost = make_environment(EnvironmentSpec.from_gymnasium(noisy.spec))
+    assert not isinstance(lost, (DelayedReward, PerturbedObservations))
+    (message,) = caplog.messages
+    assert message == (
+        "Pendulum-v1: its wrappers cannot be recorded and are left out: DelayedReward, PerturbedObservations"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*different from the unwrapped version")  # it is: that is what is checked
@@ -191,8 +272,8 @@ def test_the_reset_seed_decides_everything(wrap: Any) -> None:
     lambda env: DelayedReward(env, 3),
     lambda env: SparseReward(env, lambda *_: False),
     lambda env: ShapedReward(env, lambda o: float(o[0]), 0.99),
-    lambda env: PerturbedObservations(env, gaussian_noise(0.1)),
-    lambda env: PerturbedActions(env, gaussian_noise(0.1)),
+    lambda env: PerturbedObservations(env, GaussianNoise(0.1)),
+    lambda env: PerturbedActions(env, GaussianNoise(0.1)),
 ])  # fmt: skip
 def test_wrapped_environments_keep_gymnasiums_contract(wrap: Any) -> None:
     check_env(wrap(gymnasium.make("MountainCarContinuous-v0").unwrapped), skip_render_check=True)
@@ -202,11 +283,11 @@ def test_bad_input_is_refused() -> None:
     for make, message in (
         (lambda: DelayedReward(Counter(), 0), "every: expected at least 1 step, got 0"),
         (lambda: ShapedReward(Counter(), lambda o: 0.0, 1.5), r"discount: expected γ in \[0, 1\], got 1.5"),
-        (lambda: PerturbedObservations(MDPEnv(random_mdp(0)), gaussian_noise(1)), "expected Box observations to pert"),
-        (lambda: PerturbedObservations(Counter(), gaussian_noise(1), radius=0), "radius: expected ε > 0, got 0"),
-        (lambda: PerturbedActions(Counter(), gaussian_noise(1), 2), r"probability: expected α in \[0, 1\], got 2"),
-        (lambda: gaussian_noise(-1), "scale: expected a standard deviation >= 0, got -1"),
-        (lambda: any_action(spaces.Box(-np.inf, np.inf, (1,))), "expected Discrete or bounded Box actions, got Box"),
+        (lambda: PerturbedObservations(MDPEnv(random_mdp(0)), GaussianNoise(1)), "expected Box observations to pert"),
+        (lambda: PerturbedObservations(Counter(), GaussianNoise(1), radius=0), "radius: expected ε > 0, got 0"),
+        (lambda: PerturbedActions(Counter(), GaussianNoise(1), 2), r"probability: expected α in \[0, 1\], got 2"),
+        (lambda: GaussianNoise(-1), "scale: expected a standard deviation >= 0, got -1"),
+        (lambda: UniformAction(spaces.Box(-np.inf, np.inf, (1,))), "expected Discrete or bounded Box actions, got Box"),
     ):
         with pytest.raises(ValueError, match=message):
             make()
@@ -214,4 +295,4 @@ def test_bad_input_is_refused() -> None:
     odd = Counter()
     odd.action_space = spaces.MultiDiscrete([2, 2])
     with pytest.raises(ValueError, match="expected Box or Discrete actions to perturb, got MultiDiscrete"):
-        PerturbedActions(odd, gaussian_noise(1))
+        PerturbedActions(odd, GaussianNoise(1))
