@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import herdbook.tabular.environment  # noqa: F401  # registers ours
 from herdbook.cli.catalogue import UserError, nearest
 from herdbook.cli.options import RESERVED, RunOptions, literal_pairs
 from herdbook.cli.others import RunPlayer

@@ -138,7 +138,6 @@ _PLUGINS = (  # ids that a package registers when it is imported
     (r"(Fetch|HandReach|HandManipulate|AntMaze|PointMaze|Adroit|FrankaKitchen)", "gymnasium_robotics"),
     (r"ALE/", "ale_py"),
     (r"Meta-World/", "metaworld"),
-    (r"herdbook/", "herdbook.tabular.environment"),
 )
 _WRAPPERS = ("gymnasium.wrappers.", "herdbook.core.wrappers:")
 _PETTINGZOO = {"butterfly": "butterfly", "sisl": "sisl", "classic": "classic", "atari": "pettingzoo-atari"}

@@ -1,7 +1,7 @@
 """Finite MDPs, gridworlds and mazes as Gymnasium environments, for methods that learn by acting.
 
-Importing this module registers `herdbook/GridWorld-v0` and `herdbook/Maze-v0`; herdbook's own commands and functions
-find them by name without it.
+Importing this module registers `herdbook/GridWorld-v0` and `herdbook/Maze-v0`; the herdbook command and
+`herdbook.train` do so by themselves.
 """
 
 from __future__ import annotations
