@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import herdbook.tabular.environment  # noqa: F401  # registers ours
+import herdbook.tabular.environment  # noqa: F401  # importing it registers our environments
 from herdbook.cli.catalogue import UserError, nearest
 from herdbook.cli.options import RESERVED, RunOptions, literal_pairs
 from herdbook.cli.others import RunPlayer
@@ -121,7 +121,7 @@ def settings_of(
     """The settings of a task, known by its dataset, which is fetched or made if need be, and by its environment.
 
     Fields that follow an argument of the environment follow the one that the data were made in, where there are data.
-    Raises DataError for a dataset that is not there, EnvironmentUnavailable for one that is none.
+    Raises DataError for a dataset that is not there.
     """
     source, recorded = None, None
     if dataset is not None and not learns_in_environment(algorithm):

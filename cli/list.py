@@ -36,9 +36,10 @@ def _environments() -> None:
 
     import gymnasium
 
-    import herdbook.tabular.environment  # noqa: F401  # registers ours
+    import herdbook.tabular.environment
     from herdbook.core.environments import joint_names
 
+    gymnasium.register_envs(herdbook.tabular.environment)
     if importlib.util.find_spec("gymnasium_robotics") is not None:
         import gymnasium_robotics
 

@@ -75,14 +75,14 @@ def run(arguments: Sequence[str]) -> int:
 
     applied = settings_for(name, flag(words, "dataset"), flag(words, "env"))
     parsed = parsed_with(applied)  # mistakes are told before a dataset is fetched, which names its environment
-    run = parsed.run
+    options = parsed.run
     named = settings_of(
         name,
         algorithm,
-        dataset=run.dataset,
-        data_dir=run.data_dir,
-        env=run.env,
-        env_kwargs=literal_pairs(run.env_kwargs),
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        env=options.env,
+        env_kwargs=literal_pairs(options.env_kwargs),
     )
     if named != applied:
         applied, parsed = named, parsed_with(named)

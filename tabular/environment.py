@@ -47,7 +47,9 @@ class MDPEnv(gymnasium.Env[np.int64, np.int64]):
             for s in range(m.num_states)
         }
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.int64, dict[str, Any]]:
         super().reset(seed=seed)
         self._state = int(self.np_random.choice(self.mdp.num_states, p=self.mdp.initial))
         return np.int64(self._state), {}
@@ -72,7 +74,7 @@ class GridWorldEnv(gymnasium.Env[Any, np.int64]):
         ValueError: As `GridWorld`, and for an unknown observation or render mode.
     """
 
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012  # Gymnasium's own name
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012  # a plain dict, as Gymnasium declares it
 
     def __init__(
         self,

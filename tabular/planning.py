@@ -63,7 +63,7 @@ def evaluate_policy(mdp: MDP, policy: ArrayLike) -> Floats:
     has no value.
     """
     pi = check_policy(mdp, policy)
-    inside, steps = _chain(mdp, pi, np.ones(mdp.num_states, np.bool_))
+    inside, steps = _within(mdp, _chain(mdp, pi), np.ones(mdp.num_states, np.bool_))
     values = np.zeros(mdp.num_states)
     rewards = (pi * mdp.expected_rewards).sum(-1)
     values[inside] = np.linalg.solve(np.eye(len(inside)) - mdp.discount * steps, rewards[inside])
@@ -215,8 +215,8 @@ def occupancy(mdp: MDP, policy: ArrayLike) -> Floats:
     Σ d(s, a) r(s, a) = Σ μ(s) V^π(s). Raises ValueError as `evaluate_policy` does; only what is reached must end.
     """
     pi = check_policy(mdp, policy)
-    chain = np.einsum("sa,sat->st", pi, mdp.transitions)
-    inside, steps = _chain(mdp, pi, _closure(mdp.initial > 0, chain.T))
+    chain = _chain(mdp, pi)
+    inside, steps = _within(mdp, chain, _closure(mdp.initial > 0, chain.T))
     visits = np.zeros(mdp.num_states)
     visits[inside] = np.linalg.solve(np.eye(len(inside)) - mdp.discount * steps.T, mdp.initial[inside])
     counts: Floats = visits[:, None] * pi
@@ -234,16 +234,21 @@ def visitation(mdp: MDP, policy: ArrayLike) -> Floats:
         raise ValueError(f"policy: expected [T, {mdp.num_states}, {mdp.num_actions}], got shape {policies.shape}")
     rows = [mdp.initial]
     for pi in policies:
-        rows.append(np.einsum("s,sa,sat->t", rows[-1], check_policy(mdp, pi), mdp.transitions))
+        rows.append(rows[-1] @ _chain(mdp, check_policy(mdp, pi)))
     return np.stack(rows)
 
 
-def _chain(mdp: MDP, policy: Floats, among: NDArray[np.bool_]) -> tuple[NDArray[np.intp], Floats]:
-    """The states n of `among` [S] where an episode goes on, and P_π between them, [n, n].
+def _chain(mdp: MDP, policy: Floats) -> Floats:
+    """P_π(s′ | s), [S, S]."""
+    chain: Floats = np.einsum("sa,sat->st", policy, mdp.transitions)
+    return chain
+
+
+def _within(mdp: MDP, chain: Floats, among: NDArray[np.bool_]) -> tuple[NDArray[np.intp], Floats]:
+    """The states n of `among` [S] where an episode goes on, and the chain between them, [n, n].
 
     Raises ValueError, with γ = 1, if it never ends from one of them.
     """
-    chain = np.einsum("sa,sat->st", policy, mdp.transitions)
     if mdp.discount == 1 and (endless := among & ~_closure(mdp.ends, chain)).any():
         raise ValueError(
             f"from state {int(np.flatnonzero(endless)[0])} the policy never ends, so with discount 1 it has no value; "
