@@ -106,7 +106,7 @@ SETTINGS: tuple[Setting, ...] = (
         algorithm="matd3_bc",
         patterns=("mpe2/*",),
         config={"hidden_sizes": (128, 128), "batch_size": 256, "alpha": 0.1, "actor_lr": 2e-3},
-        source="ours: an expert on spread is cloned, at α = 2.5 it was not (docs/results/marl.md)",
+        source="ours: an expert on spread is cloned, by the defaults it was not (docs/results/marl.md)",
     ),
 )
 
