@@ -15,7 +15,7 @@ import torch
 
 from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.logging import Reporter
-from herdbook.core.random import derive, generator
+from herdbook.core.random import generator, restore_generator
 from herdbook.core.rollout import PolicyFailed
 from herdbook.core.runs import JSONL, JSONLines, Run, RunError, RunFailed
 from herdbook.core.types import Algorithm, Metrics
@@ -90,10 +90,7 @@ class Book:
         except (ValueError, KeyError, RuntimeError) as error:
             raise RunError(f"{self.run.checkpoints.path(step)}: does not fit this run: {error}") from error
         for seed, own, saved in zip(self.run.seeds, self.generators, state["generators"], strict=True):
-            if saved.shape == own.get_state().shape:
-                own.set_state(saved)
-            else:  # of another kind of device: its draws cannot be continued here, others follow, the same every time
-                own.manual_seed(derive(seed, SAMPLING, step))
+            restore_generator(own, saved, seed, SAMPLING, step)
         self.metrics = {name: value.to(self.device) for name, value in state["metrics"].items()}
         self.stopped = {int(seed): Stopped(**record) for seed, record in state["stopped"].items()}
         self.checked = step

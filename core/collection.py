@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from herdbook.core.environments import EnvironmentSource
-from herdbook.core.joint import JointEpisode, JointSpec
+from herdbook.core.joint import JointEpisode, JointSpec, episode_from_state, episode_state
 from herdbook.core.joint_rollout import JointRollout
 from herdbook.core.random import derive, generator
 from herdbook.core.rollout import PolicyFailed
 from herdbook.core.runs import RunFailed
-from herdbook.core.seeds import Interactive
+from herdbook.core.seeds import Interactive, Member
 from herdbook.core.types import Array
 
 RESETS, NOISE = 101, 102  # streams of randomness of one seed: reset seeds of episodes, exploration
@@ -69,6 +69,33 @@ class Batch:
     failures: list[str]
     policy_failed: str | None = None
 
+    @property
+    def count(self) -> int:
+        """Environment steps."""
+        return sum(self.lengths)
+
+    @property
+    def returns(self) -> list[float]:
+        """Of the team."""
+        return [float(episode.rewards.sum()) for episode in self.episodes]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [*map(len, self.episodes)]
+
+    def add_to(self, replay: Any) -> None:
+        """Append all episodes to a replay. Raises ValueError where it cannot hold them."""
+        if self.episodes:
+            replay.add(*self.episodes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As dicts, lists and tensors, for a checkpoint."""
+        return {
+            "episodes": [*map(episode_state, self.episodes)],
+            "failures": self.failures,
+            "policy_failed": self.policy_failed,
+        }
+
 
 class _Player:
     """Environments and a policy, in the process that plays."""
@@ -107,14 +134,15 @@ class Collector:
         self._workers = [_Worker(plan) for _ in range(min(workers, len(seeds) * self.groups))]
         self._playing: dict[int, list[Iterator[Batch]]] = {}
 
-    def start(self, acting: Mapping[int, Parameters], steps: Mapping[int, int], rounds: Mapping[int, int]) -> None:
-        """Begin a round of some seeds, by index: their parameters, their steps so far, and the round's number."""
+    def start(self, members: Mapping[int, Member]) -> None:
+        """Begin a round of some seeds, by index."""
+        acting = {index: member.acting() for index, member in members.items()}
         tasks = [
-            (index, _Task(parameters, steps[index], self.seeds[index], rounds[index], group))
-            for index, parameters in acting.items()
+            (index, _Task(acting[index], member.steps, self.seeds[index], member.rounds, group))
+            for index, member in members.items()
             for group in range(self.groups)
         ]
-        self._playing = {index: [] for index in acting}
+        self._playing = {index: [] for index in members}
         for number, (index, task) in enumerate(tasks):
             if self._player is not None:
                 self._playing[index].append(iter([self._player.play(task)]))
@@ -133,6 +161,16 @@ class Collector:
             )
         self._playing = {}
         return finished
+
+    def restored(self, state: Mapping[str, Any]) -> Batch:
+        """A round from a checkpoint."""
+        return Batch(**{**state, "episodes": [*map(episode_from_state, state["episodes"])]})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: between two rounds no episode is unfinished."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None:
         """End the workers, and close the environments."""

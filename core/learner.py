@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from herdbook.core.networks import refuse_hidden_state
-from herdbook.core.random import derive, generator, scoped_seed
+from herdbook.core.random import derive, generator, restore_generator, scoped_seed
 from herdbook.core.types import Metrics, batch_type
 
 Parameters = dict[str, Tensor]
@@ -308,10 +308,7 @@ class Learner:
                 optimiser.squares[key].copy_(lead(saved["squares"][key]))
         self.updates = int(state["updates"])
         for seed, own, saved_state in zip(self.seeds, self.generators, state["generators"], strict=True):
-            if saved_state.shape == own.get_state().shape:
-                own.set_state(saved_state.cpu())
-            else:  # of another kind of device, whose noise cannot be continued here: fresh noise, the same every time
-                own.manual_seed(derive(seed, _NOISE, self.updates))
+            restore_generator(own, saved_state, seed, _NOISE, self.updates)
 
 
 def clip_per_seed(gradients: Sequence[Tensor], max_norm: float, batched: bool) -> tuple[Tensor, ...]:

@@ -8,22 +8,19 @@ checkpoint of a step is written after that step's log and evaluation lines, whos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from herdbook.core.book import Book, Evaluate, Signals, Stopped
 from herdbook.core.checkpoint import CheckpointError
-from herdbook.core.collection import Batch, Collector, Parameters
-from herdbook.core.joint import episode_from_state, episode_state
+from herdbook.core.collection import Collector
 from herdbook.core.logging import Reporter
 from herdbook.core.runs import Run, RunError, RunFailed
-from herdbook.core.seeds import Member, SeedBySeed, stacked
+from herdbook.core.seeds import FAILURES, Member, Played, SeedBySeed, stacked
+from herdbook.core.stepping import Stepper
 from herdbook.core.types import OffPolicy, Replay
-
-FAILURES = 10
-"""Episodes that an environment may lose one after the other before the run fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +94,7 @@ def train_offline(
 def train_online(
     algorithm: SeedBySeed,
     replays: Sequence[Any],
-    collector: Collector,
+    collector: Collector | Stepper,
     run: Run,
     *,
     steps: int,
@@ -109,25 +106,26 @@ def train_online(
 ) -> dict[int, Stopped]:
     """Train all seeds of `run` for `steps` environment steps each, from its last checkpoint if it has one.
 
-    In rounds: every seed's episodes go into its replay, the next round is begun, and meanwhile the updates that are
-    due are made. The run is at the step of the seed that has the fewest; a cadence falls due with the round that
-    reaches it. Arguments and errors as in `train_offline`; RunFailed also where an environment keeps failing.
+    In rounds: what every seed played goes into its replay, the next round is begun, and the updates that are due are
+    made: of a `Collector` meanwhile, of a `Stepper` before it plays. The run is at the step of the seed that has the
+    fewest; a cadence falls due with the round that reaches it. Arguments and errors as in `train_offline`; RunFailed
+    also where an environment keeps failing.
     """
     reporter = reporter or Reporter(run.path, steps, run.seeds, quiet=True)
     with collector, Book(algorithm, run, reporter, extra or {}, device) as book, Signals() as signals:
         members = [Member(*parts) for parts in zip(algorithm.algorithms, replays, book.generators, strict=True)]
         step = book.restore()
-        played = _restore(book, step, members)
+        played: Mapping[int, Played] | None = _restore(book, step, members, collector)
         book.reporter.start(step)
         if played is None:
-            collector.start(*_orders(book, members))
+            collector.start({index: members[index] for index in book.active})
             if steps == 0 and evaluate is not None:
                 book.evaluate(step, evaluate)
             played = _checkpoint(book, step, members, collector)
         while step < steps:
             for index, batch in played.items():
                 _take(book, step, index, members[index], batch)
-            collector.start(*_orders(book, members))
+            collector.start({index: members[index] for index in book.active})
             for index in book.active:
                 members[index].learn()
             before, step = step, min(steps, *(members[index].steps for index in book.active))
@@ -153,51 +151,44 @@ def _falls_due(every: int, before: int, step: int, steps: int) -> bool:
     return step == steps or step // every > before // every
 
 
-def _orders(book: Book, members: Sequence[Member]) -> tuple[dict[int, Parameters], dict[int, int], dict[int, int]]:
-    """What the next round of every seed that still learns is played with: parameters, steps so far, its number."""
-    active = {index: members[index] for index in book.active}
-    return (
-        {index: member.acting() for index, member in active.items()},
-        {index: member.steps for index, member in active.items()},
-        {index: member.rounds for index, member in active.items()},
-    )
-
-
-def _take(book: Book, step: int, index: int, member: Member, batch: Batch) -> None:
+def _take(book: Book, step: int, index: int, member: Member, played: Played) -> None:
     """A seed's round into its replay. Raises RunFailed where the environment keeps failing, or it does not fit."""
     if index not in book.active:  # it stopped after this round had begun
         return
-    if batch.policy_failed is not None:
-        book.stop(step, book.run.seeds[index], batch.policy_failed)
+    if played.policy_failed is not None:
+        book.stop(step, book.run.seeds[index], played.policy_failed)
         book.refuse_none_left()
         return
     try:
-        member.add(batch.episodes, len(batch.failures))
+        member.add(played)
     except ValueError as error:
         raise RunFailed(f"{book.run.path}: what was played cannot be kept: {error}") from error
-    for failure in batch.failures:
+    for failure in played.failures:
         book.reporter.notice(f"warning: an episode is lost ({member.lost} so far): {failure}")
     if member.lost_in_a_row >= FAILURES:
         raise RunFailed(
-            f"{book.run.path}: the environment failed in {member.lost_in_a_row} episodes in a row: {batch.failures[-1]}"
+            f"{book.run.path}: the environment failed in {member.lost_in_a_row} episodes in a row: "
+            f"{played.failures[-1]}"
         )
 
 
-def _checkpoint(book: Book, step: int, members: Sequence[Member], collector: Collector) -> dict[int, Batch]:
+def _checkpoint(
+    book: Book, step: int, members: Sequence[Member], collector: Collector | Stepper
+) -> Mapping[int, Played]:
     """Write a checkpoint, which holds what was played meanwhile; returns that."""
     played = collector.finish()
     loop: dict[str, Any] = {
         "members": [member.state_dict() for member in members],
-        "played": {
-            str(index): {**asdict(replace(batch, episodes=[])), "episodes": [*map(episode_state, batch.episodes)]}
-            for index, batch in played.items()
-        },
+        "played": {str(index): batch.state_dict() for index, batch in played.items()},
+        "collector": collector.state_dict(),
     }
     book.checkpoint(step, loop, {"replays": [member.replay.state_dict() for member in members]})
     return played
 
 
-def _restore(book: Book, step: int, members: Sequence[Member]) -> dict[int, Batch] | None:
+def _restore(
+    book: Book, step: int, members: Sequence[Member], collector: Collector | Stepper
+) -> Mapping[int, Played] | None:
     """Counters, replays, and what had been played already; None where the run begins."""
     if not book.loop:
         return None
@@ -206,11 +197,9 @@ def _restore(book: Book, step: int, members: Sequence[Member]) -> dict[int, Batc
         for member, counters, replay in zip(members, book.loop["members"], replays, strict=True):
             member.load_state_dict(counters)
             member.replay.load_state_dict(replay)
+        collector.load_state_dict(book.loop.get("collector", {}))
     except (CheckpointError, ValueError, KeyError) as error:
         raise RunError(f"{book.run.checkpoints.path(step)}: its replay cannot be restored: {error}") from error
     book.updates = min(member.updates for member in members)
     book.timed = (step, book.updates, book.seconds)
-    return {
-        int(index): Batch(**{**batch, "episodes": [*map(episode_from_state, batch["episodes"])]})
-        for index, batch in book.loop["played"].items()
-    }
+    return {int(index): collector.restored(batch) for index, batch in book.loop["played"].items()}

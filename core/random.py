@@ -20,6 +20,17 @@ def generator(*entropy: int, device: str | torch.device = "cpu") -> torch.Genera
     return torch.Generator(device).manual_seed(derive(*entropy))
 
 
+def restore_generator(own: torch.Generator, saved: torch.Tensor, *entropy: int) -> None:
+    """Go on from a saved state.
+
+    One of another kind of device cannot be continued: others follow, the same every time, from `entropy`.
+    """
+    if saved.shape == own.get_state().shape:
+        own.set_state(saved.cpu())
+    else:
+        own.manual_seed(derive(*entropy))
+
+
 @contextmanager
 def scoped_seed(seed: int) -> Iterator[None]:
     """Lend torch's global CPU generator a seed and give it back unchanged.

@@ -8,7 +8,7 @@ transition between two episodes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from herdbook.core.environments import (
 )
 from herdbook.core.random import derive
 from herdbook.core.spaces import flat_action_space, flat_space, flatten
-from herdbook.core.types import Array, Carry, Policy, Spec, Step, Tree, tree_map
+from herdbook.core.types import Array, Carry, Policy, Spec, Step, Tree, to_numpy, tree_map
 
 UNDECLARED_LIMIT = 10_000
 """Steps after which an episode is cut where neither the environment nor the caller declares a time limit."""
@@ -58,6 +58,8 @@ class Stepped:
     """What the step led to: at an episode's end its own final observation."""
     first: Array
     """This was the first step of its episode."""
+    cut: Array
+    """And the episode before it was given up, where an environment failed: the step before was its last."""
     active: Array
     episodes: Array
     """int64: the number of the episode that each lane is in."""
@@ -75,18 +77,18 @@ def fixed_episodes(count: int, seed: int) -> Schedule:
     return schedule
 
 
-def endless_episodes(seed: int) -> Schedule:
-    """Episodes without end; the k-th episode of a lane is reset with a seed derived from (seed, lane, k)."""
-    started: dict[int, int] = {}
-    total = 0
+class EndlessEpisodes:
+    """A schedule without end: the k-th episode of a lane is reset with a seed derived from (*entropy, lane, k)."""
 
-    def schedule(lane: int) -> tuple[int, int]:
-        nonlocal total
-        k, number = started.get(lane, 0), total
-        started[lane], total = k + 1, total + 1
-        return number, derive(seed, lane, k)
+    def __init__(self, *entropy: int) -> None:
+        self.entropy = entropy
+        self.begun: dict[int, int] = {}
+        """Episodes so far of each lane."""
 
-    return schedule
+    def __call__(self, lane: int) -> tuple[int, int]:
+        number, k = sum(self.begun.values()), self.begun.get(lane, 0)
+        self.begun[lane] = k + 1
+        return number, derive(*self.entropy, lane, k) % 2**31  # some environments take a C int
 
 
 class Rollout:
@@ -100,6 +102,8 @@ class Rollout:
             flattened as it says. None takes the environment's own.
         max_steps: Cut (truncate) episodes after so many steps, on top of the environment's own limit.
         device: Where the policy's tensors live.
+        on_failure: Told of an environment that fails in an episode, which is given up then: the environment is made
+            anew, and the lane's next episode begins. It ends that by raising. None: the failure is raised.
 
     An environment whose `reset(seed)` does not determine its state is made anew for each episode, with a warning.
 
@@ -117,12 +121,14 @@ class Rollout:
         spec: Spec | None = None,
         max_steps: int | None = None,
         device: str | torch.device = "cpu",
+        on_failure: Callable[[EnvironmentFailed], None] | None = None,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"expected num_envs >= 1, got {num_envs}")
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"expected max_steps >= 1, got {max_steps}")
         self.source, self.schedule, self.device = source, schedule, torch.device(device)
+        self.on_failure = on_failure
         self.envs: list[Env] = [make_environment(source) for _ in range(num_envs)]
         if len(set(map(id, self.envs))) < num_envs:
             raise ValueError(f"expected a new environment from each call of {source}, got the same one again")
@@ -150,6 +156,8 @@ class Rollout:
         self._actor: Policy | None = None
         self._carry: Carry = None
         self._first = np.ones(num_envs, dtype=np.bool_)
+        self._cut = np.zeros(num_envs, dtype=np.bool_)
+        self._taken: list[list[Array]] = [[] for _ in range(num_envs)]  # the actions of each lane's episode
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         self._episodes = np.full(num_envs, -1, dtype=np.int64)
         self._seeds = np.zeros(num_envs, dtype=np.int64)
@@ -179,6 +187,20 @@ class Rollout:
         """
         if policy is not self._actor:
             self._actor, self._carry = policy, policy.initial(len(self.envs))
+        actions, self._carry = self._choose(policy, generator)
+        results = _Results(len(self.envs))
+        lanes = np.flatnonzero(self._active).tolist()
+        while failed := self._step_lanes(lanes, actions, results):
+            for lane, failure in failed.items():
+                self._give_up(lane, failure)
+            lanes = [lane for lane in failed if self._active[lane]]
+            again, carry = self._choose(policy, generator)
+            self._carry = tree_map(lambda old, new: _merged(old, new, lanes), self._carry, carry)  # noqa: B023  # called here
+            actions[lanes] = again[lanes]
+        return self._advance(actions, results)
+
+    def _choose(self, policy: Policy, generator: torch.Generator | None) -> tuple[Array, Carry]:
+        """The policy's action for every lane, and its next carry."""
         first = torch.from_numpy(self._first).to(self.device)
         seen = Step(
             observations=tree_map(self._tensor, self._observations),
@@ -188,87 +210,174 @@ class Rollout:
             reset=first,
         )
         with torch.no_grad():
-            chosen, self._carry = policy(seen, self._carry, generator)
-        actions = self._checked(chosen)
-        rewards = np.zeros(len(self.envs))
-        terminated, truncated = np.zeros((2, len(self.envs)), dtype=np.bool_)
-        infos: list[dict[str, Any]] = [{}] * len(self.envs)
-        rows = [None] * len(self.envs)
+            chosen, carry = policy(seen, self._carry, generator)
+        return self._checked(chosen), carry
+
+    def _step_lanes(self, lanes: list[int], actions: Array, results: _Results) -> dict[int, EnvironmentFailed]:
+        """Step some lanes; what came is in `results`, and the lanes that failed are returned."""
+        failed: dict[int, EnvironmentFailed] = {}
         raw = self._raw_actions(actions)
-        for lane in np.flatnonzero(self._active).tolist():
+        for lane in lanes:
             try:
-                observation, reward, terminated[lane], truncated[lane], infos[lane] = self.envs[lane].step(raw[lane])
-                rewards[lane] = reward
+                step = self.envs[lane].step(raw[lane])
             except Exception as error:
-                raise self._failed(lane, f"raised {type(error).__name__}: {error}") from error
-            rows[lane] = flatten(self.raw_observation_space, observation, self.observation_keys)
-        return self._advance(actions, rewards, terminated, truncated, rows, tuple(infos))
+                failed[lane] = self._failed(lane, f"raised {type(error).__name__}: {error}")
+                failed[lane].__cause__ = error
+                continue
+            observation, results.rewards[lane], results.terminated[lane], results.truncated[lane] = step[:4]
+            results.infos[lane] = step[4]
+            results.rows[lane] = flatten(self.raw_observation_space, observation, self.observation_keys)
+        if failed:
+            return failed
+        padding = next((row for row in results.rows if row is not None), None)
+        results.observations = (
+            self._observations  # every lane rests
+            if padding is None
+            else _stack([padding if row is None else row for row in results.rows])
+        )
+        return self._not_finite(lanes, results)
+
+    def _give_up(self, lane: int, failure: EnvironmentFailed) -> None:
+        """The lane's episode ends with the step before, and its next one begins. Raises where nobody is to be told."""
+        self._lose(lane, failure)
+        # Policies and callers keep what they were given.
+        self._first, self._cut = self._first.copy(), self._cut.copy()
+        self._previous_actions, self._previous_rewards = self._previous_actions.copy(), self._previous_rewards.copy()
+        self._cut[lane] |= self._lengths[lane] > 0
+        row = self._begin(lane)
+        if row is not None:
+            self._observations = tree_map(np.copy, self._observations)
+            _write(self._observations, lane, row)
+
+    def _lose(self, lane: int, failure: EnvironmentFailed) -> None:
+        if self.on_failure is None:
+            raise failure
+        self.on_failure(failure)
+        self._renew(lane)
+
+    def _renew(self, lane: int) -> None:
+        self.envs[lane].close()
+        self.envs[lane] = make_environment(self.source)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to go on from here: seed and actions of each lane's episode, which `load_state_dict` replays.
+
+        A policy's carry is not among it.
+        """
+        return {
+            "episodes": torch.from_numpy(self._episodes.copy()),
+            "seeds": torch.from_numpy(self._seeds.copy()),
+            "active": torch.from_numpy(self._active.copy()),
+            "cut": torch.from_numpy(self._cut.copy()),
+            "previous_rewards": torch.from_numpy(self._previous_rewards.copy()),
+            "actions": [torch.from_numpy(np.stack(taken)) if taken else None for taken in self._taken],
+            "observations": tree_map(torch.from_numpy, self._observations),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`: reset every lane with its episode's seed, and take its actions again.
+
+        An episode that does not lead to the same observation is given up, as where an environment fails.
+        """
+        if len(state["actions"]) != len(self.envs):
+            raise ValueError(f"expected the state of {len(self.envs)} environments, got {len(state['actions'])}")
+        saved = tree_map(np.copy, to_numpy({name: value for name, value in state.items() if name != "actions"}))
+        self._episodes, self._seeds, self._active = saved["episodes"], saved["seeds"], saved["active"]
+        self._cut, self._previous_rewards, self._observations = (
+            saved[name] for name in ("cut", "previous_rewards", "observations")
+        )
+        self._previous_actions = self._no_actions()
+        self._actor, self._carry = None, None
+        for lane in np.flatnonzero(self._active).tolist():
+            actions = state["actions"][lane]
+            taken = [] if actions is None else list(actions.numpy())
+            self._taken[lane], self._lengths[lane], self._first[lane] = taken, len(taken), not taken
+            if taken:
+                self._previous_actions[lane] = taken[-1]
+            if self.rebuild:
+                self._renew(lane)
+            try:
+                row = self._replay(lane, taken)
+            except Exception as error:
+                self._give_up(lane, self._failed(lane, f"raised {type(error).__name__} when replayed: {error}"))
+                continue
+            seen = [leaf[lane] for leaf in _leaves(self._observations)]
+            if not all(map(np.array_equal, _leaves(row), seen)):
+                self._give_up(lane, self._failed(lane, "came to another observation when its actions were replayed"))
+
+    def _replay(self, lane: int, taken: list[Array]) -> Tree:
+        observation, _ = self.envs[lane].reset(seed=int(self._seeds[lane]))
+        for action in self._raw_actions(np.stack(taken)) if taken else ():
+            observation = self.envs[lane].step(action)[0]
+        return flatten(self.raw_observation_space, observation, self.observation_keys)
 
     def close(self) -> None:
         """Close every environment."""
         for env in self.envs:
             env.close()
 
-    def _advance(
-        self,
-        actions: Array,
-        rewards: Array,
-        terminated: Array,
-        truncated: Array,
-        rows: list[Any],
-        infos: tuple[dict[str, Any], ...],
-    ) -> Stepped:
-        active, first, episodes = self._active.copy(), self._first, self._episodes.copy()
-        padding = next(row for row in rows if row is not None)
-        next_observations = _stack([padding if row is None else row for row in rows])
-        self._check_finite(rewards, next_observations)
+    def _advance(self, actions: Array, results: _Results) -> Stepped:
+        active, first, cut, episodes = self._active.copy(), self._first, self._cut, self._episodes.copy()
+        terminated, truncated, next_observations = results.terminated, results.truncated, results.observations
         self._lengths += active
         if self.max_steps is not None:
-            cut = active & (self._lengths >= self.max_steps) & ~(terminated | truncated)
-            if cut.any() and not self.limit_declared:
+            over = active & (self._lengths >= self.max_steps) & ~(terminated | truncated)
+            if over.any() and not self.limit_declared:
                 warnings.warn(
                     f"{_name(self.envs[0])} declares no time limit; its episodes are cut after {UNDECLARED_LIMIT} "
                     "steps: pass max_steps",
                     stacklevel=3,
                 )
-            truncated |= cut
+            truncated |= over
         ended = terminated | truncated
         stepped = Stepped(
             observations=self._observations,
             actions=actions,
-            rewards=rewards,
+            rewards=results.rewards,
             terminated=terminated,
             truncated=truncated,
             next_observations=next_observations,
             first=first & active,
+            cut=cut & active,
             active=active,
             episodes=episodes,
-            infos=infos,
+            infos=tuple(results.infos),
         )
+        for taken, action in zip(self._taken, actions, strict=True):
+            taken.append(action)
         self._observations, self._first = next_observations, ~active  # a resting lane's carry stays as at a reset
-        self._previous_actions, self._previous_rewards = actions, rewards.astype(np.float32)
+        self._cut = np.zeros_like(cut)
+        self._previous_actions, self._previous_rewards = actions, results.rewards.astype(np.float32)
         if ended.any():
             self._observations = tree_map(np.copy, next_observations)
             self._previous_actions = actions.copy()
             for lane in np.flatnonzero(ended).tolist():
                 row = self._begin(lane)
                 if row is not None:
-                    tree_map(lambda leaf, new, lane=lane: leaf.__setitem__(lane, new), self._observations, row)
+                    _write(self._observations, lane, row)
         return stepped
 
     def _begin(self, lane: int) -> Tree:
         """Reset a lane for its next episode; its first observation, or None where the lane rests."""
-        turn = self.schedule(lane)
-        self._first[lane], self._lengths[lane], self._active[lane] = True, 0, turn is not None
-        self._previous_actions[lane], self._previous_rewards[lane] = 0, 0
-        if turn is None:
-            return None
-        self._episodes[lane], self._seeds[lane] = turn
+        while (turn := self.schedule(lane)) is not None:
+            self._episodes[lane], self._seeds[lane] = turn
+            self._start(lane, active=True)
+            try:
+                return self._reset(lane)
+            except EnvironmentFailed as failure:
+                self._lose(lane, failure)
+        self._start(lane, active=False)
+        return None
+
+    def _start(self, lane: int, active: bool) -> None:
+        self._first[lane], self._lengths[lane], self._active[lane] = True, 0, active
+        self._previous_actions[lane], self._previous_rewards[lane], self._taken[lane] = 0, 0, []
+
+    def _reset(self, lane: int) -> Tree:
         if self.rebuild:
-            self.envs[lane].close()
-            self.envs[lane] = make_environment(self.source)
+            self._renew(lane)
         try:
-            observation, _ = self.envs[lane].reset(seed=turn[1])
+            observation, _ = self.envs[lane].reset(seed=int(self._seeds[lane]))
         except Exception as error:
             raise self._failed(lane, f"raised {type(error).__name__} at reset: {error}") from error
         row = flatten(self.raw_observation_space, observation, self.observation_keys)
@@ -312,21 +421,46 @@ class Rollout:
         assert isinstance(space, spaces.Box)
         return list(actions.reshape(-1, *space.shape).astype(space.dtype))
 
-    def _check_finite(self, rewards: Array, observations: Tree) -> None:
-        leaves = _leaves(observations)
-        if np.isfinite(rewards).all() and all(np.isfinite(leaf).all() for leaf in leaves):
-            return
-        for lane in np.flatnonzero(self._active).tolist():
-            if not np.isfinite(rewards[lane]):
-                raise self._failed(lane, f"gave the reward {rewards[lane]}")
-            if not all(np.isfinite(leaf[lane]).all() for leaf in leaves):
-                raise self._failed(lane, "gave an observation that is not finite")
+    def _not_finite(self, lanes: list[int], results: _Results) -> dict[int, EnvironmentFailed]:
+        """Which of the lanes that were stepped gave what is not finite."""
+        leaves = _leaves(results.observations)
+        if np.isfinite(results.rewards).all() and all(np.isfinite(leaf).all() for leaf in leaves):
+            return {}
+        failed = {}
+        for lane in lanes:
+            if not np.isfinite(results.rewards[lane]):
+                failed[lane] = self._failed(lane, f"gave the reward {results.rewards[lane]}")
+            elif not all(np.isfinite(leaf[lane]).all() for leaf in leaves):
+                failed[lane] = self._failed(lane, "gave an observation that is not finite")
+        return failed
 
     def _failed(self, lane: int, what: str) -> EnvironmentFailed:
         return EnvironmentFailed(
             f"{_name(self.envs[lane])} {what} (episode {self._episodes[lane]}, reset seed {self._seeds[lane]}, "
             f"step {self._lengths[lane]})"
         )
+
+
+class _Results:
+    """What one step of the environments gave, by lane."""
+
+    def __init__(self, lanes: int) -> None:
+        self.rewards = np.zeros(lanes)
+        self.terminated, self.truncated = np.zeros((2, lanes), dtype=np.bool_)
+        self.infos: list[dict[str, Any]] = [{}] * lanes
+        self.rows: list[Tree] = [None] * lanes
+        self.observations: Tree = None  # the rows together, `[lanes, …]`, once no lane has failed
+
+
+def _merged(old: torch.Tensor, new: torch.Tensor, lanes: list[int]) -> torch.Tensor:
+    """A carry's leaf `[lanes, …]`: the new one in some lanes."""
+    merged = old.clone()
+    merged[lanes] = new[lanes]
+    return merged
+
+
+def _write(observations: Tree, lane: int, row: Tree) -> None:
+    tree_map(lambda leaf, new: leaf.__setitem__(lane, new), observations, row)
 
 
 def _leaves(observations: Tree) -> list[Array]:

@@ -9,16 +9,21 @@ import torch
 
 from herdbook.core.types import Algorithm, Metrics, Policy
 
+FAILURES = 10
+"""Episodes that an environment may lose one after the other before the run fails."""
+
 
 class Interactive(Algorithm, Protocol):
-    """An algorithm that learns from the episodes that its own policies play. It trains one seed.
+    """An algorithm that learns from what its own policies play. It trains one seed.
 
-    Its config says how many `replay_steps` are kept.
+    Its config says how many `replay_steps` are kept. Algorithms of many agents play whole episodes.
     """
 
-    acting: tuple[str, ...]
-    """The networks that its policies read."""
     learner: Any
+    acting: tuple[str, ...]
+    """Of many agents: the networks that its policies read."""
+    round_steps: int
+    """Of one agent: how many steps it takes in each of its environments between updates."""
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Any: ...
     def update(self, batch: Any) -> Metrics: ...
@@ -29,6 +34,35 @@ class Interactive(Algorithm, Protocol):
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many episodes and environment steps."""
         ...
+
+
+class Played(Protocol):
+    """What one seed played in a round."""
+
+    @property
+    def failures(self) -> list[str]:
+        """Why episodes were lost."""
+        ...
+
+    @property
+    def policy_failed(self) -> str | None:
+        """Why the policy could not act; None: it could."""
+        ...
+
+    @property
+    def returns(self) -> list[float]:
+        """Of the episodes that ended, those of all agents together."""
+        ...
+
+    @property
+    def lengths(self) -> list[int]: ...
+    @property
+    def count(self) -> int:
+        """Environment steps."""
+        ...
+
+    def add_to(self, replay: Any) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 class SeedBySeed:
@@ -77,19 +111,20 @@ class Member:
         self.rounds = self.episodes = self.steps = self.updates = self.lost = self.lost_in_a_row = 0
         self.metrics: Metrics = {}
 
-    def add(self, episodes: Sequence[Any], lost: int) -> None:
-        """Take what was played in a round, `lost` episodes less."""
+    def add(self, played: Played) -> None:
+        """Take what was played in a round. Raises ValueError where the replay cannot hold it."""
         self.rounds += 1
-        self.lost += lost
-        self.lost_in_a_row = 0 if episodes else self.lost_in_a_row + lost
-        self.episodes += len(episodes)
-        self.steps += sum(map(len, episodes))
-        if episodes:
-            self.replay.add(*episodes)
-            returns = [float(episode.rewards.sum()) for episode in episodes]
-            self._count("return", sum(returns) / len(returns))
-            self._count("length", sum(map(len, episodes)) / len(episodes))
-        self._count("lost", float(self.lost))
+        self.steps += played.count
+        played.add_to(self.replay)
+        if played.failures or self.rounds == 1:
+            self.lost += len(played.failures)
+            self._count("lost", float(self.lost))
+            self.lost_in_a_row += len(played.failures)
+        if played.lengths:
+            self.lost_in_a_row = 0
+            self.episodes += len(played.lengths)
+            self._count("return", sum(played.returns) / len(played.returns))
+            self._count("length", sum(played.lengths) / len(played.lengths))
 
     def _count(self, name: str, value: float) -> None:
         self.metrics[f"collected/{name}"] = torch.tensor(value, device=self.generator.device)  # where the losses are
@@ -98,7 +133,12 @@ class Member:
         """Make the updates that are due."""
         due = self.algorithm.updates_due(self.episodes, self.steps)
         while self.updates < due:
-            self.metrics |= self.algorithm.update(self.algorithm.sample(self.replay, [self.generator]))
+            batch = self.algorithm.sample(self.replay, [self.generator])
+            metrics = self.algorithm.update(batch)
+            priorities = metrics.pop("priorities", None)
+            if priorities is not None:
+                self.replay.set_priorities(batch.indices, priorities)
+            self.metrics |= metrics
             self.updates += 1
 
     def acting(self) -> dict[str, dict[str, Any]]:

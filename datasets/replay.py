@@ -331,8 +331,17 @@ class ReplayBuffer:
         self._continues[steps] = (~self._ends(self._terminated[steps], self._truncated[steps])).float()
         if written.previous is not None:
             before = slice(written.previous * self._lanes, (written.previous + 1) * self._lanes)
-            self._last[before] = self._terminated[before] | self._truncated[before]
+            self._last[before] = torch.from_numpy(written.positions == 0).to(self.device)
         self._last[steps] = True
+
+    def cut(self, lanes: Array) -> None:
+        """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last is their last.
+
+        Neither flag is set there, so values are bootstrapped from the observation that followed.
+        """
+        if self._rings is None:
+            raise TypeError("an offline replay does not grow: none of its episodes goes on")
+        self._rings.position[lanes] = 0
 
     def _checked(self, name: str, table: Tree, values: Tree, lanes: Tensor) -> Tree:
         """The rows of these lanes as `table` stores them, of `values` `[lanes, …]` of all. Raises ValueError."""

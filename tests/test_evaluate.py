@@ -11,13 +11,13 @@ from torch import Tensor
 
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.rollout import (
+    EndlessEpisodes,
     EnvironmentFailed,
     PolicyFailed,
     RandomPolicy,
     Rollout,
     Stepped,
     Uniform,
-    endless_episodes,
     fixed_episodes,
 )
 from herdbook.core.types import Carry, Spec, Step
@@ -118,7 +118,7 @@ def test_a_timeout_is_not_a_termination(ending: str) -> None:
     assert episodes.terminated.sum() + episodes.truncated.sum() == 5
 
 
-def test_max_steps_truncates_endless_episodes() -> None:
+def test_max_steps_truncates_EndlessEpisodes() -> None:
     episodes = evaluate(Constant(LEFT), lambda: Probe("never"), episodes=3, seed=0, max_steps=11)
     assert episodes.lengths().tolist() == [11, 11, 11]
     assert episodes.truncated[episodes.offsets[1:] - 1].all()
@@ -307,11 +307,11 @@ def test_an_unknown_environment() -> None:
 
 
 def test_endless_stepping_gives_each_episode_of_a_lane_its_own_seed() -> None:
-    rollout = Rollout(Probe, 3, endless_episodes(5))
+    rollout = Rollout(Probe, 3, EndlessEpisodes(5))
     steps = [rollout.step(First()) for _ in range(40)]
     began = {(lane, float(s.observations[lane, 0])) for s in steps for lane in range(3) if s.first[lane]}
     assert len({seed for _, seed in began}) == len(began) > 12
-    again = Rollout(Probe, 3, endless_episodes(5))
+    again = Rollout(Probe, 3, EndlessEpisodes(5))
     assert all(_same(a, again.step(First())) for a in steps)
 
 
@@ -334,7 +334,7 @@ def test_what_was_given_out_is_not_changed_by_later_steps() -> None:
 
 
 def test_another_policy_starts_with_a_fresh_carry() -> None:
-    rollout = Rollout(lambda: Probe("never"), 2, endless_episodes(0), max_steps=100)
+    rollout = Rollout(lambda: Probe("never"), 2, EndlessEpisodes(0), max_steps=100)
     for _ in range(3):
         rollout.step(First())
     seen: list[Any] = []

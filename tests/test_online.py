@@ -24,6 +24,7 @@ from herdbook.cli.main import main
 from herdbook.cli.others import RunPlayer
 from herdbook.core.book import Book
 from herdbook.core.checkpoint import Checkpoints
+from herdbook.core.collection import Batch
 from herdbook.core.environments import EnvironmentSpec
 from herdbook.core.joint import JointEpisode
 from herdbook.core.joint_actor import JointActor
@@ -513,7 +514,8 @@ def test_metrics_of_a_play_are_where_the_losses_are() -> None:
 
     member = Member(SimpleNamespace(), SimpleNamespace(add=id), SimpleNamespace(device="meta"))  # type: ignore[arg-type]  # stand-ins
     flags, nobody = np.zeros((1, 2), dtype=np.bool_), np.zeros((2, 2), dtype=np.bool_)
-    member.add([JointEpisode({}, {}, rewards=np.ones((1, 2)), terminated=flags, truncated=flags, alive=nobody)], 1)
+    episode = JointEpisode({}, {}, rewards=np.ones((1, 2)), terminated=flags, truncated=flags, alive=nobody)
+    member.add(Batch([episode], ["lost"]))
     assert {value.device.type for value in member.metrics.values()} == {"meta"} and len(member.metrics) == 3
 
 

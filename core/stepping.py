@@ -1,0 +1,181 @@
+"""Playing step by step while learning: the environments of each seed, in the learner's process.
+
+In every round each seed takes some steps in all its environments, with the parameters that it has then. What is played
+is a function of (parameters, run seed, steps so far).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from herdbook.core.collection import NOISE, RESETS
+from herdbook.core.environments import EnvironmentSource
+from herdbook.core.random import generator, restore_generator
+from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, PolicyFailed, Rollout, Stepped
+from herdbook.core.seeds import FAILURES, Member
+from herdbook.core.types import Spec, to_numpy, tree_map
+
+
+@dataclass
+class Steps:
+    """What one seed played in a round: steps of all lanes, and what the episodes that ended came to."""
+
+    steps: list[Stepped] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    policy_failed: str | None = None
+
+    @property
+    def count(self) -> int:
+        """Environment steps."""
+        return sum(len(stepped.rewards) for stepped in self.steps)
+
+    @property
+    def episodes(self) -> int:
+        """How many ended."""
+        return len(self.lengths)
+
+    def add_to(self, replay: Any) -> None:
+        """Append everything to a replay. Raises ValueError for what it cannot hold."""
+        for s in self.steps:
+            if s.cut.any():
+                replay.cut(s.cut)
+            replay.add(s.observations, s.actions, s.rewards, s.terminated, s.truncated, s.next_observations)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As dicts, lists and tensors, for a checkpoint; without the environments' infos."""
+        return {
+            "steps": [
+                {f.name: tree_map(torch.from_numpy, getattr(s, f.name)) for f in fields(s) if f.name != "infos"}
+                for s in self.steps
+            ],
+            **{name: getattr(self, name) for name in ("returns", "lengths", "failures", "policy_failed")},
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Steps:
+        """The inverse of `state_dict`."""
+        steps = [Stepped(**to_numpy(saved), infos=({},) * len(saved["first"])) for saved in state["steps"]]
+        return cls(**{**state, "steps": steps})
+
+
+class Stepper:
+    """Plays the rounds of every seed; what `core.loop.train_online` takes for algorithms of one agent.
+
+    Args:
+        source: What `make_environment` takes.
+        spec: The spaces that the algorithms were made for.
+        seeds: Of the run.
+        num_envs: Lanes of each seed.
+        device: Where the policies' tensors live.
+
+    Raises:
+        EnvironmentUnavailable: The environment cannot be made, or its spaces are not those of `spec`.
+        EnvironmentFailed: It keeps failing.
+    """
+
+    def __init__(
+        self,
+        source: EnvironmentSource,
+        spec: Spec,
+        seeds: Sequence[int],
+        num_envs: int,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.seats = [_Seat(source, spec, seed, num_envs, device) for seed in seeds]
+        self._members: Mapping[int, Member] = {}
+
+    def start(self, members: Mapping[int, Member]) -> None:
+        """Who plays in the next round, by index."""
+        self._members = members
+
+    def finish(self) -> dict[int, Steps]:
+        """Play the round that was started last, by the index of the seed."""
+        return {index: self.seats[index].play(member) for index, member in self._members.items()}
+
+    def restored(self, state: Mapping[str, Any]) -> Steps:
+        """A round from a checkpoint."""
+        return Steps.from_state(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that has been begun: episodes, returns so far, generators."""
+        return {"seats": [seat.state_dict() for seat in self.seats]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replay every unfinished episode."""
+        for seat, saved in zip(self.seats, state["seats"], strict=True):
+            seat.load_state_dict(saved)
+
+    def close(self) -> None:
+        """Close the environments."""
+        for seat in self.seats:
+            seat.rollout.close()
+
+    def __enter__(self) -> Stepper:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Seat:
+    """The environments of one seed."""
+
+    def __init__(
+        self, source: EnvironmentSource, spec: Spec, seed: int, num_envs: int, device: str | torch.device
+    ) -> None:
+        self.seed, self.failures = seed, list[str]()
+        self.schedule = EndlessEpisodes(seed, RESETS)
+        self.rollout = Rollout(source, num_envs, self.schedule, spec=spec, device=device, on_failure=self._lost)
+        self.generator = generator(seed, NOISE, device=device)
+        self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+
+    def _lost(self, failure: EnvironmentFailed) -> None:
+        self.failures.append(str(failure))
+        if len(self.failures) >= FAILURES:
+            raise failure
+
+    def play(self, member: Member) -> Steps:
+        played = Steps()
+        policy = member.algorithm.policy(deterministic=False, step=member.steps)
+        for _ in range(member.algorithm.round_steps):
+            try:
+                stepped = self.rollout.step(policy, self.generator)
+            except PolicyFailed as error:
+                played.policy_failed = str(error)
+                break
+            played.steps.append(stepped)
+            if stepped.cut.any():
+                self.returns[stepped.cut], self.lengths[stepped.cut] = 0, 0
+            self.returns += stepped.rewards
+            self.lengths += 1
+            ended = stepped.terminated | stepped.truncated
+            if ended.any():
+                played.returns += self.returns[ended].tolist()
+                played.lengths += self.lengths[ended].tolist()
+                self.returns[ended], self.lengths[ended] = 0, 0
+        played.failures, self.failures[:] = list(self.failures), []
+        return played
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "begun": {str(lane): count for lane, count in self.schedule.begun.items()},
+            "rollout": self.rollout.state_dict(),
+            "generator": self.generator,
+            "returns": torch.from_numpy(self.returns.copy()),
+            "lengths": torch.from_numpy(self.lengths.copy()),
+            "failures": list(self.failures),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.failures[:] = state["failures"]
+        self.schedule.begun = {int(lane): count for lane, count in state["begun"].items()}
+        self.returns, self.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
+        restore_generator(self.generator, state["generator"], self.seed, NOISE, sum(self.schedule.begun.values()))
+        self.rollout.load_state_dict(state["rollout"])
