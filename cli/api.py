@@ -34,6 +34,7 @@ from herdbook.cli.assemble import (
     make_evaluation,
     make_plan,
     make_replays,
+    make_stepper,
     merge,
     options_of,
     play,
@@ -260,7 +261,7 @@ def _load(
     if learns_in_environment(algorithm):
         if named is not None:
             raise UserError(f"{algorithm.__name__} learns in an environment: give --env, not --dataset")
-        return load_playground(options, env)
+        return load_playground(algorithm, options, env)
     if named is None:
         raise UserError(f"{algorithm.__name__} learns from a dataset: give --dataset (dataset= in Python)")
     return load_task(options, named, env)
@@ -322,8 +323,9 @@ class _Trainer:
             required=env_given or options.env is not None,
         )
         self.notices = [] if notice is None else [notice]
-        self.plan = None if task.data is not None else make_plan(task, self.algorithm, options, networks)
-        self.replays: list[Any] = make_replays(task, self.algorithm, options.time_limit, device)
+        joint = isinstance(task.spec, JointSpec)
+        self.plan = make_plan(task, self.algorithm, options, networks) if task.data is None and joint else None
+        self.replays: list[Any] = make_replays(task, self.algorithm, options, device)
         self.extra = {"config": config_values(config), "spec": any_spec_state(task.spec)}
 
     def run(self, run: Run, steps: int, quiet: bool, held: bool = False) -> None:
@@ -357,8 +359,11 @@ class _Trainer:
         if self.task.data is not None:
             train_offline(self.algorithm, self.replays[0], run, **shared)
         else:
-            assert self.plan is not None  # it learns in the environment
-            collector = Collector(self.plan, run.seeds, workers_of(self.options))
+            collector = (
+                make_stepper(self.task, self.algorithm, self.options, self.device)
+                if self.plan is None
+                else Collector(self.plan, run.seeds, workers_of(self.options))
+            )
             train_online(self.algorithm, self.replays, collector, run, **shared)
 
 

@@ -36,14 +36,16 @@ from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout
 from herdbook.core.rollout import EnvironmentFailed, RandomPolicy, Rollout, fixed_episodes
 from herdbook.core.runs import Run, RunError, to_json
 from herdbook.core.seeds import SeedBySeed
-from herdbook.core.spaces import check_action_space
-from herdbook.core.types import Algorithm, Policy, Spec, TimeLimit
+from herdbook.core.spaces import check_action_space, flat_space
+from herdbook.core.stepping import Stepper
+from herdbook.core.types import Algorithm, Policy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.joint_episodes import JointEpisodes
 from herdbook.datasets.joint_minari import save_joint
 from herdbook.datasets.joint_replay import JointReplay
 from herdbook.datasets.load import load_dataset, local_path, recorded_environment
 from herdbook.datasets.minari import write_minari
+from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import transform_rewards
 from herdbook.evaluation.evaluate import evaluate
@@ -95,11 +97,18 @@ def learns_jointly(algorithm: type[Any]) -> bool:
     return bool(getattr(algorithm, "joint", False))
 
 
-def load_playground(options: RunOptions, env: EnvironmentSource | None) -> Task:
+def load_playground(algorithm: type[Any], options: RunOptions, env: EnvironmentSource | None) -> Task:
     """The environment that a run learns in. Raises EnvironmentUnavailable or UserError."""
     source = with_arguments(env or options.env, literal_pairs(options.env_kwargs))
     if source is None:
         raise UserError("expected --env (env= in Python), an environment to learn in; got none")
+    if options.reward_transform != "none":
+        raise UserError(
+            f"reward_transform: expected none where rewards are an environment's, got {options.reward_transform}; "
+            "wrap the environment"
+        )
+    if not learns_jointly(algorithm):
+        return _load_single(algorithm, options, source)
     play = play_options(options)
     try:
         rollout = JointRollout(source, 1, **play)
@@ -107,6 +116,33 @@ def load_playground(options: RunOptions, env: EnvironmentSource | None) -> Task:
         raise UserError(f"others: {error}") from error
     rollout.close()
     return Task(data=None, spec=rollout.spec, environment=source, references=None, play=play)
+
+
+def _load_single(algorithm: type[Any], options: RunOptions, source: EnvironmentSource) -> Task:
+    if options.learn or options.others != "random":
+        raise UserError(f"learn, others: {algorithm.__name__} is an algorithm for one agent")
+    if options.workers:
+        raise UserError(
+            f"workers: expected 0, {algorithm.__name__} steps its environments itself; got {options.workers}"
+        )
+    try:
+        spec = _single_spec(source, options.observation_keys)
+    except EnvironmentUnavailable:
+        raise
+    except ValueError as error:  # of the keys
+        raise UserError(str(error)) from error
+    return Task(
+        data=None, spec=spec, environment=source, references=find_references(None, describe_environment(source))
+    )
+
+
+def _single_spec(source: EnvironmentSource, keys: tuple[str, ...] | None = None) -> Spec:
+    """The spaces of an environment of one agent. Raises EnvironmentUnavailable, EnvironmentFailed or ValueError."""
+    rollout = Rollout(source, 1, fixed_episodes(1, 0))
+    rollout.close()
+    raw = rollout.raw_observation_space
+    seen = flat_space(raw, keys)
+    return Spec(seen, rollout.action_space, None if raw == seen else raw, keys)
 
 
 def settings_of(
@@ -349,15 +385,11 @@ def random_task(source: EnvironmentSource) -> Task:
     """An environment to play in: of one agent if it is Gymnasium's, else of many. Raises EnvironmentUnavailable."""
     spec: Spec | JointSpec
     try:
-        single = Rollout(source, 1, fixed_episodes(1, 0))
+        spec = _single_spec(source)
     except EnvironmentUnavailable:
         joint = JointRollout(source, 1)
         joint.close()
         spec = joint.spec
-    else:
-        single.close()
-        raw = single.raw_observation_space
-        spec = Spec(single.observation_space, single.action_space, None if raw == single.observation_space else raw)
     return Task(data=None, spec=spec, environment=source, references=None)
 
 
@@ -376,8 +408,16 @@ def write_any(episodes: Data, dataset_id: str, data_dir: str | None) -> Path:
     return write_minari(episodes, dataset_id, data_dir=data_dir)
 
 
-def make_replays(task: Task, algorithm: Any, time_limit: TimeLimit, device: str) -> list[Any]:
+def lanes_of(options: RunOptions, algorithm: Any) -> int:
+    """How many environments each seed steps side by side."""
+    return options.num_envs or int(getattr(algorithm, "num_envs", 8))
+
+
+def make_replays(task: Task, algorithm: Any, options: RunOptions, device: str) -> list[Any]:
     """The dataset's replay, or an empty one for each seed that learns in the environment."""
+    time_limit = options.time_limit
+    if task.data is None and isinstance(task.spec, Spec):
+        return [_step_replay(task.spec, one, options, device) for one in algorithm.algorithms]
     if task.data is None:
         assert isinstance(task.spec, JointSpec)
         return [
@@ -396,6 +436,23 @@ def make_replays(task: Task, algorithm: Any, time_limit: TimeLimit, device: str)
     return [ReplayBuffer(task.data.episodes, device=device, time_limit=time_limit)]
 
 
+def _step_replay(spec: Spec, algorithm: Any, options: RunOptions, device: str) -> Any:
+    """An empty replay of single steps, drawn by priority where the algorithm is to."""
+    c, lanes = algorithm.config, lanes_of(options, algorithm)
+    try:
+        replay = ReplayBuffer.online(spec, c.replay_steps, lanes, device=device, time_limit=options.time_limit)
+    except (ValueError, MemoryError) as error:
+        raise UserError(f"replay_steps: {error}") from error
+    return PrioritisedReplay(replay, c.priority_exponent) if getattr(c, "prioritised", False) else replay
+
+
+def make_stepper(task: Task, algorithm: Any, options: RunOptions, device: str) -> Stepper:
+    """The environments of every seed, of one agent."""
+    assert isinstance(task.spec, Spec) and task.environment is not None
+    lanes = lanes_of(options, algorithm.algorithms[0])
+    return Stepper(task.environment, task.spec, options.seeds, lanes, device)
+
+
 def keeps_state(algorithm: Any, spec: JointSpec) -> bool:
     """Whether the global state is recorded: for algorithms that read it, where there is one."""
     first = algorithm.algorithms[0] if isinstance(algorithm, SeedBySeed) else algorithm
@@ -411,7 +468,7 @@ def make_plan(task: Task, algorithm: Any, options: RunOptions, networks: Network
         config=first.config,
         spec=task.spec,
         source=task.environment,
-        num_envs=options.num_envs,
+        num_envs=lanes_of(options, first),
         rollout={**task.play, "state": keeps_state(first, task.spec)},
         networks=networks,
     )

@@ -40,11 +40,11 @@ class RunOptions:
     (mpe2/simple_spread_v3) or module:callable."""
     env_kwargs: tuple[str, ...] = ()
     """Its keyword arguments, as `name value name value …` (Python literals, else text)."""
-    num_envs: int = 8
-    """Environments stepped side by side while learning: episodes per round and seed."""
+    num_envs: int | None = None
+    """Environments stepped side by side while learning, of each seed; by default the algorithm's own number."""
     workers: int | None = None
-    """Processes that step them while the learner learns; by default 1 where there is a second core. The results are
-    the same for any number."""
+    """Processes that step those of many agents while the learner learns; by default 1 where there is a second core.
+    The results are the same for any number."""
     learn: tuple[str, ...] = ()
     """Names of the agents that learn, * for any letters ('adversary_*'); by default all."""
     others: str = "random"

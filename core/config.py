@@ -10,6 +10,7 @@ from typing import Any
 
 POSITIVE = (math.ulp(0.0), sys.float_info.max)
 NOT_NEGATIVE = (0.0, sys.float_info.max)
+FINITE = (-sys.float_info.max, sys.float_info.max)
 LIMIT = (0.0, math.inf)
 """Of what is cut off at it: infinity cuts nothing off."""
 UNIT = (0.0, 1.0)
@@ -19,6 +20,7 @@ COUNT = (1, math.inf)
 _SPANS = {
     POSITIVE: "> 0 and finite",
     NOT_NEGATIVE: ">= 0 and finite",
+    FINITE: "finite",
     LIMIT: ">= 0",
     FRACTION: "in (0, 1]",
     COUNT: ">= 1",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from herdbook.core.distributions import Categorical, Normal
+from herdbook.core.exploration import epsilon_greedy
 from herdbook.core.joint import ByKind, JointSegments, JointSpec, JointTransitions
 from herdbook.core.joint_actions import JointActions, only_legal
 from herdbook.core.joint_networks import AgentNetworks, JointCritic, Sharing, row_times, rows_present
@@ -72,20 +73,6 @@ class JointPolicy:
     def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:
         distribution, carry = self.function(step, carry)
         return JointDistribution(greedy(distribution) if self.deterministic else distribution, self.actions), carry
-
-
-def epsilon_greedy(values: Tensor, legal: Tensor | None, epsilon: float) -> Categorical:
-    """ε shared by all legal actions, and the rest for the best of them. values: [*B, n]; legal: None for all."""
-    legal = torch.ones_like(values, dtype=torch.bool) if legal is None else legal
-    best = only_legal(values, legal).argmax(-1, keepdim=True)
-    uniform = legal.float() / legal.sum(-1, keepdim=True)
-    probs = (epsilon * uniform).expand_as(values)
-    return Categorical((probs + torch.zeros_like(values).scatter_(-1, best, 1 - epsilon)).log())
-
-
-def linear_schedule(start: float, end: float, steps: int, step: int | None) -> float:
-    """From `start` to `end` over so many steps, and `end` ever after, or where no step is given."""
-    return end if step is None else start + (end - start) * min(step / steps, 1.0)
 
 
 def beside(*parts: Tensor | None) -> Tensor | None:

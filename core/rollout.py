@@ -7,6 +7,7 @@ transition between two episodes.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -187,19 +188,20 @@ class Rollout:
         """
         if policy is not self._actor:
             self._actor, self._carry = policy, policy.initial(len(self.envs))
-        actions, self._carry = self._choose(policy, generator)
+        before = self._carry
+        actions, self._carry = self._choose(policy, before, generator)
         results = _Results(len(self.envs))
         lanes = np.flatnonzero(self._active).tolist()
         while failed := self._step_lanes(lanes, actions, results):
             for lane, failure in failed.items():
                 self._give_up(lane, failure)
             lanes = [lane for lane in failed if self._active[lane]]
-            again, carry = self._choose(policy, generator)
-            self._carry = tree_map(lambda old, new: _merged(old, new, lanes), self._carry, carry)  # noqa: B023  # called here
+            again, carry = self._choose(policy, before, generator)
+            self._carry = tree_map(functools.partial(_merged, lanes), self._carry, carry)
             actions[lanes] = again[lanes]
         return self._advance(actions, results)
 
-    def _choose(self, policy: Policy, generator: torch.Generator | None) -> tuple[Array, Carry]:
+    def _choose(self, policy: Policy, carry: Carry, generator: torch.Generator | None) -> tuple[Array, Carry]:
         """The policy's action for every lane, and its next carry."""
         first = torch.from_numpy(self._first).to(self.device)
         seen = Step(
@@ -210,7 +212,7 @@ class Rollout:
             reset=first,
         )
         with torch.no_grad():
-            chosen, carry = policy(seen, self._carry, generator)
+            chosen, carry = policy(seen, carry, generator)
         return self._checked(chosen), carry
 
     def _step_lanes(self, lanes: list[int], actions: Array, results: _Results) -> dict[int, EnvironmentFailed]:
@@ -452,8 +454,10 @@ class _Results:
         self.observations: Tree = None  # the rows together, `[lanes, …]`, once no lane has failed
 
 
-def _merged(old: torch.Tensor, new: torch.Tensor, lanes: list[int]) -> torch.Tensor:
-    """A carry's leaf `[lanes, …]`: the new one in some lanes."""
+def _merged(lanes: list[int], old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
+    """A carry's leaf `[lanes, …]`, None without one: the new one in some lanes."""
+    if old is None or new is None:
+        return None
     merged = old.clone()
     merged[lanes] = new[lanes]
     return merged

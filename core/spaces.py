@@ -154,7 +154,10 @@ def check_action_space(space: Space[Any], kind: ActionKind, algorithm: str) -> N
     if kind != "box" and isinstance(space, spaces.Discrete):
         return
     wanted = {"box": "continuous (Box)", "discrete": "discrete", "any": "Box or discrete"}[kind]
-    names = {"box": "bc, discrete_bcq or discrete_cql", "discrete": "bc, bcq, cql, td3_bc or iql"}
+    names = {
+        "box": "bc, discrete_bcq or discrete_cql, or in an environment dqn or discrete_sac",
+        "discrete": "bc, bcq, cql, td3_bc or iql, or in an environment ddpg, td3 or sac",
+    }
     hint = f"; try {names[kind]}" if kind in names and isinstance(space, (spaces.Box, spaces.Discrete)) else ""
     raise ValueError(f"{algorithm}: expected {wanted} actions, got {space}{hint}")
 

@@ -129,6 +129,11 @@ class ReplayBuffer:
         return len(self._rewards) if self._drawable is None else len(self._drawable)
 
     @property
+    def rings(self) -> Rings | None:
+        """Where the next step goes and which can be drawn; None offline."""
+        return self._rings
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tables; offline on the CPU those of the dataset are among them."""
         tables = [self._rows, self._actions, self._rewards, self._terminated, self._truncated, self._last]

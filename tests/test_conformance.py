@@ -1,4 +1,4 @@
-"""What every offline algorithm of the catalogue must do, whatever it is."""
+"""What every algorithm of one agent in the catalogue must do, whatever it is."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ from herdbook.core.types import Spec, Step, to_numpy, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
 
-NAMES = sorted(name for name, where in ALGORITHMS.items() if where.startswith("herdbook.offline."))
+NAMES = sorted(n for n, where in ALGORITHMS.items() if where.startswith(("herdbook.offline.", "herdbook.online.")))
 SMALL = {
     "batch_size": 16,
     "hidden_sizes": (12, 12),
@@ -30,15 +30,26 @@ SMALL = {
     "num_actions": 3,
     "num_target_actions": 3,
     "num_policy_actions": 8,
+    "target_period": 3,
 }
 """Fields that make any algorithm fast, where it has them."""
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cql": [{"lagrange": True, "deterministic_backup": False}, {"max_target_backup": True}],
     "td3_bc": [{"policy_delay": 1}],
+    "dqn": [{"dueling": True, "double_q": False, "n_step": 3}, {"target_period": 1, "tau": 0.01}],
+    "sac": [{"tune_temperature": False}],
+    "discrete_sac": [{"tune_temperature": False}],
 }
 """Further settings under which the learner does something else."""
-UNTRAINED = {("cql", False): {"multiplier"}}
-"""Networks that stand still: CQL's multiplier, without the Lagrange form."""
+
+
+def untrained(name: str, changes: dict[str, Any]) -> set[str]:
+    """Networks that stand still."""
+    if name == "cql":
+        return set() if changes.get("lagrange") else {"multiplier"}
+    return set() if changes.get("tune_temperature", True) else {"temperature"}
+
+
 SETTINGS = [(name, variant) for name in NAMES for variant in [{}, *VARIANTS.get(name, [])]]
 
 BOXES = {
@@ -166,7 +177,7 @@ def test_metrics_are_finite_and_every_parameter_moves(name: str, changes: dict[s
         for key, value in metrics.items():
             assert value.shape == () and bool(value.isfinite()) and not value.requires_grad, key
     still = {key.split("/")[1] for key, value in trial.weights().items() if torch.equal(value, before[key])}
-    assert still == UNTRAINED.get((name, changes.get("lagrange", False)), set())
+    assert still == untrained(name, changes)
     assert trial.algorithm.learner.updates == 8
 
 
@@ -290,7 +301,9 @@ def test_a_deterministic_policy_acts_on_each_observation_as_if_it_were_alone(nam
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_policy_follows_the_training_and_its_seed(name: str) -> None:
-    changes = {"lr": 1e-2} if fits(name, "discrete") else {}  # enough to change a choice
+    known = {field.name for field in dataclasses.fields(config_class(algorithm_class(name)))}
+    fast = {rate: 1e-2 for rate in ("lr", "actor_lr") if rate in known}  # enough to change a choice
+    changes = fast if fits(name, "discrete") else {}
     trial = Trial(name, changes, seeds=(3, 4))
     step = trial.step(64)
     zero, one = (trial.algorithm.policy(index, deterministic=False) for index in (0, 1))
@@ -365,6 +378,21 @@ BAD = {
     "kl_weight": [-1.0],
     "threshold": [-0.1, 1.0],
     "logit_penalty": [-1.0],
+    "exploration_noise": [-0.1],
+    "warmup_steps": [-1],
+    "updates_per_step": [0.0],
+    "replay_steps": [0],
+    "target_period": [0],
+    "max_grad_norm": [0.0],
+    "epsilon_start": [-0.1, 1.1],
+    "epsilon_end": [-0.1, 1.1],
+    "epsilon_steps": [0],
+    "priority_exponent": [-0.1, 1.1],
+    "importance_exponent": [-0.1, 1.1],
+    "importance_updates": [0],
+    "target_entropy": [float("inf")],
+    "entropy_share": [-0.1, 1.1],
+    "temperature_lr": [0.0],
 }
 
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from herdbook.core.exploration import epsilon_greedy, linear_schedule
 from herdbook.core.joint import JointSegments, JointSpec, JointTransitions
 from herdbook.core.joint_actions import JointActions, only_legal
 from herdbook.core.joint_networks import AgentNetworks, JointCritic, StateEncoder, joint_view, rows_present
-from herdbook.core.joint_policy import epsilon_greedy, linear_schedule
 from herdbook.core.networks import GRU
 from herdbook.core.types import Step, tree_map
 from herdbook.marl.independent_q import IndependentQ, IndependentQConfig

@@ -1,0 +1,152 @@
+"""`PrioritisedReplay`: an online replay whose steps are drawn in proportion to a priority (Schaul et al. 2016).
+
+    P(i) = p_i^α / Σ_j p_j^α,   w_i = (N P(i))^−β / max_j w_j
+
+The sums are kept in a binary tree on the host, so that drawing and changing a batch costs a few passes over its depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herdbook.core.types import Array, Transitions, Tree
+from herdbook.datasets.replay import ReplayBuffer
+
+
+class SumTree:
+    """Non-negative numbers, all 0 at first, that can be drawn in proportion to themselves."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.leaves = 1 << max(size - 1, 0).bit_length()
+        self.nodes = np.zeros(2 * self.leaves)  # node k has the children 2k and 2k + 1; leaf i is node leaves + i
+
+    @property
+    def total(self) -> float:
+        return float(self.nodes[1])
+
+    def __getitem__(self, indices: Array) -> Array:
+        values: Array = self.nodes[self.leaves + indices]
+        return values
+
+    def __setitem__(self, indices: Array, values: Any) -> None:
+        nodes = self.leaves + indices
+        self.nodes[nodes] = values
+        while len(nodes) and nodes[0] > 1:
+            nodes = nodes >> 1
+            if len(nodes) > 1:
+                nodes = np.unique(nodes)
+            self.nodes[nodes] = self.nodes[2 * nodes] + self.nodes[2 * nodes + 1]
+
+    def find(self, heights: Array) -> Array:
+        """The first index up to which the numbers sum to more than each height in [0, total)."""
+        nodes, heights = np.ones(len(heights), dtype=np.int64), heights.copy()
+        while nodes[0] < self.leaves:
+            left = 2 * nodes
+            below = self.nodes[left]
+            right = (heights >= below) & (self.nodes[left + 1] > 0)  # rounding never leads to a number of 0
+            heights -= np.where(right, below, 0)
+            nodes = left + right
+        indices: Array = nodes - self.leaves
+        return indices
+
+
+class PrioritisedReplay:
+    """An online replay for one seed, drawn by priority; new steps have the largest that was ever given.
+
+    exponent: α; 0 draws uniformly.
+    """
+
+    def __init__(self, replay: ReplayBuffer, exponent: float = 0.6) -> None:
+        if replay.rings is None:
+            raise TypeError("expected an online replay (ReplayBuffer.online), got an offline one")
+        self.replay, self.rings, self.exponent = replay, replay.rings, exponent
+        self.tree = SumTree(self.rings.steps * self.rings.lanes)
+        self.largest = 1.0
+
+    def __len__(self) -> int:
+        return len(self.replay)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables."""
+        return self.replay.nbytes + self.tree.nodes.nbytes
+
+    def add(
+        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
+    ) -> None:
+        """As `ReplayBuffer.add`."""
+        oldest = self.rings.first
+        self.replay.add(observations, actions, rewards, terminated, truncated, next_observations)
+        self.tree[self._entries(oldest, self.rings.first)] = 0  # they cannot be drawn any more
+        self.tree[self._entries(self.rings.added - 1, self.rings.added)] = self.largest**self.exponent
+
+    def cut(self, lanes: Array) -> None:
+        """As `ReplayBuffer.cut`."""
+        self.replay.cut(lanes)
+
+    def _entries(self, first: int, last: int) -> Array:
+        """The entries of all lanes of the steps with these numbers."""
+        positions = np.arange(first, last) % self.rings.steps
+        entries: Array = (positions[:, None] * self.rings.lanes + np.arange(self.rings.lanes)).reshape(-1)
+        return entries
+
+    def sample(
+        self,
+        batch_size: int,
+        generators: Sequence[torch.Generator],
+        *,
+        discount: float,
+        n_step: int = 1,
+        importance_exponent: float = 1.0,
+    ) -> Transitions:
+        """Transitions `[B, …]` with their `indices` and `weights`; one from each of B equal parts of the total.
+
+        importance_exponent: β.
+
+        Raises ValueError for more than one generator, and for a replay that holds nothing.
+        """
+        if len(generators) != 1:
+            raise ValueError(f"expected one generator, a replay with priorities is one seed's; got {len(generators)}")
+        if not len(self.replay):
+            raise ValueError("the replay is empty: add steps before sampling")
+        drawn = torch.rand(batch_size, generator=generators[0], device=generators[0].device, dtype=torch.float64)
+        heights = (np.arange(batch_size) + drawn.cpu().numpy()) / batch_size * self.tree.total
+        indices = self.tree.find(heights)
+        shares = self.tree[indices] / self.tree.total
+        weights = (len(self.replay) * shares) ** -importance_exponent
+        entries = torch.from_numpy(indices).to(self.replay.device)
+        batch = self.replay.gather(entries, discount=discount, n_step=n_step)
+        scaled = torch.from_numpy((weights / weights.max()).astype(np.float32)).to(self.replay.device)
+        return replace(batch, indices=entries, weights=scaled)
+
+    def set_priorities(self, indices: Tensor, priorities: Tensor) -> None:
+        """New priorities `[B]` of the steps at `indices` `[B]`; of one that came twice, the last.
+
+        Steps that have left the replay since are passed over.
+        """
+        entries, values = indices.cpu().numpy(), priorities.double().cpu().numpy()
+        there = self.tree[entries] > 0
+        self.largest = max(self.largest, float(values.max()))
+        self.tree[entries[there]] = values[there] ** self.exponent
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that it holds."""
+        filled = self.rings.filled_steps * self.rings.lanes
+        numbers = self.tree.nodes[self.tree.leaves : self.tree.leaves + filled]
+        return {**self.replay.state_dict(), "priorities": torch.from_numpy(numbers.copy()), "largest": self.largest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of a replay that was built alike. Raises ValueError as `ReplayBuffer`."""
+        self.replay.load_state_dict(state)
+        assert self.replay.rings is not None  # see the constructor
+        self.rings, self.largest = self.replay.rings, float(state["largest"])
+        self.tree = SumTree(self.tree.size)
+        numbers = state["priorities"].cpu().numpy()
+        self.tree[np.arange(len(numbers))] = numbers

@@ -1,0 +1,147 @@
+"""Soft actor-critic for discrete actions (Christodoulou 2019, arXiv:1910.07207): every expectation is a sum.
+
+V̄(s) = Σ_a π(a|s) [min_i Q̄_i(s, a) − α log π(a|s)]                     (1)
+L_Q  = Σ_i mean (Q_i(s, a) − y)²,   y = r + γ V̄(s′)                     (2)
+L_π  = mean Σ_a π(a|s) [α log π(a|s) − min_i Q_i(s, a)]                 (3)
+L_α  = log α · mean [H(π(·|s)) − H̄],   H̄ = h log |A|                    (4)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.distributions import Categorical
+from herdbook.core.exploration import updates_after
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.networks import Head, Scalar
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscreteSACConfig:
+    """Settings of discrete SAC; the paper's are those of Atari, these are ours for vectors."""
+
+    algorithm: ClassVar[str] = "discrete_sac"
+    discount: float = 0.99  # γ
+    tau: float = 0.005  # speed of the target critics
+    initial_temperature: float = 1.0  # α at the start …
+    tune_temperature: bool = True  # … and by eq. 4 after, else for ever
+    entropy_share: float = 0.3  # h, eq. 4: the target entropy as a share of the uniform policy's; the paper: 0.98
+    batch_size: int = 64
+    actor_lr: float = 1e-3
+    critic_lr: float = 1e-3
+    temperature_lr: float = 1e-3
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    n_step: int = 1  # rewards summed before bootstrapping
+    warmup_steps: int = 1_000  # before the first update
+    updates_per_step: float = 0.5  # of the environment
+    replay_steps: int = 100_000
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
+        require(self, initial_temperature=POSITIVE, entropy_share=UNIT, batch_size=COUNT, hidden_sizes=COUNT)
+        require(self, n_step=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+
+
+def soft_value(q: Tensor, log_probs: Tensor, temperature: Tensor) -> Tensor:
+    """Eq. 1. q: Q_i(s, ·) [critics, B, n]; log_probs: log π(·|s) [B, n] → [B]."""
+    return (log_probs.exp() * (q.amin(0) - temperature * log_probs)).sum(-1)
+
+
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B]."""
+    return (q - target).square().mean(-1).sum()
+
+
+def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
+    """Eq. 4. log_temperature: log α []; entropy: H(π(·|s)) [B]."""
+    return (log_temperature * (entropy.detach() - target_entropy)).mean()
+
+
+class DiscreteSAC:
+    """`networks` may replace `actor` ([B, …] → logits [B, n]) and `critic` ([B, …] → Q_i [critics, B, n])."""
+
+    action_space: ClassVar[ActionKind] = "discrete"
+    round_steps: ClassVar[int] = 1
+    num_envs: ClassVar[int] = 1
+
+    def __init__(self, config: DiscreteSACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        self.scaling = Scaling(spec, device=setup.get("device", "cpu"))
+        space, size = spec.observation_space, self.scaling.action_size
+        self.target_entropy = c.entropy_share * math.log(size)
+        self.learner = Learner(
+            {
+                "actor": lambda: Head(space, size, c.hidden_sizes),
+                "critic": lambda: Head(space, size, c.hidden_sizes, copies=2),
+                "temperature": lambda: Scalar(math.log(c.initial_temperature)),  # log α
+            },
+            {
+                "critic": Adam(lr=c.critic_lr),
+                "actor": Adam(lr=c.actor_lr),
+                "temperature": Adam(lr=c.temperature_lr),
+            },
+            targets=("critic",),
+            **setup,
+        )
+        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.log_temperature = self.learner.networks["temperature"]
+        self.actor_optimisers = ("actor", "temperature") if c.tune_temperature else ("actor",)
+
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
+        c = self.config
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+
+    def update(self, batch: Transitions) -> Metrics:
+        batch = self.scaling(batch)
+        self.learner.updates += 1
+        metrics = self.learner.step("critic", self.critic_objective, batch)
+        metrics |= self.learner.step(self.actor_optimisers, self.actor_objective, batch)
+        self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def critic_objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            temperature = self.log_temperature(params["temperature"]).exp()
+            next_log_probs = self.actor(params["actor"], batch.next_observations).log_softmax(-1)  # [B, n]
+            next_q = self.critic(params.target["critic"], batch.next_observations)  # [2, B, n]
+            target = batch.rewards + batch.discounts * soft_value(next_q, next_log_probs, temperature)  # eq. 1, 2
+        q = self.critic(params["critic"], batch.observations)  # [2, B, n]
+        chosen = q.gather(-1, batch.actions[None, :, None].expand(len(q), -1, 1)).squeeze(-1)  # [2, B]
+        return critic_loss(chosen, target), {"q": chosen.mean()}  # eq. 2
+
+    def actor_objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
+        log_temperature = self.log_temperature(params["temperature"])
+        temperature = log_temperature.detach().exp()
+        log_probs = self.actor(params["actor"], batch.observations).log_softmax(-1)  # [B, n]
+        q = self.critic(params["critic"], batch.observations)  # [2, B, n]
+        loss = -soft_value(q, log_probs, temperature).mean()  # eq. 3
+        entropy = -(log_probs.exp() * log_probs).sum(-1)  # [B]
+        if self.config.tune_temperature:
+            loss = loss + temperature_loss(log_temperature, entropy, self.target_entropy)  # eq. 4
+        return loss, {"entropy": entropy.mean(), "temperature": temperature}
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """The most probable action, or a sample; `step` changes nothing."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        return FeedForwardPolicy(self.scaling, lambda o: Categorical(self.actor(actor, o)), deterministic=deterministic)
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """How many updates should have been made after so many environment steps."""
+        return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

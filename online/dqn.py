@@ -1,0 +1,173 @@
+"""DQN (Mnih et al. 2015) and what was added to it, each an option.
+
+    y = R + γⁿ Q̄(s′, argmax_a Q̄(s′, a))                                    (1)  Mnih et al. 2015
+    y = R + γⁿ Q̄(s′, argmax_a Q(s′, a))                                    (2)  double: van Hasselt et al. 2016
+    Q(s, a) = V(s) + A(s, a) − mean_a′ A(s, a′)                            (3)  dueling: Wang et al. 2016
+    P(i) = p_i^α / Σ_j p_j^α,   p_i = |δ_i| + 1e-6,   w_i = (N P(i))^−β    (4)  prioritised: Schaul et al. 2016
+    L = mean w_i huber(δ_i),   δ_i = Q(s, a) − y                           (5)
+
+R is the sum of n discounted rewards, s′ the observation after them (n-step: Sutton & Barto 2018, 7.1); an episode that
+ends before shortens it. The weights of (4) are divided by the largest in the batch, and β grows to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Unpack
+
+import torch
+import torch.nn.functional as F
+from gymnasium import Space
+from torch import Tensor, nn
+
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.exploration import epsilon_greedy, linear_schedule, updates_after
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.networks import MLP, Encoder, Head
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.types import Metrics, Policy, Spec, Transitions, Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNConfig:
+    """Settings of DQN; the defaults are ours for vectors, the papers train on Atari."""
+
+    algorithm: ClassVar[str] = "dqn"
+    double_q: bool = True  # eq. 2, else eq. 1
+    dueling: bool = False  # eq. 3
+    prioritised: bool = False  # eq. 4, else uniform
+    priority_exponent: float = 0.6  # α, eq. 4
+    importance_exponent: float = 0.4  # β at the start, eq. 4
+    importance_updates: int | None = None  # updates over which β grows to 1; by default those of the whole run
+    n_step: int = 1
+    discount: float = 0.99  # γ
+    batch_size: int = 64
+    lr: float = 1e-3
+    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
+    target_period: int = 200  # updates between moves of the target network …
+    tau: float = 1.0  # … by this much: 1 copies it; soft targets are target_period=1, tau=0.005
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    epsilon_start: float = 1.0  # ε of exploration at environment step 0 …
+    epsilon_end: float = 0.05  # … and after
+    epsilon_steps: int = 10_000  # environment steps of linear decay between the two
+    warmup_steps: int = 1_000  # before the first update
+    updates_per_step: float = 0.5  # of the environment
+    replay_steps: int = 100_000
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
+        require(self, priority_exponent=UNIT, importance_exponent=UNIT, importance_updates=COUNT, n_step=COUNT)
+        require(self, target_period=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT)
+        require(self, epsilon_steps=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+
+    def for_run(self, steps: int) -> DQNConfig:
+        """The config of a run of so many environment steps: β grows over all its updates."""
+        if self.importance_updates is not None:
+            return self
+        return replace(self, importance_updates=max(updates_after(steps, self.warmup_steps, self.updates_per_step), 1))
+
+
+def td_errors(q: Tensor, actions: Tensor, target: Tensor) -> Tensor:
+    """δ of eq. 5. q: Q(s, ·) [B, n]; actions: indices [B]; target: y [B] → [B]."""
+    return q.gather(-1, actions.unsqueeze(-1)).squeeze(-1) - target
+
+
+def td_loss(errors: Tensor, weights: Tensor | None) -> Tensor:
+    """Eq. 5. errors: δ [B]; weights: [B], None for 1 → []."""
+    losses = F.huber_loss(errors, torch.zeros_like(errors), reduction="none")
+    return losses.mean() if weights is None else (weights * losses).mean()
+
+
+def q_target(rewards: Tensor, discounts: Tensor, chooser: Tensor, target_q: Tensor) -> Tensor:
+    """Eq. 1 or 2: the best action of `chooser`, valued by the target network. [B], [B], [B, n], [B, n] → [B]."""
+    best = chooser.argmax(-1, keepdim=True)
+    return rewards + discounts * target_q.gather(-1, best).squeeze(-1)
+
+
+class DuelingHead(nn.Module):
+    """Eq. 3, with a hidden stream for each part: [B, …] → [B, n]."""
+
+    def __init__(self, space: Space[Any], actions: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        *shared, last = hidden_sizes
+        self.encoder = Encoder(space)
+        self.shared = MLP(self.encoder.size, shared[-1], shared[:-1]) if shared else None
+        size = shared[-1] if shared else self.encoder.size
+        self.value, self.advantage = MLP(size, 1, (last,)), MLP(size, actions, (last,))
+
+    def forward(self, observations: Tree) -> Tensor:
+        features = self.encoder(observations)
+        features = features if self.shared is None else self.shared(features).relu()
+        advantages = self.advantage(features)
+        q: Tensor = self.value(features) + advantages - advantages.mean(-1, keepdim=True)
+        return q
+
+
+class DQN:
+    """`networks` may replace `critic`: [B, …] → Q [B, n]."""
+
+    action_space: ClassVar[ActionKind] = "discrete"
+    round_steps: ClassVar[int] = 1
+    num_envs: ClassVar[int] = 1
+
+    def __init__(self, config: DQNConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        self.scaling = Scaling(spec, device=setup.get("device", "cpu"))
+        head = DuelingHead if c.dueling else Head
+        self.learner = Learner(
+            {"critic": lambda: head(spec.observation_space, self.scaling.action_size, c.hidden_sizes)},
+            {"critic": Adam(lr=c.lr, max_grad_norm=c.max_grad_norm)},
+            targets=("critic",),
+            **setup,
+        )
+        self.critic = self.learner.networks["critic"]
+
+    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Transitions:
+        c = self.config
+        if not c.prioritised:
+            batch: Transitions = replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+            return batch
+        importance = linear_schedule(c.importance_exponent, 1.0, c.importance_updates or 1, self.learner.updates)
+        batch = replay.sample(
+            c.batch_size, generators, discount=c.discount, n_step=c.n_step, importance_exponent=importance
+        )
+        return batch
+
+    def update(self, batch: Transitions) -> Metrics:
+        self.learner.updates += 1
+        metrics = self.learner.step("critic", self.objective, self.scaling(batch))
+        if self.learner.updates % self.config.target_period == 0:
+            self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
+        q = self.critic(params["critic"], batch.observations)  # [B, n]
+        with torch.no_grad():
+            target_q = self.critic(params.target["critic"], batch.next_observations)  # [B, n]
+            chooser = self.critic(params["critic"], batch.next_observations) if self.config.double_q else target_q
+            target = q_target(batch.rewards, batch.discounts, chooser, target_q)  # eq. 1, 2
+        errors = td_errors(q, batch.actions, target)  # [B]
+        metrics = {"q": q.mean()} | ({"priorities": errors.abs() + 1e-6} if self.config.prioritised else {})  # eq. 4
+        return td_loss(errors, batch.weights), metrics  # eq. 5
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule)."""
+        c = self.config
+        critic = self.learner.parameters_of("critic", seed_index)
+        epsilon = 0.0 if deterministic else linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, step)
+        return FeedForwardPolicy(
+            self.scaling, lambda o: epsilon_greedy(self.critic(critic, o), None, epsilon), deterministic=deterministic
+        )
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """How many updates should have been made after so many environment steps."""
+        return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

@@ -1,0 +1,157 @@
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv:1812.05905), its temperature tuned or fixed.
+
+    y   = r + γ [min_i Q̄_i(s′, a′) − α log π(a′|s′)],   a′ ~ π(·|s′)        (1)
+    L_Q = Σ_i mean (Q_i(s, a) − y)²                                         (2)
+    L_π = mean [α log π(a|s) − min_i Q_i(s, a)],   a ~ π(·|s)               (3)
+    L_α = −log α · mean [log π(a|s) + H̄],   H̄ = −dim A                      (4)
+
+(4) is in log α where the paper has α, as in its authors' code; where α is fixed it is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, FINITE, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.exploration import uniform_box, updates_after
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig:
+    """Settings of SAC; the defaults are the paper's, with a warm-up for the smaller tasks."""
+
+    algorithm: ClassVar[str] = "sac"
+    discount: float = 0.99  # γ
+    tau: float = 0.005  # speed of the target critics
+    initial_temperature: float = 1.0  # α at the start …
+    tune_temperature: bool = True  # … and by eq. 4 after, else for ever
+    target_entropy: float | None = None  # H̄; None: −dim A
+    batch_size: int = 256
+    actor_lr: float = 3e-4
+    critic_lr: float = 3e-4
+    temperature_lr: float = 3e-4
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    n_step: int = 1  # rewards summed before bootstrapping
+    warmup_steps: int = 1_000  # of uniform actions, before the first update; the paper: 10,000 on HalfCheetah and Ant
+    updates_per_step: float = 1.0  # of the environment
+    replay_steps: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
+        require(self, initial_temperature=POSITIVE, batch_size=COUNT, hidden_sizes=COUNT, n_step=COUNT)
+        require(self, target_entropy=FINITE)
+        require(self, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+
+
+def soft_target(rewards: Tensor, discounts: Tensor, q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
+    """Eq. 1. rewards, discounts: [B]; q: Q̄_i(s′, a′) [critics, B]; log_prob: log π(a′|s′) [B] → [B]."""
+    return rewards + discounts * (q.amin(0) - temperature * log_prob)
+
+
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B]."""
+    return (q - target).square().mean(-1).sum()
+
+
+def actor_loss(q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
+    """Eq. 3. q: Q_i(s, a) [critics, B]; log_prob: log π(a|s) [B]."""
+    return (temperature * log_prob - q.amin(0)).mean()
+
+
+def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
+    """Eq. 4. log_temperature: log α []; log_prob: log π(a|s) [B]."""
+    return -(log_temperature * (log_prob.detach() + target_entropy)).mean()
+
+
+class SAC:
+    """`networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (→ [critics, B])."""
+
+    action_space: ClassVar[ActionKind] = "box"
+    round_steps: ClassVar[int] = 1
+    num_envs: ClassVar[int] = 1
+
+    def __init__(self, config: SACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        self.scaling = Scaling(spec, device=setup.get("device", "cpu"))
+        space, size = spec.observation_space, self.scaling.action_size
+        self.target_entropy = -float(size) if c.target_entropy is None else c.target_entropy
+        self.learner = Learner(
+            {
+                "actor": lambda: SquashedGaussianActor(space, size, c.hidden_sizes),
+                "critic": lambda: Critic(space, size, c.hidden_sizes),
+                "temperature": lambda: Scalar(math.log(c.initial_temperature)),  # log α
+            },
+            {
+                "critic": Adam(lr=c.critic_lr),
+                "actor": Adam(lr=c.actor_lr),
+                "temperature": Adam(lr=c.temperature_lr),
+            },
+            targets=("critic",),
+            **setup,
+        )
+        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.log_temperature = self.learner.networks["temperature"]
+        self.actor_optimisers = ("actor", "temperature") if c.tune_temperature else ("actor",)
+
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
+        c = self.config
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+
+    def update(self, batch: Transitions) -> Metrics:
+        batch = self.scaling(batch)
+        self.learner.updates += 1
+        shape = batch.actions.shape[-2:]  # [B, A]
+        metrics = self.learner.step("critic", self.critic_objective, batch, self.learner.normal(*shape))
+        metrics |= self.learner.step(self.actor_optimisers, self.actor_objective, batch, self.learner.normal(*shape))
+        self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def critic_objective(self, params: Params, batch: Transitions, noise: Tensor) -> tuple[Tensor, Metrics]:
+        with torch.no_grad():
+            temperature = self.log_temperature(params["temperature"]).exp()
+            policy = self.actor(params["actor"], batch.next_observations)
+            next_actions, log_prob = policy.rsample_with_log_prob(noise)  # [B, A], [B]
+            next_q = self.critic(params.target["critic"], batch.next_observations, next_actions)  # [2, B]
+            target = soft_target(batch.rewards, batch.discounts, next_q, log_prob, temperature)  # eq. 1
+        q = self.critic(params["critic"], batch.observations, batch.actions)  # [2, B]
+        return critic_loss(q, target), {"q": q.mean()}  # eq. 2
+
+    def actor_objective(self, params: Params, batch: Transitions, noise: Tensor) -> tuple[Tensor, Metrics]:
+        log_temperature = self.log_temperature(params["temperature"])
+        temperature = log_temperature.detach().exp()
+        actions, log_prob = self.actor(params["actor"], batch.observations).rsample_with_log_prob(noise)
+        loss = actor_loss(self.critic(params["critic"], batch.observations, actions), log_prob, temperature)  # eq. 3
+        metrics = {"entropy": -log_prob.mean(), "temperature": temperature}
+        if self.config.tune_temperature:
+            loss = loss + temperature_loss(log_temperature, log_prob, self.target_entropy)  # eq. 4
+        return loss, metrics
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """tanh of the mean, or the squashed Gaussian: as at environment step `step`, which may be in the warm-up."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        if not deterministic and step is not None and step < self.config.warmup_steps:
+            size = self.scaling.action_size
+            return FeedForwardPolicy(self.scaling, lambda o: uniform_box(o, size), deterministic=False)
+        return FeedForwardPolicy(self.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """How many updates should have been made after so many environment steps."""
+        return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

@@ -1,0 +1,131 @@
+"""TD3 (Fujimoto et al. 2018, arXiv:1802.09477): DDPG with twin critics, delayed actors and smoothed targets.
+
+y   = r + γ min_i Q̄_i(s′, clip(π̄(s′) + ε)),   ε = clip(σ·N(0, 1), −c, c)        (1)
+L_Q = Σ_i mean (Q_i(s, a) − y)²                                                 (2)
+L_π = −mean Q_1(s, π(s))                                                        (3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.distributions import Deterministic
+from herdbook.core.exploration import gaussian_noise, uniform_box, updates_after
+from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.networks import Critic, DeterministicActor
+from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD3Config:
+    """Settings of TD3; the defaults are the authors' code's, with the paper's warm-up of the smaller tasks."""
+
+    algorithm: ClassVar[str] = "td3"
+    discount: float = 0.99  # γ
+    tau: float = 0.005  # speed of the targets
+    policy_noise: float = 0.2  # σ, eq. 1
+    noise_clip: float = 0.5  # c, eq. 1
+    policy_delay: int = 2  # critic updates per update of actor and targets
+    exploration_noise: float = 0.1  # σ of N(0, σ²) on actions in [−1, 1]
+    batch_size: int = 256
+    actor_lr: float = 3e-4
+    critic_lr: float = 3e-4
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    n_step: int = 1  # rewards summed before bootstrapping
+    warmup_steps: int = 1_000  # of uniform actions, before the first update; the paper: 10,000 on HalfCheetah and Ant
+    updates_per_step: float = 1.0  # of the environment
+    replay_steps: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, n_step=COUNT)
+        require(self, policy_delay=COUNT, batch_size=COUNT, hidden_sizes=COUNT, noise_clip=LIMIT)
+        require(self, policy_noise=NOT_NEGATIVE, exploration_noise=NOT_NEGATIVE)
+        require(self, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+
+
+def critic_loss(q: Tensor, target: Tensor) -> Tensor:
+    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B]."""
+    return (q - target).square().mean(-1).sum()
+
+
+class TD3:
+    """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [critics, B])."""
+
+    action_space: ClassVar[ActionKind] = "box"
+    round_steps: ClassVar[int] = 1
+    num_envs: ClassVar[int] = 1
+
+    def __init__(self, config: TD3Config, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        self.scaling = Scaling(spec, device=setup.get("device", "cpu"))
+        space, size = spec.observation_space, self.scaling.action_size
+        self.learner = Learner(
+            {
+                "actor": lambda: DeterministicActor(space, size, c.hidden_sizes),
+                "critic": lambda: Critic(space, size, c.hidden_sizes),
+            },
+            {"critic": Adam(lr=c.critic_lr), "actor": Adam(lr=c.actor_lr)},
+            targets=("actor", "critic"),
+            **setup,
+        )
+        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
+        c = self.config
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+
+    def update(self, batch: Transitions) -> Metrics:
+        batch = self.scaling(batch)
+        self.learner.updates += 1
+        noise = self.learner.normal(*batch.actions.shape[-2:])
+        metrics = self.learner.step("critic", self.critic_objective, batch, noise)
+        if self.learner.updates % self.config.policy_delay == 0:
+            metrics |= self.learner.step("actor", self.actor_objective, batch)
+            self.learner.move_targets(self.config.tau)
+        return metrics
+
+    def critic_objective(self, params: Params, batch: Transitions, noise: Tensor) -> tuple[Tensor, Metrics]:
+        c = self.config
+        with torch.no_grad():
+            noise = (c.policy_noise * noise).clamp(-c.noise_clip, c.noise_clip)
+            next_actions = (self.actor(params.target["actor"], batch.next_observations) + noise).clamp(-1, 1)  # [B, A]
+            next_q = self.critic(params.target["critic"], batch.next_observations, next_actions).amin(0)  # [B]
+            target = batch.rewards + batch.discounts * next_q  # eq. 1
+        q = self.critic(params["critic"], batch.observations, batch.actions)  # [2, B]
+        return critic_loss(q, target), {"q": q.mean()}  # eq. 2
+
+    def actor_objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
+        actions = self.actor(params["actor"], batch.observations)  # [B, A]
+        first = self.critic.first_copy(params["critic"])
+        return -self.critic(first, batch.observations, actions)[0].mean(), {}  # eq. 3
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """The actor, or with its noise: as at environment step `step`, which may be in the warm-up."""
+        c, actor = self.config, self.learner.parameters_of("actor", seed_index)
+        if deterministic:
+            return FeedForwardPolicy(self.scaling, lambda o: Deterministic(self.actor(actor, o)))
+        if step is not None and step < c.warmup_steps:
+            size = self.scaling.action_size
+            return FeedForwardPolicy(self.scaling, lambda o: uniform_box(o, size), deterministic=False)
+        return FeedForwardPolicy(
+            self.scaling, lambda o: gaussian_noise(self.actor(actor, o), c.exploration_noise), deterministic=False
+        )
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """How many updates should have been made after so many environment steps."""
+        return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(state)

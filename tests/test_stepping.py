@@ -1,0 +1,432 @@
+"""Learning step by step with one agent: rollouts that go on, exact resume, failures, and the command."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import herdbook
+from herdbook.cli.api import resume
+from herdbook.cli.catalogue import UserError
+from herdbook.cli.main import main
+from herdbook.core.book import Book
+from herdbook.core.environments import EnvironmentUnavailable
+from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, RandomPolicy, Rollout, Stepped, fixed_episodes
+from herdbook.core.runs import JSONLines, Run, RunFailed
+from herdbook.core.stepping import Steps
+from herdbook.core.types import Spec
+from herdbook.datasets.replay import ReplayBuffer
+from herdbook.online.dqn import DQN, DQNConfig
+from herdbook.online.sac import SAC, SACConfig
+
+SMALL: dict[str, Any] = {"hidden_sizes": (8, 8), "batch_size": 8, "warmup_steps": 20, "replay_steps": 150}
+CADENCE = {"log_every": 20, "evaluate_every": 70, "checkpoint_every": 50}
+FILES = ("metrics.jsonl", "evaluations.jsonl")
+RUNS: dict[str, dict[str, Any]] = {
+    "dqn": {"env": "CartPole-v1", "num_envs": 3, "prioritised": True, "n_step": 3, "epsilon_steps": 100},
+    "sac": {"env": "Pendulum-v1"},
+    "td3": {"env": "HalfCheetah-v5", "num_envs": 2},
+}
+
+
+class Counter(gymnasium.Env[Any, Any]):
+    """Observations are (episode's seed, step); step `breaks` fails where the seed is a multiple of `every`."""
+
+    observation_space: Any = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space: Any = spaces.Discrete(2)
+
+    def __init__(self, every: int = 0, breaks: int = 3, nan: bool = False, length: int = 6) -> None:
+        self.every, self.breaks, self.nan, self.length = every, breaks, nan, length
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        assert seed is not None
+        self.seed, self.t = seed % 1000, 0  # numbers that float32 holds
+        if self._broken(0):
+            raise RuntimeError("it broke")
+        return self._look(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        if self._broken(self.t):
+            if not self.nan:
+                raise RuntimeError("it broke")
+            return self._look(), float("nan"), False, False, {}
+        return self._look(), 1.0, False, self.t == self.length, {}
+
+    def _broken(self, step: int) -> bool:
+        return bool(self.every) and self.seed % self.every == 0 and self.seed > 0 and step == self.breaks
+
+    def _look(self) -> Any:
+        return np.array([self.seed, self.t], np.float64)
+
+
+def go(algorithm: str, path: Path | str = "run", **options: Any) -> Run:
+    """A short run of `RUNS`."""
+    defaults: dict[str, Any] = {"steps": 130, "seeds": (0, 1), "eval_episodes": 1, "quiet": True}
+    chosen = defaults | SMALL | CADENCE | RUNS[algorithm] | options
+    return herdbook.train(algorithm, run_dir=path, **chosen)
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        clocks = ("seconds", "timing.jsonl")
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a if key not in clocks)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def same(a: Run, b: Run) -> bool:
+    """Lines, parameters, replays, and what was played ahead, to the bit."""
+    lines = all((a.path / name).read_bytes() == (b.path / name).read_bytes() for name in FILES)
+    return lines and equal(state_of(a), state_of(b))
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    state = run.checkpoints.load()
+    return {**state, "replay": run.checkpoints.load_replay(state)}
+
+
+# --- rollouts -------------------------------------------------------------------------------------------------------
+
+
+def same_step(a: Stepped, b: Stepped) -> bool:
+    names = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated", "first", "episodes")
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
+def test_a_rollout_goes_on_from_its_state(env: str) -> None:
+    first, second = (EndlessEpisodes(4, 7) for _ in range(2))
+    one, other = Rollout(env, 3, first), Rollout(env, 3, second)
+    policy, noise = RandomPolicy(one.action_space), torch.Generator().manual_seed(0)
+    for _ in range(37):  # in the middle of episodes
+        one.step(policy, noise)
+    second.begun = dict(first.begun)
+    other.load_state_dict(one.state_dict())
+    copied = torch.Generator()
+    copied.set_state(noise.get_state())
+    assert all(same_step(one.step(policy, noise), other.step(policy, copied)) for _ in range(40))
+
+
+def test_an_episode_that_is_replayed_to_elsewhere_is_given_up() -> None:
+    class Moody(Counter):
+        """Every environment counts from a number of its own."""
+
+        made = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            Moody.made += 1
+            self.own = Moody.made
+
+        def _look(self) -> Any:
+            return np.array([self.own, self.t], np.float64)
+
+    lost: list[EnvironmentFailed] = []
+    schedule = EndlessEpisodes(1)
+    one = Rollout(Moody, 1, schedule)
+    policy = RandomPolicy(one.action_space)
+    one.step(policy)
+    with pytest.raises(EnvironmentFailed, match="came to another observation when its actions were replayed"):
+        Rollout(Moody, 1, EndlessEpisodes(1)).load_state_dict(one.state_dict())
+    other = Rollout(Moody, 1, EndlessEpisodes(1), on_failure=lost.append)
+    other.load_state_dict(one.state_dict())
+    stepped = other.step(policy)
+    assert len(lost) == 1 and stepped.cut.tolist() == stepped.first.tolist() == [True]
+
+
+@pytest.mark.parametrize("nan", [False, True])
+def test_an_environment_that_fails_loses_its_episode_and_no_other(nan: bool) -> None:
+    lost: list[EnvironmentFailed] = []
+    rollout = Rollout(lambda: Counter(every=3, nan=nan), 4, EndlessEpisodes(0), on_failure=lost.append)
+    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(60)]
+    assert len(lost) > 5 and all("reset seed" in str(failure) and "step 2" in str(failure) for failure in lost)
+    for lane in range(4):
+        previous = None
+        for stepped in steps:
+            seed, t = stepped.observations[lane]
+            after, over = stepped.next_observations[lane], bool(stepped.truncated[lane])
+            assert after.tolist() == [seed, t + 1]  # never from one episode into another
+            assert stepped.rewards[lane] == 1 and bool(stepped.first[lane]) == (t == 0)
+            if previous is not None:
+                ended, (before, at) = previous
+                goes_on = [before, at] == [seed, t]
+                assert goes_on != (ended or bool(stepped.cut[lane]))
+                assert not stepped.cut[lane] or (before % 3 == 0 and at == 2)
+            previous = (over, after.tolist())
+
+
+def test_a_reset_that_fails_is_passed_over() -> None:
+    lost: list[EnvironmentFailed] = []
+    rollout = Rollout(lambda: Counter(every=2, breaks=0), 2, EndlessEpisodes(3), on_failure=lost.append)
+    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(40)]
+    assert lost and all(s.observations[lane, 0] % 2 for s in steps for lane in range(2))
+    assert not any(s.cut.any() for s in steps)  # nothing had been recorded of those episodes
+
+
+def test_a_schedule_that_runs_out_after_a_failure_ends_the_rollout() -> None:
+    class Broken(Counter):
+        def step(self, action: Any) -> Any:
+            raise RuntimeError("it broke")
+
+    lost: list[EnvironmentFailed] = []
+    rollout = Rollout(Counter, 1, fixed_episodes(1, 5), on_failure=lost.append)
+    rollout.envs = [Broken()]
+    stepped = rollout.step(RandomPolicy(rollout.action_space))
+    assert len(lost) == 1 and not rollout.active and not stepped.active.any()
+
+
+def test_a_carry_forgets_only_the_lanes_that_failed() -> None:
+    class Watch(RandomPolicy):
+        """Its carry counts the steps of an episode."""
+
+        def initial(self, num_envs: int) -> Any:
+            return torch.zeros(num_envs)
+
+        def __call__(self, step: Any, carry: Any, generator: Any = None) -> Any:
+            carry = torch.where(step.reset, 0, carry)
+            assert torch.equal(carry, step.observations[:, 1])
+            return super().__call__(step, carry, generator)[0], carry + 1
+
+    rollout = Rollout(lambda: Counter(every=3), 4, EndlessEpisodes(0), on_failure=lambda failure: None)
+    watch = Watch(rollout.action_space)
+    assert sum(bool(rollout.step(watch).cut.any()) for _ in range(60)) > 3
+
+
+def test_a_step_after_a_cut_is_no_part_of_the_episode_before() -> None:
+    """Three steps of reward 1, 2, 4, the episode given up after the second; γ = ½."""
+    spec = Spec(spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(2))
+    replay = ReplayBuffer.online(spec, 8)
+    flags = np.zeros(1, np.bool_)
+    for number, reward in enumerate((1.0, 2.0, 4.0)):
+        if number == 2:
+            replay.cut(np.array([True]))
+        now = np.array([[10.0 * number]])
+        replay.add(now, np.zeros(1, np.int64), np.array([reward]), flags, flags, now + 1)
+    batch = replay.gather(torch.arange(3), discount=0.5, n_step=3)
+    assert batch.rewards.tolist() == [2.0, 2.0, 4.0]  # 1 + 2/2, 2, 4
+    assert batch.discounts.tolist() == [0.25, 0.5, 0.5]  # bootstrapped, from the observation that followed
+    assert batch.next_observations[:, 0].tolist() == [11.0, 11.0, 21.0]
+    segments = replay.gather_segments(torch.arange(3), 2)
+    assert segments.mask.tolist() == [[True, True], [True, False], [True, False]]
+    assert not segments.terminated.any() and not segments.truncated.any()
+
+
+def test_a_round_comes_back_from_a_checkpoint() -> None:
+    rollout = Rollout(lambda: Counter(every=3), 2, EndlessEpisodes(0), on_failure=lambda failure: None)
+    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(9)]
+    played = Steps(steps, returns=[6.0], lengths=[6], failures=["one"])
+    again = Steps.from_state(played.state_dict())
+    assert all(same_step(a, b) for a, b in zip(played.steps, again.steps, strict=True))
+    assert (again.returns, again.lengths, again.failures, again.policy_failed) == ([6.0], [6], ["one"], None)
+    assert again.count == 18
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "when"),
+    [
+        ("dqn", ("update", 1)),
+        ("dqn", ("update", 31)),
+        ("dqn", ("checkpoint", 3)),
+        ("dqn", ("link", 4)),
+        ("dqn", ("add", 77)),
+        ("sac", ("update", 150)),
+        ("sac", ("line", 9)),
+        ("td3", ("add", 120)),
+        ("td3", ("checkpoint", 2)),
+    ],
+)
+def test_a_run_that_dies_anywhere_resumes_to_the_bit(
+    algorithm: str, when: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from herdbook.cli.catalogue import algorithm_class
+
+    whole = go(algorithm, "whole")
+    kind, number = when
+    owner, name = {
+        "update": (algorithm_class(algorithm), "update"),
+        "checkpoint": (Book, "checkpoint"),
+        "link": (os, "replace"),
+        "line": (JSONLines, "write"),
+        "add": (ReplayBuffer, "add"),
+    }[kind]
+    original, calls = getattr(owner, name), 0
+
+    class Killed(BaseException):
+        """Stands for kill -9: nothing of ours runs after it."""
+
+    def die(*arguments: object, **keywords: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise Killed
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, die)
+    with pytest.raises(Killed):
+        go(algorithm, "cut")
+    monkeypatch.setattr(owner, name, original)
+    cut, continued = resume("cut", quiet=True)
+    assert continued and same(cut, whole)
+
+
+def test_resume_extends_to_the_bit() -> None:
+    whole = go("sac", "whole", steps=200, checkpoint_every=100, evaluate_every=100)
+    go("sac", "part", steps=100, checkpoint_every=100, evaluate_every=100)
+    part, _ = resume("part", steps=200, quiet=True)
+    assert equal(part.checkpoints.load()["state"], whole.checkpoints.load()["state"])
+    assert part.evaluations() == whole.evaluations()
+
+
+def test_updates_keep_to_their_ratio() -> None:
+    run = go("dqn", num_envs=4, steps=100, warmup_steps=20, updates_per_step=0.25, seeds=(0,))
+    state = run.checkpoints.load()
+    assert state["loop"]["members"][0]["steps"] == 100
+    assert state["loop"]["members"][0]["updates"] == 20  # (100 − 20) / 4
+    assert run.config["config"]["importance_updates"] == 20  # β grows over all of them
+
+
+def test_collected_returns_are_those_of_whole_episodes() -> None:
+    run = go("dqn", steps=400, seeds=(0,), evaluate_every=400)
+    line = run.metrics()[-1]
+    assert line["collected/return"] == line["collected/length"] > 5  # CartPole pays 1 a step
+    assert line["collected/lost"] == 0
+
+
+@pytest.mark.parametrize("nan", [False, True])
+def test_a_lost_episode_is_counted_and_the_run_goes_on(nan: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    run = go("dqn", env=lambda: Counter(every=5, nan=nan), steps=300, seeds=(0,), eval_episodes=0, quiet=False)
+    lost = run.metrics()[-1]["collected/lost"]
+    assert lost > 3
+    assert f"an episode is lost ({lost:.0f} so far)" in capsys.readouterr().out
+    state = run.checkpoints.load()
+    replay = run.checkpoints.load_replay(state)["replays"][0]
+    rows = replay["observations"][replay["rows"]]
+    following = replay["observations"][(replay["rows"] + 3) % len(replay["observations"])]
+    assert torch.equal(following, rows + torch.tensor([0.0, 1.0]))  # no transition from one episode into another
+
+
+def test_an_environment_that_keeps_failing_ends_the_run_with_the_cause() -> None:
+    with pytest.raises(RunFailed, match=r"failed in \d+ episodes in a row: .*it broke"):
+        go("dqn", env=lambda: Counter(every=1), num_envs=1, eval_episodes=0)
+    with pytest.raises(EnvironmentFailed, match="it broke"):
+        go("dqn", "other", env=lambda: Counter(every=1, breaks=1), num_envs=1, eval_episodes=0)
+
+
+def test_a_policy_that_fails_stops_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = SAC.update
+
+    def spoil(self: SAC, batch: Any) -> Any:
+        metrics = update(self, batch)
+        if self.learner.seeds == (1,):
+            for value in self.learner.parameters_of("actor").values():
+                value.fill_(float("nan"))
+        return metrics
+
+    monkeypatch.setattr(SAC, "update", spoil)
+    run = go("sac", eval_episodes=0, log_every=130, checkpoint_every=130)
+    stopped = run.checkpoints.load()["stopped"]
+    assert list(stopped) == ["1"] and "not finite" in stopped["1"]["reason"]
+    assert run.metrics()[-1]["seed"] == 0
+
+
+def test_the_command_trains_and_resumes_after_a_real_kill(tmp_path: Path) -> None:
+    words = ["train", "dqn", "--env", "CartPole-v1", "--steps", "1500", "--seeds", "3", "--threads", "1"]
+    words += ["--checkpoint-every", "100", "--eval-episodes", "2", "--hidden-sizes", "16", "--warmup-steps", "50"]
+    words += ["--prioritised"]
+    assert main([*words, "--run-dir", "whole"]) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "herdbook.cli.main", *words, "--run-dir", "cut"], stdout=subprocess.DEVNULL
+    )
+    while not (Path("cut") / "checkpoints" / "step_300").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert main(["resume", "cut"]) == 0
+    assert same(Run("cut"), Run("whole"))
+
+
+def test_what_does_not_fit_one_agent_is_told_in_a_line() -> None:
+    for words, options in (
+        ("is an algorithm for one agent", {"learn": ("a",)}),
+        ("expected 0, DQN steps its environments itself; got 2", {"workers": 2}),
+        ("expected none where rewards are an environment's", {"reward_transform": "minus_one"}),
+        ("observation_keys chooses parts of a Dict", {"observation_keys": ("a",)}),
+        ("capacity of at least one step a lane", {"replay_steps": 2, "num_envs": 3}),
+    ):
+        with pytest.raises(UserError, match=words):
+            go("dqn", **options)
+    with pytest.raises(EnvironmentUnavailable, match="has many agents"):
+        go("dqn", env="mpe2/simple_spread_v3")
+    with pytest.raises(UserError, match=r"expected discrete actions.*ddpg, td3 or sac"):
+        go("dqn", env="Pendulum-v1")
+    with pytest.raises(UserError, match=r"expected continuous \(Box\) actions.*dqn or discrete_sac"):
+        go("sac", env="CartPole-v1")
+    with pytest.raises(UserError, match="learns in an environment: give --env"):
+        herdbook.train("sac", dataset="classic/pendulum", run_dir="run")
+    assert not Path("run").exists()
+
+
+def test_an_unbounded_action_space_is_refused() -> None:
+    class Unbounded(Counter):
+        action_space = spaces.Box(-np.inf, np.inf, (1,))
+
+    with pytest.raises(UserError, match="expected bounded actions"):
+        go("sac", env=Unbounded)
+
+
+def test_a_dict_observation_is_learned_from_in_parts() -> None:
+    class Parts(Counter):
+        observation_space = spaces.Dict({"seed": spaces.Box(-1, 1e3, (1,)), "step": spaces.Box(0, 9, (1,))})
+
+        def _look(self) -> Any:
+            return {"seed": np.zeros(1, np.float32), "step": np.array([self.t], np.float32)}
+
+    run = go("dqn", env=Parts, observation_keys=("step",), seeds=(0,))
+    assert run.checkpoints.load()["state"]["seed_by_seed"][0]["online"]["critic"]["mlp.layers.0.weight"].shape[-1] == 1
+
+
+def test_a_trained_policy_is_loaded_and_acts() -> None:
+    run = go("sac", seeds=(0,))
+    actor = herdbook.load(run.path)
+    assert spaces.Box(-2, 2, (1,)).contains(actor.act(np.zeros(3, np.float32)))
+    assert json.loads((run.path / "config.json").read_text())["environment"]["id"] == "Pendulum-v1"
+
+
+def test_warm_up_is_uniform_and_exploration_follows_its_schedule() -> None:
+    spec = Spec(spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
+    dqn = DQN(DQNConfig(epsilon_start=1.0, epsilon_end=0.2, epsilon_steps=10, hidden_sizes=(4,)), spec)
+    rollout = Rollout("CartPole-v1", 1, EndlessEpisodes(0))
+    seen: Any = None
+
+    class Look(RandomPolicy):
+        def __call__(self, step: Any, carry: Any, generator: Any = None) -> Any:
+            nonlocal seen
+            seen = step
+            return super().__call__(step, carry, generator)
+
+    rollout.step(Look(rollout.action_space))
+    for step, least in ((0, 0.5), (5, 0.3), (10, 0.1), (None, 0.1)):
+        probs = dqn.policy(deterministic=False, step=step).distribution(seen, None)[0].probs  # type: ignore[attr-defined]  # discrete
+        assert float(probs.min()) == pytest.approx(least)
+    sac = SAC(SACConfig(warmup_steps=5, hidden_sizes=(4,)), Spec(spec.observation_space, spaces.Box(-2, 2, (1,))))
+    warm = sac.policy(deterministic=False, step=4).distribution(seen, None)[0]
+    assert float(warm.log_prob(torch.tensor([[1.5]]))) == pytest.approx(-np.log(4))
+    later = sac.policy(deterministic=False, step=5).distribution(seen, None)[0]
+    assert float(later.log_prob(torch.tensor([[1.5]]))) != pytest.approx(-np.log(4))
