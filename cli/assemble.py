@@ -48,6 +48,7 @@ from herdbook.datasets.minari import write_minari
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import transform_rewards
+from herdbook.datasets.rollouts import Rollouts
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.joint import evaluate_joint
 from herdbook.evaluation.scores import find_references, normalised_score
@@ -437,7 +438,9 @@ def make_replays(task: Task, algorithm: Any, options: RunOptions, device: str) -
 
 
 def _step_replay(spec: Spec, algorithm: Any, options: RunOptions, device: str) -> Any:
-    """An empty replay of single steps, drawn by priority where the algorithm is to."""
+    """What its steps go into: the rollout of one that learns on-policy, else a replay, drawn by priority on request."""
+    if getattr(algorithm, "on_policy", False):
+        return Rollouts(device=device, time_limit=options.time_limit)
     c, lanes = algorithm.config, lanes_of(options, algorithm)
     try:
         replay = ReplayBuffer.online(spec, c.replay_steps, lanes, device=device, time_limit=options.time_limit)
@@ -449,7 +452,10 @@ def _step_replay(spec: Spec, algorithm: Any, options: RunOptions, device: str) -
 def make_stepper(task: Task, algorithm: Any, options: RunOptions, device: str) -> Stepper:
     """The environments of every seed, of one agent."""
     assert isinstance(task.spec, Spec) and task.environment is not None
-    lanes = lanes_of(options, algorithm.algorithms[0])
+    first = algorithm.algorithms[0]
+    lanes, most = lanes_of(options, first), getattr(first, "most_envs", None)
+    if most is not None and lanes > most:
+        raise UserError(f"num_envs: expected at most {most} for {type(first).__name__}, got {lanes}")
     return Stepper(task.environment, task.spec, options.seeds, lanes, device)
 
 

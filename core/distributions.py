@@ -76,6 +76,41 @@ class Normal:
 
 
 @dataclass(frozen=True, slots=True)
+class ClippedNormal:
+    """A diagonal Gaussian whose samples are clipped to [−1, 1]. mean, log_std: [*B, A].
+
+    The density is that of the clipped action: at a bound it is the whole mass beyond it (Fujita & Maeda 2018,
+    arXiv:1802.07564), so what was executed is all that a policy gradient needs to know. Entropy and divergence are
+    those before clipping, which have a closed form.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return (self.mean + self.log_std.exp() * _normal_like(self.mean, generator)).clamp(-1, 1)
+
+    def mode(self) -> Tensor:
+        return self.mean.clamp(-1, 1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Of actions [*B, A] in [−1, 1] → [*B]. What lies within 1e-6 of a bound was clipped to it."""
+        inverse_std = (-self.log_std).exp()
+        z = (actions - self.mean) * inverse_std
+        inside = -0.5 * (z.square() + LOG_2PI) - self.log_std
+        beyond = torch.special.log_ndtr(torch.where(actions > 0, -z, z))
+        return torch.where(actions.abs() >= BOUND, beyond, inside).sum(-1)
+
+    def entropy(self) -> Tensor:
+        return (self.log_std + 0.5 * (1 + LOG_2PI)).expand_as(self.mean).sum(-1)
+
+    def divergence(self, other: ClippedNormal) -> Tensor:
+        """KL(self ‖ other) → [*B]."""
+        variance, spread = (2 * self.log_std).exp(), (self.mean - other.mean).square()
+        return (other.log_std - self.log_std + (variance + spread) * (-2 * other.log_std).exp() / 2 - 0.5).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
 class SquashedNormal:
     """tanh of a diagonal Gaussian (Haarnoja et al. 2018, appendix C). mean, log_std: [*B, A] before the squashing."""
 
@@ -124,3 +159,8 @@ class Categorical:
     def entropy(self) -> Tensor:
         log_probs = self.logits.log_softmax(-1)
         return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)
+
+    def divergence(self, other: Categorical) -> Tensor:
+        """KL(self ‖ other) → [*B]."""
+        log_probs = self.logits.log_softmax(-1)
+        return (log_probs.exp() * (log_probs - other.logits.log_softmax(-1))).sum(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -15,18 +15,9 @@ from herdbook.core.exploration import epsilon_greedy
 from herdbook.core.joint import ByKind, JointSegments, JointSpec, JointTransitions
 from herdbook.core.joint_actions import JointActions, only_legal
 from herdbook.core.joint_networks import AgentNetworks, JointCritic, Sharing, row_times, rows_present
-from herdbook.core.learner import Network, Parameters, Setup
+from herdbook.core.learner import Network, Parameters, Setup, check_one_seed
 from herdbook.core.policy import greedy
 from herdbook.core.types import Carry, Distribution, Step, tree_map
-
-
-def check_recurrent_seeds(algorithm: str, seeds: Sequence[int]) -> None:
-    """Raise ValueError for more than one seed: `torch.vmap` has no rule for recurrent networks."""
-    if len(seeds) > 1:
-        raise ValueError(
-            f"{algorithm}: recurrent agents train one seed at a time, got seeds {list(seeds)}; make one for each seed, "
-            "or set recurrent=False"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +181,7 @@ class AgentValues:
         self.last_action, self.horizon, self.agents = settings.last_action, settings.horizon, len(spec.agents)
         self.memory = settings.hidden_sizes[-1] if settings.recurrent else None
         if settings.recurrent:
-            check_recurrent_seeds(settings.algorithm, setup.get("seeds", (0,)))
+            check_one_seed(settings.algorithm, setup, "recurrent agents train", ", or set recurrent=False")
 
     def make(self) -> AgentNetworks:
         """A new module."""

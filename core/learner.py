@@ -55,6 +55,15 @@ class Setup(TypedDict, total=False):
     compile: bool | str  # compile the losses with torch.compile; a string names the backend
 
 
+def check_one_seed(algorithm: str, setup: Setup, why: str, otherwise: str = "") -> None:
+    """Raise ValueError for more than one seed. `why`: who trains one at a time."""
+    seeds = setup.get("seeds", (0,))
+    if len(seeds) > 1:
+        raise ValueError(
+            f"{algorithm}: {why} one seed at a time, got seeds {list(seeds)}; make one for each seed{otherwise}"
+        )
+
+
 class Network:
     """A module as a function of its parameters: `network(params["critic"], observations, actions)`.
 
@@ -118,8 +127,8 @@ class _Optimiser:
         self._step = torch.zeros((), device=self.leaves[0].device)
 
     @torch.no_grad()
-    def apply(self, gradients: Sequence[Tensor], batched: bool) -> None:
-        settings, rate = self.settings, self.settings.lr
+    def apply(self, gradients: Sequence[Tensor], batched: bool, rate_scale: float) -> None:
+        settings, rate = self.settings, self.settings.lr * rate_scale
         if settings.max_grad_norm is not None:
             gradients = clip_per_seed(gradients, settings.max_grad_norm, batched)
         if settings.cosine_updates is not None:
@@ -180,6 +189,7 @@ class Learner:
         self.batched = len(self.seeds) > 1
         self.compile = compile
         self.updates = 0
+        self.rate_scale = 1.0  # of every optimiser: for an algorithm whose rates follow a schedule of its own
         self.generators = [generator(seed, _NOISE, device=self.device) for seed in self.seeds]
         self.networks: dict[str, Network] = {}
         online: dict[str, Parameters] = {}
@@ -223,7 +233,7 @@ class Learner:
         gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         for optimiser in optimisers:
             own, gradients = gradients[: len(optimiser.leaves)], gradients[len(optimiser.leaves) :]
-            optimiser.apply(own, self.batched)
+            optimiser.apply(own, self.batched, self.rate_scale)
         return {f"loss/{names[0]}": loss.detach()} | {key: value.detach() for key, value in metrics.items()}
 
     def _view(self, names: tuple[str, ...]) -> Params:

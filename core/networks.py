@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from herdbook.core.chunked import ROWS, chunked_perceptron
-from herdbook.core.distributions import Normal, SquashedNormal
+from herdbook.core.distributions import Categorical, ClippedNormal, Normal, SquashedNormal
 from herdbook.core.types import Tree
 
 Activation = Callable[[Tensor], Tensor]
@@ -289,11 +289,17 @@ class Head(nn.Module):
     """Encoder and perceptron on observations alone: [B, …] → [B, out], or [copies, B, out]."""
 
     def __init__(
-        self, space: spaces.Space[Any], outputs: int, hidden_sizes: Sequence[int], *, copies: int | None = None
+        self,
+        space: spaces.Space[Any],
+        outputs: int,
+        hidden_sizes: Sequence[int],
+        *,
+        copies: int | None = None,
+        activation: Activation = F.relu,
     ) -> None:
         super().__init__()
         self.encoder = Encoder(space)
-        self.mlp = MLP(self.encoder.size, outputs, hidden_sizes, copies=copies)
+        self.mlp = MLP(self.encoder.size, outputs, hidden_sizes, copies=copies, activation=activation)
 
     def forward(self, observations: Tree) -> Tensor:
         return self.mlp(self.encoder(observations))  # type: ignore[no-any-return]
@@ -375,6 +381,49 @@ class GaussianActor(Head):
     def forward(self, observations: Tree) -> Normal:  # type: ignore[override]
         mean = super().forward(observations).tanh()
         return Normal(mean, self.log_std.clamp(-5, 2).expand_as(mean), clip=True)
+
+
+class OnPolicyActor(Head):
+    """A policy for policy gradients: [B, …] → `Categorical` over n actions, or `ClippedNormal` over a Box.
+
+    tanh units, orthogonal weights, and a last layer a hundredth as large, so that the first policy is nearly uniform,
+    or a standard normal of `initial_std` (Andrychowicz et al. 2021, arXiv:2006.05990). σ does not depend on the state.
+    """
+
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        actions: int,
+        hidden_sizes: Sequence[int],
+        *,
+        discrete: bool,
+        initial_std: float = 1.0,
+    ) -> None:
+        super().__init__(space, actions, hidden_sizes, activation=torch.tanh)
+        orthogonal_(self.mlp, last_gain=0.01)
+        self.log_std = None if discrete else nn.Parameter(torch.full((actions,), math.log(initial_std)))
+
+    def forward(self, observations: Tree) -> Categorical | ClippedNormal:  # type: ignore[override]
+        outputs = super().forward(observations)
+        return Categorical(outputs) if self.log_std is None else ClippedNormal(outputs, self.log_std.expand_as(outputs))
+
+
+class OnPolicyValue(Head):
+    """V(s) beside an `OnPolicyActor`: [B, …] → [B]."""
+
+    def __init__(self, space: spaces.Space[Any], hidden_sizes: Sequence[int]) -> None:
+        super().__init__(space, 1, hidden_sizes, activation=torch.tanh)
+        orthogonal_(self.mlp, last_gain=1.0)
+
+    def forward(self, observations: Tree) -> Tensor:
+        return super().forward(observations).squeeze(-1)
+
+
+def orthogonal_(mlp: MLP, last_gain: float) -> None:
+    """Orthogonal weights of gain √2, in the last layer of `last_gain`, and no biases."""
+    for number, layer in enumerate(mlp.layers, 1):
+        nn.init.orthogonal_(cast(Linear, layer).weight, math.sqrt(2) if number < len(mlp.layers) else last_gain)
+        nn.init.zeros_(cast(Linear, layer).bias)
 
 
 class Scalar(nn.Module):

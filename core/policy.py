@@ -51,6 +51,10 @@ class Scaling:
         else:
             raise ValueError(f"expected Discrete actions or a bounded Box, got {space}")
 
+    def follow(self, mean: Tensor, std: Tensor) -> None:
+        """Standardise by these from now on: [D] each."""
+        self.mean, self.inverse_std = mean.float(), (1 / (std + STD_OFFSET)).float()
+
     def observations(self, raw: Tree) -> Tree:
         """(o − μ) / (σ + 1e-3), or the observations as they are. [*B, D]"""
         return raw if self.mean is None else (raw - self.mean) * self.inverse_std

@@ -1,5 +1,6 @@
 """Learning step by step with one agent: rollouts that go on, exact resume, failures, and the command."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from gymnasium import spaces
 
 import herdbook
 from herdbook.cli.api import resume
-from herdbook.cli.catalogue import UserError
+from herdbook.cli.catalogue import UserError, algorithm_class, config_class
 from herdbook.cli.main import main
 from herdbook.core.book import Book
 from herdbook.core.environments import EnvironmentUnavailable
@@ -35,6 +36,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "dqn": {"env": "CartPole-v1", "num_envs": 3, "prioritised": True, "n_step": 3, "epsilon_steps": 100},
     "sac": {"env": "Pendulum-v1"},
     "td3": {"env": "HalfCheetah-v5", "num_envs": 2},
+    "ppo": {"env": "Pendulum-v1", "num_envs": 3, "rollout_steps": 8, "normalise_observations": True},
+    "reinforce": {"env": "CartPole-v1", "episodes_per_update": 2, "scale_rewards": True},
 }
 
 
@@ -72,7 +75,9 @@ class Counter(gymnasium.Env[Any, Any]):
 def go(algorithm: str, path: Path | str = "run", **options: Any) -> Run:
     """A short run of `RUNS`."""
     defaults: dict[str, Any] = {"steps": 130, "seeds": (0, 1), "eval_episodes": 1, "quiet": True}
-    chosen = defaults | SMALL | CADENCE | RUNS[algorithm] | options
+    known = {field.name for field in dataclasses.fields(config_class(algorithm_class(algorithm)))}
+    small = {name: value for name, value in SMALL.items() if name in known}
+    chosen = defaults | small | CADENCE | RUNS[algorithm] | options
     return herdbook.train(algorithm, run_dir=path, **chosen)
 
 
@@ -249,13 +254,15 @@ def test_a_round_comes_back_from_a_checkpoint() -> None:
         ("sac", ("line", 9)),
         ("td3", ("add", 120)),
         ("td3", ("checkpoint", 2)),
+        ("ppo", ("update", 7)),
+        ("ppo", ("checkpoint", 2)),
+        ("reinforce", ("update", 3)),
+        ("reinforce", ("link", 5)),
     ],
 )
 def test_a_run_that_dies_anywhere_resumes_to_the_bit(
     algorithm: str, when: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from herdbook.cli.catalogue import algorithm_class
-
     whole = go(algorithm, "whole")
     kind, number = when
     owner, name = {
@@ -299,6 +306,16 @@ def test_updates_keep_to_their_ratio() -> None:
     assert state["loop"]["members"][0]["steps"] == 100
     assert state["loop"]["members"][0]["updates"] == 20  # (100 − 20) / 4
     assert run.config["config"]["importance_updates"] == 20  # β grows over all of them
+
+
+def test_a_rollout_is_learned_from_once_and_whole() -> None:
+    run = go("ppo", steps=100, seeds=(0,))
+    state = run.checkpoints.load()
+    assert state["step"] == 100 and state["loop"]["members"][0]["steps"] == 120  # 5 rounds of 3 · 8
+    assert state["loop"]["members"][0]["updates"] == state["state"]["seed_by_seed"][0]["updates"] == 5
+    assert state["state"]["seed_by_seed"][0]["units"]["moments"]["count"] == 120
+    with pytest.raises(UserError, match="expected at most 1 for Reinforce, got 2"):
+        go("reinforce", "other", num_envs=2)
 
 
 def test_collected_returns_are_those_of_whole_episodes() -> None:

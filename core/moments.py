@@ -1,0 +1,77 @@
+"""Running mean and variance, by which observations and rewards are normalised while they are collected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RunningMoments:
+    """Mean and variance of all rows that were ever given (Chan et al. 1983), in double precision.
+
+    shape: of a row.
+    """
+
+    def __init__(self, *shape: int, device: str | torch.device = "cpu") -> None:
+        self.count = 0
+        self.mean = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(shape, dtype=torch.float64, device=device)  # Σ (x − mean)²
+
+    def update(self, rows: Tensor) -> None:
+        """rows: [*B, *shape]."""
+        rows = rows.detach().double().reshape(-1, *self.mean.shape)
+        count, mean = len(rows), rows.mean(0)
+        total, difference = self.count + count, mean - self.mean
+        self.squares = self.squares + (rows - mean).square().sum(0) + difference.square() * (self.count * count / total)
+        self.mean = self.mean + difference * (count / total)
+        self.count = total
+
+    @property
+    def std(self) -> Tensor:
+        """1 before anything was given, and where all rows are equal."""
+        std = (self.squares / max(self.count, 1)).sqrt()
+        return torch.where(std > 0, std, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError for rows of another shape."""
+        if state["mean"].shape != self.mean.shape:
+            raise ValueError(f"expected moments of shape {list(self.mean.shape)}, got {list(state['mean'].shape)}")
+        self.count = int(state["count"])
+        self.mean, self.squares = (state[name].to(self.mean.device).clone() for name in ("mean", "squares"))
+
+
+class RewardScale:
+    """Divides rewards by the running standard deviation of their discounted sum (Engstrom et al. 2020, appendix A).
+
+    Nothing is subtracted: that would change what is optimal where episodes differ in length.
+    """
+
+    def __init__(self, discount: float, device: str | torch.device = "cpu") -> None:
+        self.discount = discount
+        self.moments = RunningMoments(device=device)
+        self.sums: Tensor | None = None  # of each lane, since its episode began
+
+    def __call__(self, rewards: Tensor, ended: Tensor) -> Tensor:
+        """Take these rewards into account, and scale them. rewards, ended: [lanes, T]."""
+        sums = torch.zeros_like(rewards[:, 0]) if self.sums is None else self.sums
+        seen = []
+        for reward, end in zip(rewards.unbind(1), ended.unbind(1), strict=True):
+            sums = self.discount * sums + reward
+            seen.append(sums)
+            sums = torch.where(end, 0.0, sums)
+        self.sums = sums
+        self.moments.update(torch.stack(seen))
+        return rewards / self.moments.std.to(rewards)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"moments": self.moments.state_dict(), "sums": self.sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.moments.load_state_dict(state["moments"])
+        self.sums = state["sums"]

@@ -1,0 +1,138 @@
+"""What algorithms share that learn from a rollout once: its units, its advantages, and passes over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from herdbook.core.moments import RewardScale, RunningMoments
+from herdbook.core.policy import Scaling
+from herdbook.core.returns import generalised_advantage
+from herdbook.core.types import Segments, Spec, Tree, batch_type, tree_map
+
+
+@batch_type
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """Steps of a rollout in any order, in the networks' units: every field is `[N, …]`."""
+
+    observations: Tree
+    actions: Tensor
+    advantages: Tensor
+    returns: Tensor
+    """What the value should have been: Â + V(s)."""
+    log_probs: Tensor | None = None
+    """log π_old(a|s)."""
+
+
+class UnitSettings(Protocol):
+    """What `Units` reads of an algorithm's config."""
+
+    @property
+    def discount(self) -> float: ...
+    @property
+    def normalise_observations(self) -> bool: ...
+    @property
+    def scale_rewards(self) -> bool: ...
+
+
+class Units:
+    """The units of what a policy sees and earns; those that are learned follow each rollout, after it was learned from.
+
+    Raises ValueError where observations are to be normalised that are not a vector.
+    """
+
+    def __init__(self, spec: Spec, settings: UnitSettings, device: str | torch.device) -> None:
+        self.scaling = Scaling(spec, device=device)
+        self.moments: RunningMoments | None = None
+        if settings.normalise_observations:
+            space = spec.observation_space
+            if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+                raise ValueError(f"normalise_observations: expected a vector, got observations in {space}")
+            self.moments = RunningMoments(*space.shape, device=device)
+        self.reward_scale = RewardScale(settings.discount, device) if settings.scale_rewards else None
+
+    def __call__(self, rollout: Segments) -> Segments:
+        """The rollout in the networks' units, rewards with what they add to the scale."""
+        rewards = rollout.rewards
+        if self.reward_scale is not None:
+            rewards = self.reward_scale(rewards, rollout.terminated | rollout.truncated)
+        return replace(
+            rollout,
+            observations=self.scaling.observations(rollout.observations),
+            actions=self.scaling.actions(rollout.actions),
+            rewards=rewards,
+            next_observations=self.scaling.observations(rollout.next_observations),
+        )
+
+    def follow(self, rollout: Segments) -> None:
+        """Take the observations of a rollout, as the environment gave them, into account from now on."""
+        if self.moments is not None:
+            self.moments.update(rollout.observations)
+            self.scaling.follow(self.moments.mean, self.moments.std)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "moments": None if self.moments is None else self.moments.state_dict(),
+            "reward_scale": None if self.reward_scale is None else self.reward_scale.state_dict(),
+        }
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if the `units` of an algorithm's state are others."""
+        for name, own in self.state_dict().items():
+            saved = state.get("units", {}).get(name, own)
+            if (saved is None) != (own is None):
+                raise ValueError(
+                    f"the state does not fit: its units are {'without' if saved is None else 'with'} {name}"
+                )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        if self.moments is not None:
+            self.moments.load_state_dict(state["moments"])
+            if self.moments.count:
+                self.scaling.follow(self.moments.mean, self.moments.std)
+        if self.reward_scale is not None:
+            self.reward_scale.load_state_dict(state["reward_scale"])
+
+
+def advantages_of(
+    rollout: Segments, value: Callable[[Tree], Tensor], discount: float, trace: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantages, and the returns that they make of the values: [lanes, T] both."""
+    values, next_values = (
+        value(tree_map(lambda leaf: leaf.flatten(0, 1), observations)).view_as(rollout.rewards)
+        for observations in (rollout.observations, rollout.next_observations)
+    )
+    advantages = generalised_advantage(
+        rollout.rewards, rollout.terminated, rollout.truncated, values, next_values, discount, trace
+    )
+    return advantages, advantages + values
+
+
+def steps_of(rollout: Segments, advantages: Tensor, returns: Tensor) -> Experience:
+    """All steps of all lanes, one after the other."""
+    steps: Experience = tree_map(
+        lambda leaf: leaf.flatten(0, 1), Experience(rollout.observations, rollout.actions, advantages, returns)
+    )
+    return steps
+
+
+def minibatches(steps: Experience, size: int, epochs: int, generator: torch.Generator) -> Iterator[Experience]:
+    """Passes over all steps in a new order each, in parts of `size`, of which a pass's last may be smaller."""
+    count = len(steps.advantages)
+    for _ in range(epochs):
+        order = torch.randperm(count, generator=generator, device=generator.device).to(steps.advantages.device)
+        for first in range(0, count, size):
+            part = order[first : first + size]
+            yield tree_map(lambda leaf, part=part: leaf[part], steps)
+
+
+def standardised(advantages: Tensor) -> Tensor:
+    """Less their mean, over their standard deviation. [N] → [N]"""
+    return (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)

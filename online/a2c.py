@@ -1,0 +1,139 @@
+"""Advantage actor-critic, the synchronous form of A3C (Mnih et al. 2016, arXiv:1602.01783).
+
+    L_π = −mean log π(a|s) Â                              (1)
+    L_V = ½ mean (V(s) − R)²,   R = Â + V(s)              (2)
+    L   = L_π + c_V L_V − c_H mean H(π(·|s))              (3)
+
+Â is the generalised advantage (core/returns.py); with λ = 1 it is the paper's, the n-step return less V(s). One step of
+Adam a rollout, where the paper has RMSprop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.exploration import linear_schedule
+from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
+from herdbook.core.networks import OnPolicyActor, OnPolicyValue
+from herdbook.core.on_policy import Experience, Units, advantages_of, standardised, steps_of
+from herdbook.core.policy import FeedForwardPolicy
+from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.types import Metrics, Policy, Segments, Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2CConfig:
+    """Settings of A2C; the defaults are the paper's, but for optimiser and rate."""
+
+    algorithm: ClassVar[str] = "a2c"
+    discount: float = 0.99  # γ
+    trace: float = 1.0  # λ of the advantage
+    value_weight: float = 0.5  # c_V, eq. 3
+    entropy_weight: float = 0.01  # c_H, eq. 3
+    rollout_steps: int = 5  # in each environment, between updates
+    normalise_advantages: bool = False
+    lr: float = 1e-3
+    decay_lr: bool = False  # linearly to 0 …
+    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
+    max_grad_norm: float | None = 0.5  # None: gradients are not clipped
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    initial_std: float = 1.0  # σ of continuous actions in [−1, 1]
+    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
+    scale_rewards: bool = False  # by the running deviation of their discounted sum
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, trace=UNIT, value_weight=NOT_NEGATIVE, entropy_weight=NOT_NEGATIVE)
+        require(self, rollout_steps=COUNT, hidden_sizes=COUNT, decay_steps=COUNT)
+        require(self, lr=POSITIVE, max_grad_norm=POSITIVE, initial_std=POSITIVE)
+
+    def for_run(self, steps: int) -> A2CConfig:
+        """The config of a run of so many environment steps."""
+        return replace(self, decay_steps=max(steps, 1)) if self.decay_lr and self.decay_steps is None else self
+
+
+def policy_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """Eq. 1. log_probs: log π(a|s) [N]; advantages: Â [N] → []."""
+    return -(log_probs * advantages).mean()
+
+
+def value_loss(values: Tensor, returns: Tensor) -> Tensor:
+    """Eq. 2. values: V(s) [N]; returns: R [N] → []."""
+    return 0.5 * (values - returns).square().mean()
+
+
+class A2C:
+    """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` ([B, …] → V [B])."""
+
+    action_space: ClassVar[ActionKind] = "any"
+    on_policy: ClassVar[bool] = True
+    num_envs: ClassVar[int] = 8
+
+    def __init__(self, config: A2CConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_one_seed(c.algorithm, setup, "it trains")
+        self.units = Units(spec, c, setup.get("device", "cpu"))
+        scaling, space = self.units.scaling, spec.observation_space
+        self.learner = Learner(
+            {
+                "actor": lambda: OnPolicyActor(
+                    space, scaling.action_size, c.hidden_sizes, discrete=scaling.discrete, initial_std=c.initial_std
+                ),
+                "critic": lambda: OnPolicyValue(space, c.hidden_sizes),
+            },
+            {"agent": Adam(lr=c.lr, networks=("actor", "critic"), max_grad_norm=c.max_grad_norm)},
+            **setup,
+        )
+        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.round_steps, self.steps = c.rollout_steps, 0
+
+    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Segments:
+        rollout: Segments = replay.take()
+        return rollout
+
+    def update(self, rollout: Segments) -> Metrics:
+        c, critic = self.config, self.learner.parameters_of("critic")
+        self.learner.updates += 1
+        if c.decay_steps is not None:
+            self.learner.rate_scale = linear_schedule(1.0, 0.0, c.decay_steps, self.steps)
+        scaled = self.units(rollout)
+        with torch.no_grad():
+            advantages, returns = advantages_of(scaled, lambda o: self.critic(critic, o), c.discount, c.trace)
+        metrics = self.learner.step("agent", self.objective, steps_of(scaled, advantages, returns))
+        self.units.follow(rollout)
+        self.steps += rollout.rewards.numel()
+        return metrics
+
+    def objective(self, params: Params, batch: Experience) -> tuple[Tensor, Metrics]:
+        c = self.config
+        advantages = standardised(batch.advantages) if c.normalise_advantages else batch.advantages
+        policy = self.actor(params["actor"], batch.observations)
+        policy_term = policy_loss(policy.log_prob(batch.actions), advantages)  # eq. 1
+        value_term = value_loss(self.critic(params["critic"], batch.observations), batch.returns)  # eq. 2
+        entropy = policy.entropy().mean()
+        metrics = {"loss/policy": policy_term, "loss/value": value_term, "entropy": entropy}
+        return policy_term + c.value_weight * value_term - c.entropy_weight * entropy, metrics  # eq. 3
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """The mode, or a sample; `step` changes nothing."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """One after each rollout."""
+        return self.learner.updates + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.learner.state_dict(), "units": self.units.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.units.check(state)
+        self.learner.load_state_dict(state)
+        self.units.load_state_dict(state["units"])
+        self.steps = int(state["steps"])

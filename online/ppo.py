@@ -1,0 +1,153 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), its clipped form.
+
+    L_π = −mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â),   ρ = π(a|s) / π_old(a|s)        (1)
+    L_V = ½ mean (V(s) − R)²,   R = Â + V_old(s)                                    (2)
+    L   = L_π + c_V L_V − c_H mean H(π(·|s))                                        (3)
+
+Â is the generalised advantage (core/returns.py), which tells truncations from terminations, less its mean and over its
+standard deviation in each minibatch. Details follow Andrychowicz et al. 2021 (arXiv:2006.05990) and Huang et al. 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.exploration import linear_schedule
+from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
+from herdbook.core.networks import OnPolicyActor, OnPolicyValue
+from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
+from herdbook.core.policy import FeedForwardPolicy
+from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.types import Metrics, Policy, Segments, Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Settings of PPO; the defaults are the paper's for control, but for the width of a rollout."""
+
+    algorithm: ClassVar[str] = "ppo"
+    discount: float = 0.99  # γ
+    trace: float = 0.95  # λ of the advantage
+    clip: float = 0.2  # ε, eq. 1
+    value_weight: float = 0.5  # c_V, eq. 3
+    entropy_weight: float = 0.0  # c_H, eq. 3
+    rollout_steps: int = 256  # in each environment, between updates
+    epochs: int = 10  # passes over a rollout
+    batch_size: int = 64
+    normalise_advantages: bool = True
+    lr: float = 3e-4
+    decay_lr: bool = False  # linearly to 0 …
+    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
+    max_grad_norm: float | None = 0.5  # None: gradients are not clipped
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    initial_std: float = 1.0  # σ of continuous actions in [−1, 1]
+    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
+    scale_rewards: bool = False  # by the running deviation of their discounted sum
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, trace=UNIT, clip=POSITIVE, value_weight=NOT_NEGATIVE, entropy_weight=NOT_NEGATIVE)
+        require(self, rollout_steps=COUNT, epochs=COUNT, batch_size=COUNT, hidden_sizes=COUNT, decay_steps=COUNT)
+        require(self, lr=POSITIVE, max_grad_norm=POSITIVE, initial_std=POSITIVE)
+
+    def for_run(self, steps: int) -> PPOConfig:
+        """The config of a run of so many environment steps."""
+        return replace(self, decay_steps=max(steps, 1)) if self.decay_lr and self.decay_steps is None else self
+
+
+def policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """Eq. 1. ratio: ρ [N]; advantages: Â [N] → []."""
+    return -torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages).mean()
+
+
+def value_loss(values: Tensor, returns: Tensor) -> Tensor:
+    """Eq. 2. values: V(s) [N]; returns: R [N] → []."""
+    return 0.5 * (values - returns).square().mean()
+
+
+class PPO:
+    """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` ([B, …] → V [B])."""
+
+    action_space: ClassVar[ActionKind] = "any"
+    on_policy: ClassVar[bool] = True
+    num_envs: ClassVar[int] = 8
+
+    def __init__(self, config: PPOConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_one_seed(c.algorithm, setup, "it trains")
+        self.units = Units(spec, c, setup.get("device", "cpu"))
+        scaling, space = self.units.scaling, spec.observation_space
+        self.learner = Learner(
+            {
+                "actor": lambda: OnPolicyActor(
+                    space, scaling.action_size, c.hidden_sizes, discrete=scaling.discrete, initial_std=c.initial_std
+                ),
+                "critic": lambda: OnPolicyValue(space, c.hidden_sizes),
+            },
+            {"agent": Adam(lr=c.lr, networks=("actor", "critic"), max_grad_norm=c.max_grad_norm)},
+            **setup,
+        )
+        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.round_steps, self.steps = c.rollout_steps, 0
+
+    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Segments:
+        rollout: Segments = replay.take()
+        return rollout
+
+    def update(self, rollout: Segments) -> Metrics:
+        c, actor, critic = self.config, self.learner.parameters_of("actor"), self.learner.parameters_of("critic")
+        self.learner.updates += 1
+        if c.decay_steps is not None:
+            self.learner.rate_scale = linear_schedule(1.0, 0.0, c.decay_steps, self.steps)
+        scaled = self.units(rollout)
+        with torch.no_grad():
+            advantages, returns = advantages_of(scaled, lambda o: self.critic(critic, o), c.discount, c.trace)
+            steps = steps_of(scaled, advantages, returns)
+            steps = replace(steps, log_probs=self.actor(actor, steps.observations).log_prob(steps.actions))
+        for batch in minibatches(steps, c.batch_size, c.epochs, self.learner.generators[0]):
+            metrics = self.learner.step("agent", self.objective, batch)
+        self.units.follow(rollout)
+        self.steps += rollout.rewards.numel()
+        return metrics
+
+    def objective(self, params: Params, batch: Experience) -> tuple[Tensor, Metrics]:
+        c = self.config
+        advantages = standardised(batch.advantages) if c.normalise_advantages else batch.advantages
+        policy = self.actor(params["actor"], batch.observations)
+        log_ratio = policy.log_prob(batch.actions) - batch.log_probs  # [N]
+        ratio = log_ratio.exp()
+        policy_term = policy_loss(ratio, advantages, c.clip)  # eq. 1
+        value_term = value_loss(self.critic(params["critic"], batch.observations), batch.returns)  # eq. 2
+        entropy = policy.entropy().mean()
+        metrics = {
+            "loss/policy": policy_term,
+            "loss/value": value_term,
+            "entropy": entropy,
+            "divergence": (ratio - 1 - log_ratio).mean(),  # an estimate of KL(π_old ‖ π) that is never negative
+            "clipped": ((ratio - 1).abs() > c.clip).float().mean(),
+        }
+        return policy_term + c.value_weight * value_term - c.entropy_weight * entropy, metrics  # eq. 3
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """The mode, or a sample; `step` changes nothing."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """One after each rollout."""
+        return self.learner.updates + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.learner.state_dict(), "units": self.units.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.units.check(state)
+        self.learner.load_state_dict(state)
+        self.units.load_state_dict(state["units"])
+        self.steps = int(state["steps"])

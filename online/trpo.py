@@ -1,0 +1,196 @@
+"""Trust region policy optimisation (Schulman et al. 2015, arXiv:1502.05477).
+
+    maximise  L(θ) = mean π_θ(a|s) / π_old(a|s) Â   subject to   mean KL(π_old ‖ π_θ) ≤ δ        (1)
+    F x = g,   g = ∇L(θ_old),   F the Hessian of the mean KL at θ_old, by conjugate gradients     (2)
+    θ = θ_old + α^j √(2δ / xᵀF x) x,   the first j for which L rises and the KL is at most δ      (3)
+    L_V = ½ mean (V(s) − R)²,   R = Â + V_old(s)                                                  (4)
+
+Where no j of (3) does, the policy stays. Appendix C: F is damped by adding a multiple of the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor
+
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.learner import Adam, Learner, Parameters, Params, Setup, check_one_seed
+from herdbook.core.networks import OnPolicyActor, OnPolicyValue
+from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
+from herdbook.core.policy import FeedForwardPolicy
+from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.types import Metrics, Policy, Segments, Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPOConfig:
+    """Settings of TRPO; the defaults are the paper's, the critic's are ours."""
+
+    algorithm: ClassVar[str] = "trpo"
+    discount: float = 0.99  # γ
+    trace: float = 0.95  # λ of the advantage
+    max_divergence: float = 0.01  # δ, eq. 1
+    conjugate_steps: int = 10  # of eq. 2
+    damping: float = 0.1  # of F
+    backtracks: int = 10  # j of eq. 3 is less than this
+    shrinkage: float = 0.8  # α, eq. 3
+    rollout_steps: int = 256  # in each environment, between updates
+    normalise_advantages: bool = True
+    critic_epochs: int = 10  # passes over a rollout
+    batch_size: int = 64  # of the critic
+    critic_lr: float = 1e-3
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    initial_std: float = 1.0  # σ of continuous actions in [−1, 1]
+    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
+    scale_rewards: bool = False  # by the running deviation of their discounted sum
+
+    def __post_init__(self) -> None:
+        require(self, discount=UNIT, trace=UNIT, max_divergence=POSITIVE, damping=NOT_NEGATIVE, shrinkage=FRACTION)
+        require(self, conjugate_steps=COUNT, backtracks=COUNT, rollout_steps=COUNT, critic_epochs=COUNT)
+        require(self, batch_size=COUNT, critic_lr=POSITIVE, hidden_sizes=COUNT, initial_std=POSITIVE)
+
+
+def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """L of eq. 1. All [N] → []."""
+    return ((log_probs - old_log_probs).exp() * advantages).mean()
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], g: Tensor, steps: int, residual: float = 1e-10) -> Tensor:
+    """x of eq. 2: F x = g for the positive definite F of `product`, x ↦ F x. g: [P] → [P]."""
+    x, r, p = torch.zeros_like(g), g.clone(), g.clone()
+    square = r @ r
+    for _ in range(steps):
+        if square < residual:
+            break
+        fp = product(p)
+        alpha = square / (p @ fp)
+        x, r = x + alpha * p, r - alpha * fp
+        before, square = square, r @ r
+        p = r + (square / before) * p
+    return x
+
+
+def value_loss(values: Tensor, returns: Tensor) -> Tensor:
+    """Eq. 4. values: V(s) [N]; returns: R [N] → []."""
+    return 0.5 * (values - returns).square().mean()
+
+
+class TRPO:
+    """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` ([B, …] → V [B])."""
+
+    action_space: ClassVar[ActionKind] = "any"
+    on_policy: ClassVar[bool] = True
+    num_envs: ClassVar[int] = 8
+
+    def __init__(self, config: TRPOConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
+        self.config = c = config
+        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_one_seed(c.algorithm, setup, "it trains")
+        self.units = Units(spec, c, setup.get("device", "cpu"))
+        scaling, space = self.units.scaling, spec.observation_space
+        self.learner = Learner(
+            {
+                "actor": lambda: OnPolicyActor(
+                    space, scaling.action_size, c.hidden_sizes, discrete=scaling.discrete, initial_std=c.initial_std
+                ),
+                "critic": lambda: OnPolicyValue(space, c.hidden_sizes),
+            },
+            {"critic": Adam(lr=c.critic_lr)},
+            **setup,
+        )
+        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.round_steps = c.rollout_steps
+
+    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Segments:
+        rollout: Segments = replay.take()
+        return rollout
+
+    def update(self, rollout: Segments) -> Metrics:
+        c, critic = self.config, self.learner.parameters_of("critic")
+        self.learner.updates += 1
+        scaled = self.units(rollout)
+        with torch.no_grad():
+            advantages, returns = advantages_of(scaled, lambda o: self.critic(critic, o), c.discount, c.trace)
+        steps = steps_of(scaled, advantages, returns)
+        if c.normalise_advantages:
+            steps = replace(steps, advantages=standardised(steps.advantages))
+        metrics = self.improve(steps)
+        for batch in minibatches(steps, c.batch_size, c.critic_epochs, self.learner.generators[0]):
+            metrics |= self.learner.step("critic", self.critic_objective, batch)
+        self.units.follow(rollout)
+        return metrics
+
+    def improve(self, steps: Experience) -> Metrics:
+        """Eq. 1 to 3: move the actor's parameters. Reads numbers from the device, as a line search must."""
+        c = self.config
+        own = self.learner.parameters_of("actor")
+        before = {name: value.clone() for name, value in own.items()}
+        theta = {name: value.clone().requires_grad_() for name, value in own.items()}
+        leaves = list(theta.values())
+        policy = self.actor(theta, steps.observations)
+        log_probs = policy.log_prob(steps.actions)
+        old_log_probs, old = log_probs.detach(), self.actor(before, steps.observations)
+        objective = surrogate(log_probs, old_log_probs, steps.advantages)
+        gradient = _flat(torch.autograd.grad(objective, leaves, retain_graph=True))
+        slope = _flat(torch.autograd.grad(old.divergence(policy).mean(), leaves, create_graph=True))
+
+        def fisher(vector: Tensor) -> Tensor:
+            return _flat(torch.autograd.grad(slope @ vector, leaves, retain_graph=True)) + c.damping * vector
+
+        direction = conjugate_gradients(fisher, gradient, c.conjugate_steps)  # eq. 2
+        curvature = direction @ fisher(direction)
+        step = (2 * c.max_divergence / curvature.clamp_min(1e-12)).sqrt() * direction
+        start, fraction, accepted = objective.detach(), 1.0, 0.0
+        gain, divergence = torch.zeros_like(start), torch.zeros_like(start)
+        with torch.no_grad():
+            for _ in range(c.backtracks):  # eq. 3
+                _move(own, before, fraction * step)
+                policy = self.actor(own, steps.observations)
+                gain = surrogate(policy.log_prob(steps.actions), old_log_probs, steps.advantages) - start
+                divergence = old.divergence(policy).mean()
+                if bool((gain > 0) & (divergence <= c.max_divergence)):
+                    accepted = fraction
+                    break
+                fraction *= c.shrinkage
+            else:
+                _move(own, before, torch.zeros_like(step))
+        return {
+            "loss/policy": -objective.detach(),
+            "gain": gain,
+            "divergence": divergence,
+            "accepted": torch.full_like(gain, accepted),  # the share of the full step, 0 if none was good
+        }
+
+    def critic_objective(self, params: Params, batch: Experience) -> tuple[Tensor, Metrics]:
+        return value_loss(self.critic(params["critic"], batch.observations), batch.returns), {}  # eq. 4
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """The mode, or a sample; `step` changes nothing."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """One after each rollout."""
+        return self.learner.updates + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.learner.state_dict(), "units": self.units.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.units.check(state)
+        self.learner.load_state_dict(state)
+        self.units.load_state_dict(state["units"])
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _move(own: Parameters, before: Parameters, by: Tensor) -> None:
+    """own = before + by, in place. by: [P]."""
+    for name, part in zip(own, torch.split(by, [value.numel() for value in own.values()]), strict=True):
+        own[name].copy_(before[name] + part.view_as(own[name]))
