@@ -25,7 +25,10 @@ def gaussian_noise(actions: Tensor, sigma: float) -> Normal:
 
 def epsilon_greedy(values: Tensor, legal: Tensor | None, epsilon: float) -> Categorical:
     """ε shared by all legal actions, and the rest for the best of them. values: [*B, n]; legal: None for all."""
-    legal = torch.ones_like(values, dtype=torch.bool) if legal is None else legal
+    if legal is None:
+        share = epsilon / values.shape[-1]
+        probs = torch.full_like(values, share).scatter_(-1, values.argmax(-1, keepdim=True), 1 - epsilon + share)
+        return Categorical(probs.log())
     best = values.masked_fill(~legal, -torch.inf).argmax(-1, keepdim=True)
     uniform = legal.float() / legal.sum(-1, keepdim=True)
     probs = (epsilon * uniform).expand_as(values)

@@ -87,9 +87,10 @@ class MLP(nn.Module):
             if x.shape[1] > ROWS and self.activation is F.relu and x.is_cpu and not torch.compiler.is_compiling():
                 parameters = list(self.layers.parameters())
                 return chunked_perceptron(x, *parameters)[0].reshape(*lead, -1)
-        for layer in self.layers[:-1]:
+        *hidden, last = self.layers  # a slice would make a new ModuleList each time
+        for layer in hidden:
             x = self.activation(layer(x))
-        x = self.layers[-1](x)
+        x = last(x)
         return x.reshape(*lead, x.shape[-1])
 
 

@@ -313,9 +313,8 @@ class ReplayBuffer:
         rings = self._rings
         if rings is None:
             raise TypeError("an offline replay does not grow; build one with ReplayBuffer.online")
-        lanes = torch.arange(self._lanes)
         columns = [
-            (table, self._checked(name, table, values, lanes))
+            (table, self._checked(name, table, values))
             for name, table, values in (
                 ("actions", self._actions, actions),
                 ("rewards", self._rewards, rewards),
@@ -323,21 +322,23 @@ class ReplayBuffer:
                 ("truncated", self._truncated, truncated),
             )
         ]
-        first = self._checked("observations", self._observations, observations, lanes[rings.position == 0])
-        following = self._checked("next_observations", self._observations, next_observations, lanes)
-        written = rings.append((columns[2][1] | columns[3][1]).cpu().numpy())
+        first = self._checked("observations", self._observations, observations, np.flatnonzero(rings.position == 0))
+        following = self._checked("next_observations", self._observations, next_observations)
+        ends, cut_off = columns[2][1], columns[3][1]
+        written = rings.append(ends | cut_off)
         steps = slice(written.step * self._lanes, (written.step + 1) * self._lanes)
-        self._write_rows(written.first_rows, first)
-        self._write_rows(written.next_rows, following)
-        self._rows[steps] = torch.from_numpy(written.step_rows).to(self.device)
-        self._positions[steps] = torch.from_numpy(written.positions).to(self._positions)
+        if len(written.began):
+            _put(self._observations, written.first_rows, first)
+        _put(self._observations, written.next_rows, following)
         for table, values in columns:
-            table[steps] = values
-        self._continues[steps] = (~self._ends(self._terminated[steps], self._truncated[steps])).float()
+            _put(table, steps, values)
+        _put(self._rows, steps, written.step_rows)
+        _put(self._positions, steps, written.positions)
+        _put(self._continues, steps, ~ends if self.time_limit == "bootstrap" else ~(ends | cut_off))
         if written.previous is not None:
             before = slice(written.previous * self._lanes, (written.previous + 1) * self._lanes)
-            self._last[before] = torch.from_numpy(written.positions == 0).to(self.device)
-        self._last[steps] = True
+            _put(self._last, before, written.positions == 0)
+        _put(self._last, steps, np.ones(self._lanes, dtype=np.bool_))
 
     def cut(self, lanes: Array) -> None:
         """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last is their last.
@@ -348,28 +349,27 @@ class ReplayBuffer:
             raise TypeError("an offline replay does not grow: none of its episodes goes on")
         self._rings.position[lanes] = 0
 
-    def _checked(self, name: str, table: Tree, values: Tree, lanes: Tensor) -> Tree:
-        """The rows of these lanes as `table` stores them, of `values` `[lanes, …]` of all. Raises ValueError."""
+    def _checked(self, name: str, table: Tree, values: Tree, lanes: Array | None = None) -> Tree:
+        """`values` `[lanes, …]` as `table` stores them, those of some lanes or of all. Raises ValueError."""
         if isinstance(table, dict):
             if not isinstance(values, Mapping) or set(values) != set(table):
                 came = sorted(values) if isinstance(values, Mapping) else type(values).__name__
                 raise ValueError(f"expected {name} with the keys {sorted(table)}, got {came}")
             return {key: self._checked(f"{name}[{key!r}]", leaf, values[key], lanes) for key, leaf in table.items()}
-        given, shape = torch.as_tensor(values), (self._lanes, *table.shape[1:])
+        given = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        shape = (self._lanes, *table.shape[1:])
         if given.shape != shape:
-            raise ValueError(f"expected {name} of shape {shape}, a row for each lane, got {tuple(given.shape)}")
-        given = given[lanes.to(given.device)]
-        stored = given.to(table)
-        good = torch.isfinite(stored) if table.is_floating_point() else stored.to(given.device) == given
+            raise ValueError(f"expected {name} of shape {shape}, a row for each lane, got {given.shape}")
+        given = given if lanes is None else given[lanes]
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored: Array = given.astype(_NUMPY[table.dtype], copy=False)
+        good = np.isfinite(stored) if table.is_floating_point() else stored == given
         if not good.all():
-            bad = tuple((~good).nonzero()[0])
+            bad = tuple(np.argwhere(~good)[0])
+            lane = bad[0] if lanes is None else lanes[bad[0]]
             kind = "finite" if table.is_floating_point() else str(table.dtype).removeprefix("torch.")
-            raise ValueError(f"expected {kind} {name}, got {given[bad].item()} in lane {lanes[bad[0]]}")
+            raise ValueError(f"expected {kind} {name}, got {given[bad].item()} in lane {lane}")
         return stored
-
-    def _write_rows(self, rows: Array, values: Tree) -> None:
-        index = torch.from_numpy(rows).to(self.device)
-        tree_map(lambda leaf, new: leaf.index_copy_(0, index, new), self._observations, values)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an online replay holds: the filled part of each table (not a copy), and the counters."""
@@ -399,7 +399,20 @@ class ReplayBuffer:
             table.copy_(saved)
 
 
+_NUMPY = {torch.float32: np.float32, torch.int64: np.int64, torch.uint8: np.uint8, torch.bool: np.bool_}
 _STEP_TABLES = ("rows", "actions", "rewards", "terminated", "truncated", "last", "positions", "continues")
+
+
+def _put(table: Tree, rows: slice | Array, values: Tree) -> None:
+    """Write arrays into rows of a table. On the CPU that is NumPy's work, whose calls cost a fraction of torch's."""
+    if isinstance(table, dict):
+        for key, leaf in table.items():
+            _put(leaf, rows, values[key])
+    elif table.is_cpu:
+        table.numpy()[rows] = values
+    else:
+        index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(table.device)
+        table[index] = torch.from_numpy(values).to(table)
 
 
 def checked_time_limit(time_limit: TimeLimit) -> TimeLimit:

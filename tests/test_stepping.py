@@ -256,7 +256,7 @@ def test_a_round_comes_back_from_a_checkpoint() -> None:
         ("td3", ("checkpoint", 2)),
         ("ppo", ("update", 7)),
         ("ppo", ("checkpoint", 2)),
-        ("reinforce", ("update", 3)),
+        ("reinforce", ("update", 2)),
         ("reinforce", ("link", 5)),
     ],
 )
