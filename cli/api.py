@@ -46,6 +46,7 @@ from herdbook.cli.assemble import (
     score_line,
     settings_of,
     spec_of_record,
+    step_replay,
     with_arguments,
     workers_of,
     write_any,
@@ -54,8 +55,10 @@ from herdbook.cli.catalogue import ALGORITHMS, UserError, algorithm_class, confi
 from herdbook.cli.options import RunOptions, as_words
 from herdbook.cli.settings import Setting
 from herdbook.core.actor import Actor
+from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.collection import Collector
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
+from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.joint import JointSpec
 from herdbook.core.joint_actor import JointActor
 from herdbook.core.logging import Reporter
@@ -74,6 +77,7 @@ from herdbook.core.specs import any_spec_from_state, any_spec_state
 from herdbook.core.types import Spec
 from herdbook.datasets.episodes import DataError
 from herdbook.datasets.minari import minari_root
+from herdbook.datasets.prioritised import PrioritisedReplay
 
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
 
@@ -391,9 +395,7 @@ def load(
     Raises RunError, CheckpointError or UserError, saying what is missing or what there is.
     """
     run = Run(path)
-    chosen = run.seeds[0] if seed is None else seed
-    if chosen not in run.seeds:
-        raise RunError(f"{run.path}: there is no seed {chosen}; it has seeds {', '.join(map(str, run.seeds))}")
+    chosen = _seed_of(run, seed)
     device = choose_device(device)
     built, spec, _ = restore(run, algorithm, step, chosen, device, networks)
     policy = built.policy(run.seeds.index(chosen), deterministic=deterministic)
@@ -458,6 +460,7 @@ def collect(
     step: int | None = None,
     run_seed: int | None = None,
     deterministic: bool = True,
+    noise: float = 0.0,
     algorithm: str | type[Any] | None = None,
     networks: Networks | None = None,
     data_dir: str | None = None,
@@ -466,13 +469,12 @@ def collect(
 ) -> tuple[Data, Path]:
     """Play a run's policy, or `"random"`, and write the episodes as the Minari dataset `out`.
 
-    Episode i is reset with `seed + i`. Returns the episodes and where they are.
+    Episode i is reset with `seed + i`. `noise` is that of a `NoisyPolicy`. Returns the episodes and where they are.
 
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
     device = choose_device(device)
-    if (taken := minari_root(data_dir) / out).exists():  # before an hour of play, rather than after it
-        raise DataError(f"{out} exists at {taken}; choose another id or version, or delete that folder")
+    _refuse_taken(out, data_dir)  # before an hour of play, rather than after it
     if policy == "random":
         if env is None:
             raise UserError("expected env=, the environment to play in")
@@ -482,9 +484,7 @@ def collect(
         player = random_policy(task.spec)
     else:
         run = Run(policy)
-        chosen = run.seeds[0] if run_seed is None else run_seed
-        if chosen not in run.seeds:
-            raise RunError(f"{run.path}: there is no seed {chosen}; it has seeds {', '.join(map(str, run.seeds))}")
+        chosen = _seed_of(run, run_seed)
         built, spec, _ = restore(run, algorithm, step, chosen, device, networks)
         own = env if env is not None else environment_from_record(run.config["environment"])
         task = Task(
@@ -496,8 +496,61 @@ def collect(
         )
         player = built.policy(run.seeds.index(chosen), deterministic=deterministic)
     assert task.environment is not None
+    if noise:
+        if isinstance(task.spec, JointSpec):
+            raise UserError(f"noise: expected 0 for many agents, got {noise}; deterministic=False explores")
+        player = NoisyPolicy(player, task.spec.action_space, noise)
     played = play(player, task.environment, episodes, seed, task, device, num_envs, state=True)
     return played, write_any(played, out, data_dir)
+
+
+def export_replay(
+    path: str | Path,
+    *,
+    out: str,
+    run_seed: int | None = None,
+    algorithm: str | type[Any] | None = None,
+    data_dir: str | None = None,
+) -> tuple[Data, Path]:
+    """Write what the replay of a run's last checkpoint holds, oldest first, as the Minari dataset `out`.
+
+    Steps are those of one seed, `run_seed`, by default the first. Returns the episodes and where they are.
+
+    Raises UserError for a run without such a replay, RunError, or DataError for an id that is taken.
+    """
+    _refuse_taken(out, data_dir)
+    run = Run(path)
+    index = run.seeds.index(_seed_of(run, run_seed))
+    state = run.checkpoints.load()
+    spec = any_spec_from_state(state["spec"])
+    _, chosen = _algorithm_of(run, algorithm)
+    if run.config["dataset"] is not None or isinstance(spec, JointSpec) or getattr(chosen, "on_policy", False):
+        raise UserError(f"{run.path}: expected a run of one agent that keeps a replay, got one of {run.algorithm}")
+    config = config_from_values(config_class(chosen), state["config"])
+    one = build_algorithm(chosen, config, spec, seeds=run.seeds, device="cpu").algorithms[index]
+    kept = step_replay(spec, one, options_of(run), "cpu")
+    try:
+        kept.load_state_dict(run.checkpoints.load_replay(state)["replays"][index])
+    except (CheckpointError, ValueError, KeyError) as error:
+        raise RunError(f"{run.path}: its replay cannot be read: {error}") from error
+    replay = kept.replay if isinstance(kept, PrioritisedReplay) else kept
+    recorded = run.config["environment"]
+    environment = None if ":" in recorded["id"] else spec_of_record(recorded)  # code is not named in data
+    episodes = replay.to_episodes(spec, environment=environment, source=f"replay of {run.path.name}")
+    return episodes, write_any(episodes, out, data_dir)
+
+
+def _refuse_taken(out: str, data_dir: str | None) -> None:
+    if (taken := minari_root(data_dir) / out).exists():
+        raise DataError(f"{out} exists at {taken}; choose another id or version, or delete that folder")
+
+
+def _seed_of(run: Run, seed: int | None) -> int:
+    """One of a run's seeds, by default the first. Raises RunError for another."""
+    chosen = run.seeds[0] if seed is None else seed
+    if chosen not in run.seeds:
+        raise RunError(f"{run.path}: there is no seed {chosen}; it has seeds {', '.join(map(str, run.seeds))}")
+    return chosen
 
 
 def restore(

@@ -418,7 +418,7 @@ def make_replays(task: Task, algorithm: Any, options: RunOptions, device: str) -
     """The dataset's replay, or an empty one for each seed that learns in the environment."""
     time_limit = options.time_limit
     if task.data is None and isinstance(task.spec, Spec):
-        return [_step_replay(task.spec, one, options, device) for one in algorithm.algorithms]
+        return [step_replay(task.spec, one, options, device) for one in algorithm.algorithms]
     if task.data is None:
         assert isinstance(task.spec, JointSpec)
         return [
@@ -437,7 +437,7 @@ def make_replays(task: Task, algorithm: Any, options: RunOptions, device: str) -
     return [ReplayBuffer(task.data.episodes, device=device, time_limit=time_limit)]
 
 
-def _step_replay(spec: Spec, algorithm: Any, options: RunOptions, device: str) -> Any:
+def step_replay(spec: Spec, algorithm: Any, options: RunOptions, device: str) -> Any:
     """What its steps go into: the rollout of one that learns on-policy, else a replay, drawn by priority on request."""
     if getattr(algorithm, "on_policy", False):
         return Rollouts(device=device, time_limit=options.time_limit)

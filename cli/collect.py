@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 
@@ -13,14 +15,17 @@ from herdbook.cli.parse import parse, show
 
 @dataclass(frozen=True, kw_only=True)
 class CollectArguments:
-    """Write the episodes of a policy, trained or random, of one agent or of many, as a Minari dataset."""
+    """Write the episodes of a policy, trained or random, of one agent or of many, as a Minari dataset; or the replay of
+    a run that learned in an environment."""
 
     policy: tyro.conf.Positional[str]
     """The directory of a run, or random."""
-    episodes: int
-    """How many."""
     out: str
     """Id of the new dataset, as mine/spread-expert-v0."""
+    episodes: int | None = None
+    """How many are played."""
+    replay: bool = False
+    """Instead of playing: what the replay of the run's last checkpoint holds."""
     env: str | None = None
     """Environment to play in; by default the run's."""
     env_kwargs: tuple[str, ...] = ()
@@ -33,6 +38,9 @@ class CollectArguments:
     """Which of the run's seeds plays; by default the first."""
     deterministic: bool = True
     """The policy's mode; else it samples, or explores as it does at the end of its training."""
+    noise: float = 0.0
+    """On top of one agent's policy: the deviation of Gaussian noise, as a share of half the range of continuous
+    actions, or the probability of a uniform discrete one."""
     algorithm: str | None = None
     """module:Class, for a run of your own algorithm."""
     data_dir: str | None = None
@@ -45,8 +53,12 @@ class CollectArguments:
     def __post_init__(self) -> None:
         from herdbook.cli.options import check
 
-        for name in ("episodes", "num_envs"):
-            check(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        check(self.num_envs >= 1, "num_envs", "1 or more", self.num_envs)
+        if self.replay:
+            check(self.episodes is None, "episodes", "none beside --replay", self.episodes)
+        else:
+            check(self.episodes is not None and self.episodes >= 1, "episodes", "1 or more", self.episodes)
+        check(0 <= self.noise < math.inf, "noise", "0 or more", self.noise)
         check(self.seed >= 0, "seed", "0 or more", self.seed)
 
 
@@ -56,24 +68,31 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.policy == "random" and parsed.env is None:
         raise UserError("collect random: expected --env, the environment to play in")
 
-    from herdbook.cli.api import collect
+    from herdbook.cli.api import collect, export_replay
     from herdbook.cli.options import literal_pairs
 
-    episodes, folder = collect(
-        parsed.policy,
-        out=parsed.out,
-        episodes=parsed.episodes,
-        seed=parsed.seed,
-        env=parsed.env,
-        env_kwargs=literal_pairs(parsed.env_kwargs),
-        step=parsed.step,
-        run_seed=parsed.run_seed,
-        deterministic=parsed.deterministic,
-        algorithm=parsed.algorithm,
-        data_dir=parsed.data_dir,
-        num_envs=parsed.num_envs,
-        device=parsed.device,
-    )
+    shared: dict[str, Any] = {
+        "out": parsed.out,
+        "run_seed": parsed.run_seed,
+        "algorithm": parsed.algorithm,
+        "data_dir": parsed.data_dir,
+    }
+    if parsed.episodes is None:
+        episodes, folder = export_replay(parsed.policy, **shared)
+    else:
+        episodes, folder = collect(
+            parsed.policy,
+            episodes=parsed.episodes,
+            seed=parsed.seed,
+            env=parsed.env,
+            env_kwargs=literal_pairs(parsed.env_kwargs),
+            step=parsed.step,
+            deterministic=parsed.deterministic,
+            noise=parsed.noise,
+            num_envs=parsed.num_envs,
+            device=parsed.device,
+            **shared,
+        )
     returns = episodes.returns()
     show(
         f"{parsed.out}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, return {returns.mean():.1f} ± "

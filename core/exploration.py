@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from gymnasium import Space
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from herdbook.core.distributions import Categorical, Normal
-from herdbook.core.rollout import Uniform
-from herdbook.core.types import Tree
+from herdbook.core.rollout import RandomPolicy, Uniform
+from herdbook.core.types import Carry, Distribution, Policy, Step, Tree
 
 
 def uniform_box(observations: Tree, size: int) -> Uniform:
@@ -43,3 +46,32 @@ def linear_schedule(start: float, end: float, steps: int, step: int | None) -> f
 def updates_after(steps: int, warmup_steps: int, updates_per_step: float) -> int:
     """How many updates should have been made after so many environment steps, of which the first are a warm-up."""
     return int(max(steps - warmup_steps, 0) * updates_per_step)
+
+
+class NoisyPolicy:
+    """Another policy with noise, for data of a wider range than its own.
+
+    Box actions get N(0, (σ · half their range)²) and are clipped; a discrete one is uniform with probability σ.
+
+    noise: σ.
+
+    Raises ValueError for a Box without bounds.
+    """
+
+    def __init__(self, policy: Policy, action_space: Space[Any], noise: float) -> None:
+        self.policy, self.noise, self.uniform = policy, noise, RandomPolicy(action_space)
+
+    def initial(self, num_envs: int) -> Carry:
+        return self.policy.initial(num_envs)
+
+    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
+        actions, carry = self.policy(step, carry, generator)
+        uniform = self.uniform.distribution(step, None)[0]
+        if isinstance(uniform, Uniform):
+            noise = torch.empty_like(actions).normal_(generator=generator) * (uniform.high - uniform.low) / 2
+            return (actions + self.noise * noise).clamp(uniform.low, uniform.high), carry
+        drawn = torch.rand(actions.shape, generator=generator, device=actions.device)
+        return torch.where(drawn < self.noise, uniform.sample(generator), actions), carry
+
+    def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:
+        raise TypeError("a policy with noise has no density of its own")

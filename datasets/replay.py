@@ -371,6 +371,43 @@ class ReplayBuffer:
             raise ValueError(f"expected {kind} {name}, got {given[bad].item()} in lane {lane}")
         return stored
 
+    def to_episodes(self, spec: Spec, **fields: Any) -> Episodes:
+        """All steps that an online replay holds, lane by lane, as `Episodes`; `fields` are further fields of it.
+
+        The oldest episode of a lane may have lost its beginning, and one that goes on is truncated where it is.
+
+        Raises TypeError offline, and DataError where nothing was added.
+        """
+        if self._rings is None:
+            raise TypeError("an offline replay was made of Episodes: use those")
+        rings, rows = self._rings, []
+        numbers = np.arange(rings.first, rings.added)
+        for lane in range(self._lanes):
+            entries = torch.from_numpy(numbers % rings.steps * self._lanes + lane).to(self.device)
+            ends = np.flatnonzero(self._last[entries].cpu().numpy()) + 1
+            for part in np.split(np.arange(len(entries)), ends[ends < len(entries)]):
+                steps = entries[torch.from_numpy(part).to(self.device)]
+                terminated, truncated = (table[steps].cpu().numpy() for table in (self._terminated, self._truncated))
+                truncated[-1] |= not terminated[-1]
+                seen, final = self._observe(steps, 1), self._observe(steps[-1:], 1, after=1)
+                rows.append(
+                    {
+                        "observations": tree_map(lambda *leaves: torch.cat(leaves).cpu().numpy(), seen, final),
+                        "actions": self._actions[steps].cpu().numpy(),
+                        "rewards": self._rewards[steps].double().cpu().numpy(),
+                        "terminated": terminated,
+                        "truncated": truncated,
+                    }
+                )
+        return Episodes.from_episodes(
+            rows,
+            observation_space=spec.observation_space,
+            action_space=spec.action_space,
+            raw_observation_space=spec.raw_observation_space,
+            observation_keys=spec.observation_keys,
+            **fields,
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that an online replay holds: the filled part of each table (not a copy), and the counters."""
         if self._rings is None:
