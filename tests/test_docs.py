@@ -46,7 +46,7 @@ def cut(line: str) -> str:
     return f"{line} --eval-episodes 1 --evaluate-every {STEPS}" if " train " in line else line
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/tabular.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/online.md", "docs/tabular.md"])
 def test_every_block_runs_in_the_order_of_its_page(page: str, environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     found = blocks(page)
