@@ -12,7 +12,7 @@ Q_ik(o_i, a_i) takes the place of Q_ik(x, a_1, …, a_N) throughout.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -45,6 +45,8 @@ class MATD3BCConfig:
     batch_size: int = 1024  # steps
     actor_lr: float = 5e-4
     critic_lr: float = 5e-4
+    decay_lr: bool = False  # the actors' rate decays to 0, by a cosine …
+    decay_updates: int | None = None  # … over so many updates; by default those of the run
     hidden_sizes: tuple[int, ...] = (64, 64)
     sharing: Sharing = "kind"  # whose actors and critics have the same parameters: all agents', those of a kind, none
     agent_id: bool = True  # a one-hot number tells agents that share parameters apart
@@ -53,7 +55,11 @@ class MATD3BCConfig:
     def __post_init__(self) -> None:
         require(self, alpha=NOT_NEGATIVE, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
         require(self, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
-        require(self, batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT)
+        require(self, batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, decay_updates=COUNT)
+
+    def for_run(self, steps: int) -> MATD3BCConfig:
+        """The config of a run of so many updates."""
+        return replace(self, decay_updates=max(steps, 1)) if self.decay_lr and self.decay_updates is None else self
 
 
 def actor_loss(q: Tensor, cloning: Tensor, alive: Tensor, alpha: float) -> Tensor:
@@ -88,9 +94,13 @@ class MATD3BC:
             extra = self.actions.size + (c.horizon is not None)
             return AgentNetworks(spec, 1, c.hidden_sizes, extra=extra, sharing=c.sharing, agent_id=c.agent_id)
 
+        decay = max(c.decay_updates // c.policy_delay, 1) if c.decay_lr and c.decay_updates is not None else None
         self.learner = Learner(
             {"actor": self.actors.make, "critic": critic, "twin": critic},
-            {"critic": Adam(lr=c.critic_lr, networks=("critic", "twin")), "actor": Adam(lr=c.actor_lr)},
+            {
+                "critic": Adam(lr=c.critic_lr, networks=("critic", "twin")),
+                "actor": Adam(lr=c.actor_lr, cosine_updates=decay),
+            },
             targets=("actor", "critic", "twin"),
             **setup,
         )
