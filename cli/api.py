@@ -28,6 +28,7 @@ from herdbook.cli.assemble import (
     environment_from_record,
     environment_record,
     keep_others,
+    lanes_of,
     learns_in_environment,
     load_playground,
     load_task,
@@ -41,6 +42,7 @@ from herdbook.cli.assemble import (
     play_options,
     random_policy,
     random_task,
+    run_schedules,
     same_environment,
     same_record,
     score_line,
@@ -180,6 +182,8 @@ def start(
     if hasattr(config, "for_run"):  # schedules that last the whole training
         config = config.for_run(options.steps)
     options = absolute(options)
+    if learns_in_environment(algorithm):
+        options = merge(options, num_envs=lanes_of(options, algorithm))
     device = choose_device(options.device)
     cadence = Cadence.of(options.steps, options.log_every, options.evaluate_every, options.checkpoint_every)
     path = Path(options.run_dir) if options.run_dir else None
@@ -251,6 +255,11 @@ def resume(
         check_dataset(run, task)
         _check_environment(run, task, given=env is not None)
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
+        for name in run_schedules(config) if total > run.options["steps"] else ():
+            trainer.notices.append(
+                f"the schedule {name}={getattr(config, name)} is that of the steps that the run was begun with; after "
+                "it stays at its end"
+            )
         if steps is not None and steps != run.options["steps"]:
             run.update_config(run={**run.options, "steps": steps})
         trainer.run(run, total, quiet, held=True)
@@ -328,7 +337,9 @@ class _Trainer:
         )
         self.notices = [] if notice is None else [notice]
         joint = isinstance(task.spec, JointSpec)
-        self.plan = make_plan(task, self.algorithm, options, networks) if task.data is None and joint else None
+        online = task.data is None
+        self.plan = make_plan(task, self.algorithm, options, networks) if online and joint else None
+        self.stepper = make_stepper(task, self.algorithm, options, device) if online and not joint else None
         self.replays: list[Any] = make_replays(task, self.algorithm, options, device)
         self.extra = {"config": config_values(config), "spec": any_spec_state(task.spec)}
 
@@ -363,12 +374,14 @@ class _Trainer:
         if self.task.data is not None:
             train_offline(self.algorithm, self.replays[0], run, **shared)
         else:
-            collector = (
-                make_stepper(self.task, self.algorithm, self.options, self.device)
-                if self.plan is None
-                else Collector(self.plan, run.seeds, workers_of(self.options))
+            assert self.stepper is not None or self.plan is not None  # it learns in the environment
+            train_online(
+                self.algorithm,
+                self.replays,
+                self.stepper or Collector(self.plan, run.seeds, workers_of(self.options)),  # type: ignore[arg-type]  # as asserted
+                run,
+                **shared,
             )
-            train_online(self.algorithm, self.replays, collector, run, **shared)
 
 
 def load(
@@ -499,7 +512,10 @@ def collect(
     if noise:
         if isinstance(task.spec, JointSpec):
             raise UserError(f"noise: expected 0 for many agents, got {noise}; deterministic=False explores")
-        player = NoisyPolicy(player, task.spec.action_space, noise)
+        try:
+            player = NoisyPolicy(player, task.spec.action_space, noise)
+        except ValueError as error:
+            raise UserError(f"noise: {error}") from error
     played = play(player, task.environment, episodes, seed, task, device, num_envs, state=True)
     return played, write_any(played, out, data_dir)
 
@@ -512,7 +528,7 @@ def export_replay(
     algorithm: str | type[Any] | None = None,
     data_dir: str | None = None,
 ) -> tuple[Data, Path]:
-    """Write what the replay of a run's last checkpoint holds, oldest first, as the Minari dataset `out`.
+    """Write what the replay of a run's last checkpoint holds, lane by lane, as the Minari dataset `out`.
 
     Steps are those of one seed, `run_seed`, by default the first. Returns the episodes and where they are.
 

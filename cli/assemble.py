@@ -28,6 +28,7 @@ from herdbook.core.environments import (
     EnvironmentUnavailable,
     ReferenceScores,
     describe_environment,
+    make_environment,
     registered_only,
 )
 from herdbook.core.joint import JointSpec
@@ -36,7 +37,7 @@ from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout
 from herdbook.core.rollout import EnvironmentFailed, RandomPolicy, Rollout, fixed_episodes
 from herdbook.core.runs import Run, RunError, to_json
 from herdbook.core.seeds import SeedBySeed
-from herdbook.core.spaces import check_action_space, flat_space
+from herdbook.core.spaces import check_action_space, flat_action_space, flat_space
 from herdbook.core.stepping import Stepper
 from herdbook.core.types import Algorithm, Policy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
@@ -138,12 +139,12 @@ def _load_single(algorithm: type[Any], options: RunOptions, source: EnvironmentS
 
 
 def _single_spec(source: EnvironmentSource, keys: tuple[str, ...] | None = None) -> Spec:
-    """The spaces of an environment of one agent. Raises EnvironmentUnavailable, EnvironmentFailed or ValueError."""
-    rollout = Rollout(source, 1, fixed_episodes(1, 0))
-    rollout.close()
-    raw = rollout.raw_observation_space
+    """The spaces of an environment of one agent. Raises EnvironmentUnavailable or ValueError."""
+    env = make_environment(source)
+    env.close()
+    raw = env.observation_space
     seen = flat_space(raw, keys)
-    return Spec(seen, rollout.action_space, None if raw == seen else raw, keys)
+    return Spec(seen, flat_action_space(env.action_space), None if raw == seen else raw, keys)
 
 
 def settings_of(
@@ -456,7 +457,12 @@ def make_stepper(task: Task, algorithm: Any, options: RunOptions, device: str) -
     lanes, most = lanes_of(options, first), getattr(first, "most_envs", None)
     if most is not None and lanes > most:
         raise UserError(f"num_envs: expected at most {most} for {type(first).__name__}, got {lanes}")
-    return Stepper(task.environment, task.spec, options.seeds, lanes, device)
+    try:
+        return Stepper(task.environment, task.spec, options.seeds, lanes, device)
+    except EnvironmentUnavailable:
+        raise
+    except ValueError as error:  # of a callable that gives the same environment twice
+        raise UserError(str(error)) from error
 
 
 def keeps_state(algorithm: Any, spec: JointSpec) -> bool:
@@ -596,6 +602,14 @@ def config_from_values(config_class: type[Any], values: Mapping[str, Any]) -> An
         return float(value) if value in ("inf", "-inf", "nan") else value
 
     return build_config(config_class, {name: rich(value) for name, value in values.items()})
+
+
+def run_schedules(config: Any) -> list[str]:
+    """The fields of a config that `for_run` fills with the length of the run."""
+    if not hasattr(config, "for_run"):
+        return []
+    given = [f.name for f in fields(config) if f.default is None and getattr(config, f.name) is not None]
+    return [name for name in given if getattr(replace(config, **{name: None}).for_run(1), name) is not None]
 
 
 def merge(options: RunOptions, **changes: Any) -> RunOptions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import tyro
@@ -37,7 +37,7 @@ class CollectArguments:
     run_seed: int | None = None
     """Which of the run's seeds plays; by default the first."""
     deterministic: bool = True
-    """The policy's mode; else it samples, or explores as it does at the end of its training."""
+    """The policy's mode; else it samples, or explores as it does once its schedule has ended."""
     noise: float = 0.0
     """On top of one agent's policy: the deviation of Gaussian noise, as a share of half the range of continuous
     actions, or the probability of a uniform discrete one."""
@@ -55,11 +55,24 @@ class CollectArguments:
 
         check(self.num_envs >= 1, "num_envs", "1 or more", self.num_envs)
         if self.replay:
-            check(self.episodes is None, "episodes", "none beside --replay", self.episodes)
+            for name, default in _PLAYING.items():
+                check(
+                    getattr(self, name) == default,
+                    name,
+                    "none beside --replay, which plays nothing",
+                    getattr(self, name),
+                )
         else:
             check(self.episodes is not None and self.episodes >= 1, "episodes", "1 or more", self.episodes)
         check(0 <= self.noise < math.inf, "noise", "0 or more", self.noise)
         check(self.seed >= 0, "seed", "0 or more", self.seed)
+
+
+_PLAYING = {
+    f.name: f.default
+    for f in fields(CollectArguments)
+    if f.name not in ("policy", "out", "replay", "run_seed", "algorithm", "data_dir")
+}
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -51,5 +51,18 @@ def require(config: Any, **bounds: tuple[float, float]) -> None:
                 raise ValueError(f"{type(config).__name__}: expected {name} {span}, got {number}")
 
 
+def expect_together(config: Any, switch: str, length: str) -> None:
+    """Check that a schedule has its length exactly where it is switched on: `for_run` gives it that of a run.
+
+    Raises:
+        ValueError: one is there without the other.
+    """
+    on, value = getattr(config, switch), getattr(config, length)
+    if on and value is None:
+        raise ValueError(f"{type(config).__name__}: expected {length} beside {switch} (a run gives its own), got None")
+    if value is not None and not on:
+        raise ValueError(f"{type(config).__name__}: expected {switch} beside {length}={value}, got {on}")
+
+
 def _is_number(value: Any, whole: bool) -> bool:
     return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)

@@ -94,12 +94,17 @@ class ClippedNormal:
         return self.mean.clamp(-1, 1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Of actions [*B, A] in [−1, 1] → [*B]. What lies within 1e-6 of a bound was clipped to it."""
+        """Of actions [*B, A] in [−1, 1] → [*B]."""
         inverse_std = (-self.log_std).exp()
         z = (actions - self.mean) * inverse_std
         inside = -0.5 * (z.square() + LOG_2PI) - self.log_std
         beyond = torch.special.log_ndtr(torch.where(actions > 0, -z, z))
-        return torch.where(actions.abs() >= BOUND, beyond, inside).sum(-1)
+        return torch.where(self.at_bound(actions), beyond, inside).sum(-1)
+
+    @staticmethod
+    def at_bound(actions: Tensor) -> Tensor:
+        """Which dimensions were clipped: those within 1e-6 of a bound. [*B, A] → [*B, A]"""
+        return actions.abs() >= BOUND
 
     def entropy(self) -> Tensor:
         return (self.log_std + 0.5 * (1 + LOG_2PI)).expand_as(self.mean).sum(-1)

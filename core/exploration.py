@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from gymnasium import Space
+from gymnasium import Space, spaces
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -55,10 +56,13 @@ class NoisyPolicy:
 
     noise: σ.
 
-    Raises ValueError for a Box without bounds.
+    Raises ValueError for a Box without bounds, for a negative σ, and for one above 1 of discrete actions.
     """
 
     def __init__(self, policy: Policy, action_space: Space[Any], noise: float) -> None:
+        most = 1.0 if isinstance(action_space, spaces.Discrete) else math.inf
+        if not 0 <= noise <= most or math.isinf(noise):
+            raise ValueError(f"expected noise in [0, {most:g}{']' if most == 1 else ')'}, got {noise}")
         self.policy, self.noise, self.uniform = policy, noise, RandomPolicy(action_space)
 
     def initial(self, num_envs: int) -> Carry:

@@ -10,19 +10,19 @@ from torch import Tensor
 
 
 class RunningMoments:
-    """Mean and variance of all rows that were ever given (Chan et al. 1983), in double precision.
+    """Mean and variance of all rows that were ever given (Chan et al. 1983), in double precision on the host.
 
     shape: of a row.
     """
 
-    def __init__(self, *shape: int, device: str | torch.device = "cpu") -> None:
+    def __init__(self, *shape: int) -> None:
         self.count = 0
-        self.mean = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.squares = torch.zeros(shape, dtype=torch.float64, device=device)  # Σ (x − mean)²
+        self.mean = torch.zeros(shape, dtype=torch.float64)
+        self.squares = torch.zeros(shape, dtype=torch.float64)  # Σ (x − mean)²
 
     def update(self, rows: Tensor) -> None:
         """rows: [*B, *shape]."""
-        rows = rows.detach().double().reshape(-1, *self.mean.shape)
+        rows = rows.detach().cpu().double().reshape(-1, *self.mean.shape)
         count, mean = len(rows), rows.mean(0)
         total, difference = self.count + count, mean - self.mean
         self.squares = self.squares + (rows - mean).square().sum(0) + difference.square() * (self.count * count / total)
@@ -43,7 +43,7 @@ class RunningMoments:
         if state["mean"].shape != self.mean.shape:
             raise ValueError(f"expected moments of shape {list(self.mean.shape)}, got {list(state['mean'].shape)}")
         self.count = int(state["count"])
-        self.mean, self.squares = (state[name].to(self.mean.device).clone() for name in ("mean", "squares"))
+        self.mean, self.squares = (state[name].clone() for name in ("mean", "squares"))
 
 
 class RewardScale:
@@ -52,19 +52,18 @@ class RewardScale:
     Nothing is subtracted: that would change what is optimal where episodes differ in length.
     """
 
-    def __init__(self, discount: float, device: str | torch.device = "cpu") -> None:
+    def __init__(self, discount: float) -> None:
         self.discount = discount
-        self.moments = RunningMoments(device=device)
+        self.moments = RunningMoments()
         self.sums: Tensor | None = None  # of each lane, since its episode began
 
-    def __call__(self, rewards: Tensor, ended: Tensor) -> Tensor:
-        """Take these rewards into account, and scale them. rewards, ended: [lanes, T]."""
-        sums = torch.zeros_like(rewards[:, 0]) if self.sums is None else self.sums
+    def __call__(self, rewards: Tensor, first: Tensor) -> Tensor:
+        """Take these rewards into account, and scale them. Both [lanes, T]; first: an episode begins with the step."""
+        sums = torch.zeros_like(rewards[:, 0]) if self.sums is None else self.sums.to(rewards)
         seen = []
-        for reward, end in zip(rewards.unbind(1), ended.unbind(1), strict=True):
-            sums = self.discount * sums + reward
+        for reward, begins in zip(rewards.unbind(1), first.unbind(1), strict=True):
+            sums = torch.where(begins, 0.0, self.discount * sums) + reward
             seen.append(sums)
-            sums = torch.where(end, 0.0, sums)
         self.sums = sums
         self.moments.update(torch.stack(seen))
         return rewards / self.moments.std.to(rewards)

@@ -42,26 +42,30 @@ class UnitSettings(Protocol):
 
 
 class Units:
-    """The units of what a policy sees and earns; those that are learned follow each rollout, after it was learned from.
+    """The units of what a policy sees and earns.
+
+    Those of observations follow each rollout after it was learned from, as it was played in the old ones; the scale of
+    rewards takes a rollout's own into account.
 
     Raises ValueError where observations are to be normalised that are not a vector.
     """
 
     def __init__(self, spec: Spec, settings: UnitSettings, device: str | torch.device) -> None:
-        self.scaling = Scaling(spec, device=device)
+        self.device, self.scaling = torch.device(device), Scaling(spec, device=device)
         self.moments: RunningMoments | None = None
         if settings.normalise_observations:
             space = spec.observation_space
             if not isinstance(space, spaces.Box) or len(space.shape) != 1:
                 raise ValueError(f"normalise_observations: expected a vector, got observations in {space}")
-            self.moments = RunningMoments(*space.shape, device=device)
-        self.reward_scale = RewardScale(settings.discount, device) if settings.scale_rewards else None
+            self.moments = RunningMoments(*space.shape)
+        self.reward_scale = RewardScale(settings.discount) if settings.scale_rewards else None
 
     def __call__(self, rollout: Segments) -> Segments:
         """The rollout in the networks' units, rewards with what they add to the scale."""
         rewards = rollout.rewards
         if self.reward_scale is not None:
-            rewards = self.reward_scale(rewards, rollout.terminated | rollout.truncated)
+            assert rollout.timesteps is not None  # a rollout has them
+            rewards = self.reward_scale(rewards, rollout.timesteps == 0)
         return replace(
             rollout,
             observations=self.scaling.observations(rollout.observations),
@@ -74,7 +78,13 @@ class Units:
         """Take the observations of a rollout, as the environment gave them, into account from now on."""
         if self.moments is not None:
             self.moments.update(rollout.observations)
-            self.scaling.follow(self.moments.mean, self.moments.std)
+            self._apply(self.moments)
+
+    def _apply(self, moments: RunningMoments) -> None:
+        if moments.count:
+            self.scaling.follow(moments.mean.to(self.device, torch.float32), moments.std.to(self.device, torch.float32))
+        else:
+            self.scaling.mean = None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -95,8 +105,7 @@ class Units:
         """Restore what `state_dict` gave."""
         if self.moments is not None:
             self.moments.load_state_dict(state["moments"])
-            if self.moments.count:
-                self.scaling.follow(self.moments.mean, self.moments.std)
+            self._apply(self.moments)
         if self.reward_scale is not None:
             self.reward_scale.load_state_dict(state["reward_scale"])
 

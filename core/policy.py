@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.distributions import Categorical, Deterministic
+from herdbook.core.distributions import Categorical, ClippedNormal, Deterministic
 from herdbook.core.types import Carry, Distribution, Spec, Step, Transitions, Tree
 
 STD_OFFSET = 1e-3
@@ -53,7 +53,7 @@ class Scaling:
 
     def follow(self, mean: Tensor, std: Tensor) -> None:
         """Standardise by these from now on: [D] each."""
-        self.mean, self.inverse_std = mean.float(), (1 / (std + STD_OFFSET)).float()
+        self.mean, self.inverse_std = mean, 1 / (std + STD_OFFSET)
 
     def observations(self, raw: Tree) -> Tree:
         """(o − μ) / (σ + 1e-3), or the observations as they are. [*B, D]"""
@@ -96,9 +96,18 @@ class ScaledDistribution:
         return self.scaling.raw_actions(self.base.mode())
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Density of raw actions: the change of units divides it by the product of the half widths."""
-        log_prob: Tensor = self.base.log_prob(self.scaling.actions(actions))
-        return log_prob if self.scaling.center is None else log_prob - self.scaling.half.log().sum()
+        """Density of raw actions: the change of units divides it by the half width of each dimension.
+
+        Where a dimension's is no density but a mass (`ClippedNormal` at a bound), it has no unit.
+        """
+        scaled = self.scaling.actions(actions)
+        log_prob: Tensor = self.base.log_prob(scaled)
+        if self.scaling.center is None:
+            return log_prob
+        width = self.scaling.half.log()
+        if isinstance(self.base, ClippedNormal):
+            width = torch.where(self.base.at_bound(scaled), 0.0, width)
+        return log_prob - width.sum(-1)
 
     @property
     def probs(self) -> Tensor:

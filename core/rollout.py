@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +141,7 @@ class Rollout:
         if spec is not None:
             _check_spaces(spec, env)
         self.observation_space = flat_space(env.observation_space, self.observation_keys)
+        self._shapes = [part.shape for part in _parts(self.observation_space)]
         self.action_space = flat_action_space(env.action_space)
         self.limit_declared = max_steps is not None or _declares_limit(env)
         self.max_steps = max_steps or (None if self.limit_declared else UNDECLARED_LIMIT)
@@ -195,6 +197,7 @@ class Rollout:
         while failed := self._step_lanes(lanes, actions, results):
             for lane, failure in failed.items():
                 self._give_up(lane, failure)
+                results.forget(lane)
             lanes = [lane for lane in failed if self._active[lane]]
             again, carry = self._choose(policy, before, generator)
             self._carry = tree_map(functools.partial(_merged, lanes), self._carry, carry)
@@ -221,14 +224,12 @@ class Rollout:
         raw = self._raw_actions(actions)
         for lane in lanes:
             try:
-                step = self.envs[lane].step(raw[lane])
+                observation, reward, terminated, truncated, results.infos[lane] = self.envs[lane].step(raw[lane])
+                results.rewards[lane], results.terminated[lane], results.truncated[lane] = reward, terminated, truncated
+                results.rows[lane] = self._row(observation)
             except Exception as error:
                 failed[lane] = self._failed(lane, f"raised {type(error).__name__}: {error}")
                 failed[lane].__cause__ = error
-                continue
-            observation, results.rewards[lane], results.terminated[lane], results.truncated[lane] = step[:4]
-            results.infos[lane] = step[4]
-            results.rows[lane] = flatten(self.raw_observation_space, observation, self.observation_keys)
         if failed:
             return failed
         padding = next((row for row in results.rows if row is not None), None)
@@ -258,7 +259,8 @@ class Rollout:
         self._renew(lane)
 
     def _renew(self, lane: int) -> None:
-        self.envs[lane].close()
+        with suppress(Exception):  # what is broken may not close
+            self.envs[lane].close()
         self.envs[lane] = make_environment(self.source)
 
     def state_dict(self) -> dict[str, Any]:
@@ -311,7 +313,15 @@ class Rollout:
         observation, _ = self.envs[lane].reset(seed=int(self._seeds[lane]))
         for action in self._raw_actions(np.stack(taken)) if taken else ():
             observation = self.envs[lane].step(action)[0]
-        return flatten(self.raw_observation_space, observation, self.observation_keys)
+        return self._row(observation)
+
+    def _row(self, observation: Any) -> Tree:
+        """An observation as `Spec.observation_space` has it. Raises ValueError for another shape."""
+        row = flatten(self.raw_observation_space, observation, self.observation_keys)
+        shapes = [leaf.shape for leaf in _leaves(row)]
+        if shapes != self._shapes:
+            raise ValueError(f"expected an observation of shape {self._shapes}, got {shapes}")
+        return row
 
     def close(self) -> None:
         """Close every environment."""
@@ -380,9 +390,9 @@ class Rollout:
             self._renew(lane)
         try:
             observation, _ = self.envs[lane].reset(seed=int(self._seeds[lane]))
+            row = self._row(observation)
         except Exception as error:
             raise self._failed(lane, f"raised {type(error).__name__} at reset: {error}") from error
-        row = flatten(self.raw_observation_space, observation, self.observation_keys)
         if not all(np.isfinite(leaf).all() for leaf in _leaves(row)):
             raise self._failed(lane, "gave an observation that is not finite at reset")
         return row
@@ -453,6 +463,11 @@ class _Results:
         self.rows: list[Tree] = [None] * lanes
         self.observations: Tree = None  # the rows together, `[lanes, …]`, once no lane has failed
 
+    def forget(self, lane: int) -> None:
+        """What a lane gave that failed."""
+        self.rewards[lane], self.terminated[lane], self.truncated[lane] = 0, False, False
+        self.infos[lane], self.rows[lane] = {}, None
+
 
 def _merged(lanes: list[int], old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
     """A carry's leaf `[lanes, …]`, None without one: the new one in some lanes."""
@@ -465,6 +480,10 @@ def _merged(lanes: list[int], old: torch.Tensor | None, new: torch.Tensor | None
 
 def _write(observations: Tree, lane: int, row: Tree) -> None:
     tree_map(lambda leaf, new: leaf.__setitem__(lane, new), observations, row)
+
+
+def _parts(space: Space[Any]) -> list[Space[Any]]:
+    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
 
 
 def _leaves(observations: Tree) -> list[Array]:

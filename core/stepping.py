@@ -6,6 +6,7 @@ is a function of (parameters, run seed, steps so far).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -17,6 +18,7 @@ from herdbook.core.collection import NOISE, RESETS
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.random import generator, restore_generator
 from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, PolicyFailed, Rollout, Stepped
+from herdbook.core.runs import RunFailed
 from herdbook.core.seeds import FAILURES, Member
 from herdbook.core.types import Spec, to_numpy, tree_map
 
@@ -77,7 +79,7 @@ class Stepper:
 
     Raises:
         EnvironmentUnavailable: The environment cannot be made, or its spaces are not those of `spec`.
-        EnvironmentFailed: It keeps failing.
+        RunFailed: It keeps failing.
     """
 
     def __init__(
@@ -130,16 +132,20 @@ class _Seat:
     def __init__(
         self, source: EnvironmentSource, spec: Spec, seed: int, num_envs: int, device: str | torch.device
     ) -> None:
-        self.seed, self.failures = seed, list[str]()
+        self.seed, self.failures, self.lost_in_a_row, self.replaying = seed, list[str](), 0, False
         self.schedule = EndlessEpisodes(seed, RESETS)
         self.rollout = Rollout(source, num_envs, self.schedule, spec=spec, device=device, on_failure=self._lost)
         self.generator = generator(seed, NOISE, device=device)
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
 
     def _lost(self, failure: EnvironmentFailed) -> None:
+        if self.replaying:
+            warnings.warn(f"an episode that was unfinished at the checkpoint is lost: {failure}", stacklevel=2)
+            return
         self.failures.append(str(failure))
-        if len(self.failures) >= FAILURES:
-            raise failure
+        self.lost_in_a_row += 1
+        if self.lost_in_a_row >= FAILURES:
+            raise RunFailed(f"the environment failed in {FAILURES} episodes in a row: {failure}") from failure
 
     def play(self, member: Member) -> Steps:
         played = Steps()
@@ -160,6 +166,7 @@ class _Seat:
                 played.returns += self.returns[ended].tolist()
                 played.lengths += self.lengths[ended].tolist()
                 self.returns[ended], self.lengths[ended] = 0, 0
+                self.lost_in_a_row = 0
         played.failures, self.failures[:] = list(self.failures), []
         return played
 
@@ -170,12 +177,14 @@ class _Seat:
             "generator": self.generator,
             "returns": torch.from_numpy(self.returns.copy()),
             "lengths": torch.from_numpy(self.lengths.copy()),
-            "failures": list(self.failures),
+            "lost_in_a_row": self.lost_in_a_row,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.failures[:] = state["failures"]
+        self.lost_in_a_row = int(state["lost_in_a_row"])
         self.schedule.begun = {int(lane): count for lane, count in state["begun"].items()}
         self.returns, self.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
         restore_generator(self.generator, state["generator"], self.seed, NOISE, sum(self.schedule.begun.values()))
+        self.replaying = True
         self.rollout.load_state_dict(state["rollout"])
+        self.replaying = False

@@ -71,7 +71,10 @@ class Transitions:
 @batch_type
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Windows of T successive steps of one episode, padded at the end. Every field is `[*B, T, …]`."""
+    """Windows of T successive steps of one episode, padded at the end. Every field is `[*B, T, …]`.
+
+    A rollout is T steps of each lane, which may be of several episodes: the flags and `timesteps` tell them apart.
+    """
 
     observations: Tree
     actions: Tree

@@ -116,8 +116,8 @@ class PrioritisedReplay:
             raise ValueError(f"expected one generator, a replay with priorities is one seed's; got {len(generators)}")
         if not len(self.replay):
             raise ValueError("the replay is empty: add steps before sampling")
-        drawn = torch.rand(batch_size, generator=generators[0], device=generators[0].device, dtype=torch.float64)
-        heights = (np.arange(batch_size) + drawn.cpu().numpy()) / batch_size * self.tree.total
+        drawn = torch.rand(batch_size, generator=generators[0], device=generators[0].device)
+        heights = (np.arange(batch_size) + drawn.cpu().double().numpy()) / batch_size * self.tree.total
         indices = self.tree.find(heights)
         shares = self.tree[indices] / self.tree.total
         weights = (len(self.replay) * shares) ** -importance_exponent

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require
 from herdbook.core.joint import JointSpec, JointTransitions
 from herdbook.core.joint_actions import check_joint
 from herdbook.core.joint_networks import AgentNetworks, Sharing, transition_views
@@ -85,6 +85,7 @@ class MATD3BC:
     def __init__(self, config: MATD3BCConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.action_space, c.algorithm)
+        expect_together(c, "decay_lr", "decay_updates")
         self.spec, self.actors = spec, Actors(spec, c, setup)
         self.actions = self.actors.actions
 
@@ -94,7 +95,7 @@ class MATD3BC:
             extra = self.actions.size + (c.horizon is not None)
             return AgentNetworks(spec, 1, c.hidden_sizes, extra=extra, sharing=c.sharing, agent_id=c.agent_id)
 
-        decay = max(c.decay_updates // c.policy_delay, 1) if c.decay_lr and c.decay_updates is not None else None
+        decay = max(c.decay_updates // c.policy_delay, 1) if c.decay_updates else None
         self.learner = Learner(
             {"actor": self.actors.make, "critic": critic, "twin": critic},
             {

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
 from herdbook.core.networks import OnPolicyActor, OnPolicyValue
@@ -78,6 +78,7 @@ class A2C:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
         check_one_seed(c.algorithm, setup, "it trains")
+        expect_together(c, "decay_lr", "decay_steps")
         self.units = Units(spec, c, setup.get("device", "cpu"))
         scaling, space = self.units.scaling, spec.observation_space
         self.learner = Learner(
@@ -100,7 +101,7 @@ class A2C:
     def update(self, rollout: Segments) -> Metrics:
         c, critic = self.config, self.learner.parameters_of("critic")
         self.learner.updates += 1
-        if c.decay_steps is not None:
+        if c.decay_lr and c.decay_steps is not None:
             self.learner.rate_scale = linear_schedule(1.0, 0.0, c.decay_steps, self.steps)
         scaled = self.units(rollout)
         with torch.no_grad():

@@ -5,7 +5,7 @@
     L_π = −mean Q(s, π(s))                (3)
 
 It explores by N(0, σ²) on actions in [−1, 1], where the paper has an Ornstein-Uhlenbeck process: uncorrelated noise
-does as well (Fujimoto et al. 2018). Widths and rates are those of Fujimoto et al. 2018, whose DDPG is the stronger one.
+does as well (Fujimoto et al. 2018). Widths, rates and batch are those of that paper's code for TD3.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from gymnasium import Space
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require
 from herdbook.core.exploration import epsilon_greedy, linear_schedule, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import MLP, Encoder, Head
@@ -64,7 +64,7 @@ class DQNConfig:
 
     def for_run(self, steps: int) -> DQNConfig:
         """The config of a run of so many environment steps: β grows over all its updates."""
-        if self.importance_updates is not None:
+        if not self.prioritised or self.importance_updates is not None:
             return self
         return replace(self, importance_updates=max(updates_after(steps, self.warmup_steps, self.updates_per_step), 1))
 
@@ -115,6 +115,7 @@ class DQN:
     def __init__(self, config: DQNConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
+        expect_together(c, "prioritised", "importance_updates")
         self.scaling = Scaling(spec, device=setup.get("device", "cpu"))
         head = DuelingHead if c.dueling else Head
         self.learner = Learner(

@@ -5,7 +5,8 @@
     L_b = mean (b(s_t) − G_t)²                                     (3)
 
 It learns from whole episodes of one policy. As everywhere in practice, (2) leaves out the factor γ^t of the discounted
-objective's gradient. Where the time limit is none of the task's, the baseline stands for what would have followed.
+objective's gradient. Where the time limit is none of the task's, the baseline stands for what would have followed;
+without one nothing does, and a truncated return is only what was earned.
 """
 
 from __future__ import annotations
@@ -117,10 +118,12 @@ class Reinforce:
 
     def values(self, observations: Any) -> Tensor:
         """b, or 0 without a baseline: [lanes, T, …] → [lanes, T]."""
+        leaf = torch.utils._pytree.tree_leaves(observations)[0]
+        if not self.config.baseline:
+            return torch.zeros(leaf.shape[:2], device=leaf.device)
         flat = tree_map(lambda leaf: leaf.flatten(0, 1), observations)
         values: Tensor = self.baseline(self.learner.parameters_of("baseline"), flat)
-        values = values.view(torch.utils._pytree.tree_leaves(observations)[0].shape[:2])
-        return values if self.config.baseline else torch.zeros_like(values)
+        return values.view(leaf.shape[:2])
 
     def policy_objective(self, params: Params, batch: Experience) -> tuple[Tensor, Metrics]:
         c = self.config

@@ -45,8 +45,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "dqn": [{"dueling": True, "double_q": False, "n_step": 3}, {"target_period": 1, "tau": 0.01}],
     "sac": [{"tune_temperature": False}],
     "discrete_sac": [{"tune_temperature": False}],
-    "ppo": [{"normalise_observations": True, "scale_rewards": True, "decay_steps": 500}],
-    "a2c": [{"normalise_observations": True, "scale_rewards": True, "decay_steps": 500}],
+    "ppo": [{"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "decay_steps": 500}],
+    "a2c": [{"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "decay_steps": 500}],
     "trpo": [{"normalise_observations": True, "scale_rewards": True}],
     "reinforce": [{"normalise_observations": True, "scale_rewards": True}, {"baseline": False}],
 }

@@ -118,7 +118,7 @@ def test_a_timeout_is_not_a_termination(ending: str) -> None:
     assert episodes.terminated.sum() + episodes.truncated.sum() == 5
 
 
-def test_max_steps_truncates_EndlessEpisodes() -> None:
+def test_max_steps_truncates_endless_episodes() -> None:
     episodes = evaluate(Constant(LEFT), lambda: Probe("never"), episodes=3, seed=0, max_steps=11)
     assert episodes.lengths().tolist() == [11, 11, 11]
     assert episodes.truncated[episodes.offsets[1:] - 1].all()

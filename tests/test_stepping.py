@@ -23,11 +23,14 @@ from herdbook.cli.main import main
 from herdbook.core.book import Book
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy
+from herdbook.core.moments import RewardScale
 from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, RandomPolicy, Rollout, Stepped, fixed_episodes
 from herdbook.core.runs import JSONLines, Run, RunFailed
 from herdbook.core.stepping import Steps
 from herdbook.core.types import Spec, Step
 from herdbook.datasets.replay import ReplayBuffer
+from herdbook.datasets.rollouts import Rollouts
+from herdbook.online.a2c import A2C, A2CConfig
 from herdbook.online.dqn import DQN, DQNConfig
 from herdbook.online.sac import SAC, SACConfig
 
@@ -40,6 +43,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "td3": {"env": "HalfCheetah-v5", "num_envs": 2},
     "ppo": {"env": "Pendulum-v1", "num_envs": 3, "rollout_steps": 8, "normalise_observations": True},
     "reinforce": {"env": "CartPole-v1", "episodes_per_update": 2, "scale_rewards": True},
+    "a2c": {"env": "CartPole-v1", "num_envs": 2, "scale_rewards": True, "decay_lr": True},
+    "trpo": {"env": "CartPole-v1", "num_envs": 2, "rollout_steps": 10},
+    "ddpg": {"env": "Pendulum-v1"},
+    "discrete_sac": {"env": "CartPole-v1", "num_envs": 2},
 }
 
 
@@ -109,7 +116,7 @@ def state_of(run: Run) -> dict[str, Any]:
 
 
 def same_step(a: Stepped, b: Stepped) -> bool:
-    names = ("observations", "actions", "rewards", "next_observations", "terminated", "truncated", "first", "episodes")
+    names = [field.name for field in dataclasses.fields(Stepped) if field.name != "infos"]
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
@@ -195,6 +202,25 @@ def test_a_schedule_that_runs_out_after_a_failure_ends_the_rollout() -> None:
     assert len(lost) == 1 and not rollout.active and not stepped.active.any()
 
 
+@pytest.mark.parametrize("answer", [(np.zeros(2), 1.0, False, False), (np.zeros(3), 1.0, False, False, {}), None])
+def test_an_answer_of_another_form_is_the_environments_failure(answer: Any) -> None:
+    class Strange(Counter):
+        def step(self, action: Any) -> Any:
+            return answer if self.seed % 2 and self.t else super().step(action)
+
+        def close(self) -> None:
+            raise RuntimeError("it does not even close")
+
+    lost: list[EnvironmentFailed] = []
+    rollout = Rollout(Strange, 2, EndlessEpisodes(0), on_failure=lost.append)
+    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(20)]
+    assert lost and all(s.next_observations[lane, 1] == s.observations[lane, 1] + 1 for s in steps for lane in (0, 1))
+    with pytest.raises(EnvironmentFailed, match=r"raised (TypeError|ValueError)"):
+        alone = Rollout(Strange, 8, EndlessEpisodes(0))
+        for _ in range(20):
+            alone.step(RandomPolicy(alone.action_space))
+
+
 def test_a_carry_forgets_only_the_lanes_that_failed() -> None:
     class Watch(RandomPolicy):
         """Its carry counts the steps of an episode."""
@@ -258,6 +284,10 @@ def test_a_round_comes_back_from_a_checkpoint() -> None:
         ("td3", ("checkpoint", 2)),
         ("ppo", ("update", 7)),
         ("ppo", ("checkpoint", 2)),
+        ("a2c", ("checkpoint", 3)),
+        ("trpo", ("update", 5)),
+        ("ddpg", ("add", 99)),
+        ("discrete_sac", ("update", 60)),
         ("reinforce", ("update", 2)),
         ("reinforce", ("link", 3)),
     ],
@@ -318,6 +348,52 @@ def test_a_rollout_is_learned_from_once_and_whole() -> None:
     assert state["state"]["seed_by_seed"][0]["units"]["moments"]["count"] == 120
     with pytest.raises(UserError, match="expected at most 1 for Reinforce, got 2"):
         go("reinforce", "other", num_envs=2)
+    assert not Path("other").exists()
+
+
+def test_a_run_that_is_extended_says_that_its_schedules_are_over(capsys: pytest.CaptureFixture[str]) -> None:
+    go("ppo", steps=48, seeds=(0,), decay_lr=True)
+    run, _ = resume("run", steps=96)
+    assert "the schedule decay_steps=48 is that of the steps that the run was begun with" in capsys.readouterr().out
+    assert run.config["config"]["decay_steps"] == 48
+
+
+def test_the_rate_decays_with_the_steps_that_were_played() -> None:
+    run = go("a2c", env="CartPole-v1", num_envs=2, rollout_steps=5, steps=40, decay_lr=True, seeds=(0,), lr=1e-2)
+    state = run.checkpoints.load()["state"]["seed_by_seed"][0]
+    assert state["steps"] == 40
+    alone = A2C(A2CConfig(decay_lr=True, decay_steps=40), Spec(spaces.Box(-1, 1, (2,)), spaces.Discrete(2)))
+    rates = []
+    for _ in range(5):
+        alone.update(_rollout())
+        rates.append(alone.learner.rate_scale)
+    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+    with pytest.raises(ValueError, match="expected decay_steps beside decay_lr"):
+        A2C(A2CConfig(decay_lr=True), Spec(spaces.Box(-1, 1, (2,)), spaces.Discrete(2)))
+
+
+def _rollout() -> Any:
+    """5 steps of 2 lanes."""
+    rollouts, flags = Rollouts(), np.zeros(2, np.bool_)
+    for _ in range(5):
+        rows = np.zeros((2, 2), np.float32)
+        rollouts.add(rows, np.zeros(2, np.int64), np.ones(2), flags, flags, rows)
+    return rollouts.take()
+
+
+def test_the_scale_of_rewards_begins_anew_with_each_episode() -> None:
+    """γ = ½, one lane: 1, 1½ | 1 (given up) | 1: the sums whose deviation scales; over two rollouts."""
+    rollouts, scale, no = Rollouts(), RewardScale(0.5), np.zeros(1, np.bool_)
+    for number in range(4):
+        row = np.zeros((1, 1), np.float32)
+        if number == 3:
+            rollouts.cut(np.array([True]))
+        rollouts.add(row, np.zeros(1, np.int64), np.ones(1), np.array([number == 1]), no, row)
+        if number in (2, 3):
+            rollout = rollouts.take()
+            scale(rollout.rewards, rollout.timesteps == 0)
+    assert float(scale.moments.mean) == pytest.approx((1 + 1.5 + 1 + 1) / 4)
+    assert scale.moments.count == 4
 
 
 def test_collected_returns_are_those_of_whole_episodes() -> None:
@@ -343,8 +419,34 @@ def test_a_lost_episode_is_counted_and_the_run_goes_on(nan: bool, capsys: pytest
 def test_an_environment_that_keeps_failing_ends_the_run_with_the_cause() -> None:
     with pytest.raises(RunFailed, match=r"failed in \d+ episodes in a row: .*it broke"):
         go("dqn", env=lambda: Counter(every=1), num_envs=1, eval_episodes=0)
-    with pytest.raises(EnvironmentFailed, match="it broke"):
+    with pytest.raises(RunFailed, match=r"failed in 10 episodes in a row: .*it broke"):
         go("dqn", "other", env=lambda: Counter(every=1, breaks=1), num_envs=1, eval_episodes=0)
+
+
+def test_failures_with_whole_episodes_in_between_end_no_long_round() -> None:
+    run = go("ppo", env=lambda: Counter(every=3), steps=240, rollout_steps=120, num_envs=2, eval_episodes=0)
+    assert run.metrics()[-1]["collected/lost"] > 10
+
+
+def test_unfinished_episodes_that_cannot_be_replayed_are_lost_with_a_warning() -> None:
+    class Moody(Counter):
+        """From its third step on every environment shows a number of its own."""
+
+        made = 0
+
+        def __init__(self) -> None:
+            super().__init__(length=50)
+            Moody.made += 1
+            self.own = Moody.made
+
+        def _look(self) -> Any:
+            return np.array([self.own if self.t > 2 else 0, self.t], np.float64)
+
+    options: dict[str, Any] = {"env": Moody, "num_envs": 12, "eval_episodes": 0, "checkpoint_every": 60, "seeds": (0,)}
+    go("dqn", steps=60, **options)
+    with pytest.warns(UserWarning, match="unfinished at the checkpoint is lost: .*came to another observation"):
+        run, continued = resume("run", steps=120, env=Moody, quiet=True)
+    assert continued and run.metrics()[-1]["step"] == 120 and run.metrics()[-1]["collected/lost"] == 0
 
 
 def test_a_policy_that_fails_stops_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,8 +581,9 @@ def test_what_has_no_replay_is_refused(minari_root: Path) -> None:
     go("ppo", seeds=(0,), steps=24)
     with pytest.raises(UserError, match="expected a run of one agent that keeps a replay, got one of ppo"):
         export_replay("run", out="mine/replay-v0")
-    with pytest.raises(UserError, match="episodes: expected none beside --replay"):
-        CollectArguments(policy="run", out="mine/replay-v0", replay=True, episodes=3)
+    for name, value in (("episodes", 3), ("step", 500), ("noise", 0.1), ("env", "CartPole-v1"), ("seed", 4)):
+        with pytest.raises(UserError, match=f"{name}: expected none beside --replay"):
+            CollectArguments(policy="run", out="mine/replay-v0", replay=True, **{name: value})
     with pytest.raises(UserError, match="episodes: expected 1 or more, got None"):
         CollectArguments(policy="run", out="mine/replay-v0")
 
@@ -516,5 +619,8 @@ def test_noise_by_hand() -> None:
     torch.testing.assert_close(chosen.bincount() / 20_000, torch.tensor([0.1, 0.7, 0.1, 0.1]), atol=0.02, rtol=0)
     none, _ = NoisyPolicy(Still(four), four, 0.0)(step, None, torch.Generator().manual_seed(0))
     assert bool((none == 1).all())
+    for space, noise in ((four, 1.5), (wide, -0.1), (wide, float("inf"))):
+        with pytest.raises(ValueError, match="expected noise in"):
+            NoisyPolicy(Still(space), space, noise)
     with pytest.raises(TypeError, match="no density"):
         NoisyPolicy(Still(four), four, 0.4).distribution(step, None)
