@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from gymnasium import Space, spaces
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from herdbook.core.distributions import Categorical, Normal
+from herdbook.core.distributions import Categorical, Deterministic, Normal
+from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.rollout import RandomPolicy, Uniform
 from herdbook.core.types import Carry, Distribution, Policy, Step, Tree
 
@@ -25,6 +27,26 @@ def uniform_box(observations: Tree, size: int) -> Uniform:
 def gaussian_noise(actions: Tensor, sigma: float) -> Normal:
     """N(actions, σ²), whose samples are clipped to [−1, 1]. actions: [*B, A]."""
     return Normal(actions, torch.full_like(actions, sigma).log(), clip=True)
+
+
+def exploring_actor(
+    scaling: Scaling,
+    act: Callable[[Tree], Tensor],
+    sigma: float,
+    warmup_steps: int,
+    *,
+    deterministic: bool,
+    step: int | None,
+) -> FeedForwardPolicy:
+    """The policy of a deterministic actor: as it is, with noise, or uniform while `step` is in the warm-up.
+
+    act: observations to actions [B, A] in [−1, 1].
+    """
+    if deterministic:
+        return FeedForwardPolicy(scaling, lambda o: Deterministic(act(o)))
+    if step is not None and step < warmup_steps:
+        return FeedForwardPolicy(scaling, lambda o: uniform_box(o, scaling.action_size), deterministic=False)
+    return FeedForwardPolicy(scaling, lambda o: gaussian_noise(act(o), sigma), deterministic=False)
 
 
 def epsilon_greedy(values: Tensor, legal: Tensor | None, epsilon: float) -> Categorical:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from herdbook.core.moments import RewardScale, RunningMoments
+from herdbook.core.networks import OnPolicyActor, OnPolicyValue
 from herdbook.core.policy import Scaling
 from herdbook.core.returns import generalised_advantage
 from herdbook.core.types import Segments, Spec, Tree, batch_type, tree_map
@@ -36,6 +37,10 @@ class UnitSettings(Protocol):
     @property
     def discount(self) -> float: ...
     @property
+    def hidden_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def initial_std(self) -> float: ...
+    @property
     def normalise_observations(self) -> bool: ...
     @property
     def scale_rewards(self) -> bool: ...
@@ -51,6 +56,7 @@ class Units:
     """
 
     def __init__(self, spec: Spec, settings: UnitSettings, device: str | torch.device) -> None:
+        self.space, self.settings = spec.observation_space, settings
         self.device, self.scaling = torch.device(device), Scaling(spec, device=device)
         self.moments: RunningMoments | None = None
         if settings.normalise_observations:
@@ -59,6 +65,17 @@ class Units:
                 raise ValueError(f"normalise_observations: expected a vector, got observations in {space}")
             self.moments = RunningMoments(*space.shape)
         self.reward_scale = RewardScale(settings.discount) if settings.scale_rewards else None
+
+    def make_actor(self) -> OnPolicyActor:
+        """A new policy over the actions, in these units."""
+        c, scaling = self.settings, self.scaling
+        return OnPolicyActor(
+            self.space, scaling.action_size, c.hidden_sizes, discrete=scaling.discrete, initial_std=c.initial_std
+        )
+
+    def make_value(self) -> OnPolicyValue:
+        """A new state value."""
+        return OnPolicyValue(self.space, self.settings.hidden_sizes)
 
     def __call__(self, rollout: Segments) -> Segments:
         """The rollout in the networks' units, rewards with what they add to the scale."""

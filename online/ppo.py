@@ -20,7 +20,6 @@ from torch import Tensor
 from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
-from herdbook.core.networks import OnPolicyActor, OnPolicyValue
 from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
 from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.spaces import ActionKind, check_action_space
@@ -83,14 +82,8 @@ class PPO:
         check_one_seed(c.algorithm, setup, "it trains")
         expect_together(c, "decay_lr", "decay_steps")
         self.units = Units(spec, c, setup.get("device", "cpu"))
-        scaling, space = self.units.scaling, spec.observation_space
         self.learner = Learner(
-            {
-                "actor": lambda: OnPolicyActor(
-                    space, scaling.action_size, c.hidden_sizes, discrete=scaling.discrete, initial_std=c.initial_std
-                ),
-                "critic": lambda: OnPolicyValue(space, c.hidden_sizes),
-            },
+            {"actor": self.units.make_actor, "critic": self.units.make_value},
             {"agent": Adam(lr=c.lr, networks=("actor", "critic"), max_grad_norm=c.max_grad_norm)},
             **setup,
         )

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
-from herdbook.core.networks import OnPolicyActor, OnPolicyValue
 from herdbook.core.on_policy import Experience, Units, minibatches, standardised, steps_of
 from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.returns import discounted_returns
@@ -78,14 +77,8 @@ class Reinforce:
         check_action_space(spec.action_space, self.action_space, c.algorithm)
         check_one_seed(c.algorithm, setup, "it trains")
         self.units = Units(spec, c, setup.get("device", "cpu"))
-        scaling, space = self.units.scaling, spec.observation_space
         self.learner = Learner(
-            {
-                "actor": lambda: OnPolicyActor(
-                    space, scaling.action_size, c.hidden_sizes, discrete=scaling.discrete, initial_std=c.initial_std
-                ),
-                "baseline": lambda: OnPolicyValue(space, c.hidden_sizes),
-            },
+            {"actor": self.units.make_actor, "baseline": self.units.make_value},
             {
                 "actor": Adam(lr=c.lr, max_grad_norm=c.max_grad_norm),
                 "baseline": Adam(lr=c.baseline_lr, max_grad_norm=c.max_grad_norm),

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
-from herdbook.core.distributions import Deterministic
-from herdbook.core.exploration import gaussian_noise, uniform_box, updates_after
+from herdbook.core.exploration import exploring_actor, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, DeterministicActor
-from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.policy import Scaling
 from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
@@ -111,13 +110,13 @@ class TD3:
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
         """The actor, or with its noise: as at environment step `step`, which may be in the warm-up."""
         c, actor = self.config, self.learner.parameters_of("actor", seed_index)
-        if deterministic:
-            return FeedForwardPolicy(self.scaling, lambda o: Deterministic(self.actor(actor, o)))
-        if step is not None and step < c.warmup_steps:
-            size = self.scaling.action_size
-            return FeedForwardPolicy(self.scaling, lambda o: uniform_box(o, size), deterministic=False)
-        return FeedForwardPolicy(
-            self.scaling, lambda o: gaussian_noise(self.actor(actor, o), c.exploration_noise), deterministic=False
+        return exploring_actor(
+            self.scaling,
+            lambda o: self.actor(actor, o),
+            c.exploration_noise,
+            c.warmup_steps,
+            deterministic=deterministic,
+            step=step,
         )
 
     def updates_due(self, episodes: int, steps: int) -> int:

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
 from herdbook.core.learner import Adam, Learner, Parameters, Params, Setup, check_one_seed
-from herdbook.core.networks import OnPolicyActor, OnPolicyValue
 from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
 from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.spaces import ActionKind, check_action_space
@@ -91,14 +90,8 @@ class TRPO:
         check_action_space(spec.action_space, self.action_space, c.algorithm)
         check_one_seed(c.algorithm, setup, "it trains")
         self.units = Units(spec, c, setup.get("device", "cpu"))
-        scaling, space = self.units.scaling, spec.observation_space
         self.learner = Learner(
-            {
-                "actor": lambda: OnPolicyActor(
-                    space, scaling.action_size, c.hidden_sizes, discrete=scaling.discrete, initial_std=c.initial_std
-                ),
-                "critic": lambda: OnPolicyValue(space, c.hidden_sizes),
-            },
+            {"actor": self.units.make_actor, "critic": self.units.make_value},
             {"critic": Adam(lr=c.critic_lr)},
             **setup,
         )

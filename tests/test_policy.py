@@ -1,5 +1,6 @@
 """Raw in, raw out: the change of units between environment and networks, and policies on top of it."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.distributions import Categorical, Deterministic, SquashedNormal
+from herdbook.core.distributions import Categorical, ClippedNormal, Deterministic, SquashedNormal
 from herdbook.core.policy import FeedForwardPolicy, ScaledDistribution, Scaling, greedy
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Spec, Step, Transitions
@@ -166,3 +167,12 @@ def test_a_deterministic_policys_distribution_is_its_action() -> None:
     torch.manual_seed(0)
     distribution, _ = policy.distribution(step(torch.randn(4, 2)), None)
     assert distribution.log_prob(distribution.mode()).tolist() == [0.0] * 4
+
+
+def test_a_clipped_dimension_has_a_mass_that_knows_no_units() -> None:
+    """Actions in [0, 4]²: (2, 4) is (0, 1) in [−1, 1], whose first part is a density over half widths of 2."""
+    scaling = Scaling(Spec(spaces.Box(-1, 1, (1,)), spaces.Box(0.0, 4.0, (2,))))
+    base = ClippedNormal(torch.zeros(1, 2), torch.zeros(1, 2))
+    log_prob = ScaledDistribution(base, scaling).log_prob(torch.tensor([[2.0, 4.0]]))
+    density, mass = 1 / math.sqrt(2 * math.pi) / 2, 0.5 * math.erfc(1 / math.sqrt(2))
+    assert float(log_prob) == pytest.approx(math.log(density * mass), abs=1e-5)
