@@ -167,5 +167,6 @@ class Categorical:
 
     def divergence(self, other: Categorical) -> Tensor:
         """KL(self ‖ other) → [*B]."""
-        log_probs = self.logits.log_softmax(-1)
-        return (log_probs.exp() * (log_probs - other.logits.log_softmax(-1))).sum(-1)
+        log_probs, others = self.logits.log_softmax(-1), other.logits.log_softmax(-1)
+        ratio = torch.where(log_probs == -torch.inf, 0.0, log_probs - others)  # what is illegal adds nothing
+        return (log_probs.exp() * ratio).sum(-1)

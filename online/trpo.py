@@ -122,8 +122,9 @@ class TRPO:
         c = self.config
         own = self.learner.parameters_of("actor")
         before = {name: value.clone() for name, value in own.items()}
-        theta = {name: value.clone().requires_grad_() for name, value in own.items()}
-        leaves = list(theta.values())
+        moving = [name for name, value in self.learner.params.online["actor"].items() if value.requires_grad]
+        theta = {name: value.clone().requires_grad_(name in moving) for name, value in own.items()}
+        leaves = [theta[name] for name in moving]
         policy = self.actor(theta, steps.observations)
         log_probs = policy.log_prob(steps.actions)
         old_log_probs, old = log_probs.detach(), self.actor(before, steps.observations)
@@ -141,7 +142,7 @@ class TRPO:
         gain, divergence = torch.zeros_like(start), torch.zeros_like(start)
         with torch.no_grad():
             for _ in range(c.backtracks):  # eq. 3
-                _move(own, before, fraction * step)
+                _move(own, before, moving, fraction * step)
                 policy = self.actor(own, steps.observations)
                 gain = surrogate(policy.log_prob(steps.actions), old_log_probs, steps.advantages) - start
                 divergence = old.divergence(policy).mean()
@@ -150,7 +151,7 @@ class TRPO:
                     break
                 fraction *= c.shrinkage
             else:
-                _move(own, before, torch.zeros_like(step))
+                _move(own, before, moving, torch.zeros_like(step))
         return {
             "loss/policy": -objective.detach(),
             "gain": gain,
@@ -183,7 +184,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def _move(own: Parameters, before: Parameters, by: Tensor) -> None:
-    """own = before + by, in place. by: [P]."""
-    for name, part in zip(own, torch.split(by, [value.numel() for value in own.values()]), strict=True):
+def _move(own: Parameters, before: Parameters, names: Sequence[str], by: Tensor) -> None:
+    """own = before + by, in place, those of these names. by: [P]."""
+    for name, part in zip(names, torch.split(by, [own[name].numel() for name in names]), strict=True):
         own[name].copy_(before[name] + part.view_as(own[name]))
