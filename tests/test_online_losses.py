@@ -1,0 +1,390 @@
+"""The losses of online algorithms, and how they explore, against numbers that can be checked on paper."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from herdbook.core.exploration import gaussian_noise, uniform_box, updates_after
+from herdbook.core.types import Spec, Transitions
+from herdbook.online import ddpg, discrete_sac, dqn, sac, td3
+from herdbook.online.discrete_sac import DiscreteSAC, DiscreteSACConfig
+from herdbook.online.dqn import DQN, DQNConfig, DuelingHead
+from herdbook.online.sac import SAC, SACConfig
+
+T = torch.tensor
+INF, LOG2 = math.inf, math.log(2)
+
+
+def _vector(size: int) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, (size,))
+
+
+def _slope(loss: Tensor, *inputs: Tensor, materialize_grads: bool = False) -> list[Any]:
+    slopes = torch.autograd.grad(loss, inputs, retain_graph=True, materialize_grads=materialize_grads)
+    return [slope.tolist() for slope in slopes]
+
+
+# --- DQN ------------------------------------------------------------------------------------------------------------
+
+
+def test_td_errors_are_of_the_taken_action_and_positive_where_it_is_overrated() -> None:
+    q = T([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
+    assert dqn.td_errors(q, T([2, 0, 1]), T([1.0, 6.0, 8.0])).tolist() == [2.0, -2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "loss", "slope"),
+    [
+        (0.0, 0.0, 0.0),
+        (0.5, 0.125, 0.5),  # half the square, whose slope is the error …
+        (-0.5, 0.125, -0.5),
+        (1.0, 0.5, 1.0),  # … up to 1, where both parts meet …
+        (-1.0, 0.5, -1.0),
+        (3.0, 2.5, 1.0),  # … and |δ| − ½ beyond, whose slope is 1
+        (-3.0, 2.5, -1.0),
+        (1e6, 1e6 - 0.5, 1.0),
+    ],
+)
+def test_td_loss_is_quadratic_up_to_one_and_linear_beyond(error: float, loss: float, slope: float) -> None:
+    errors = T([error], requires_grad=True)
+    assert dqn.td_loss(errors, None).item() == loss
+    assert _slope(dqn.td_loss(errors, None), errors) == [[slope]]
+
+
+@pytest.mark.parametrize(
+    ("weights", "loss", "slope"),
+    [
+        (None, (0.5 + 1.5 + 0.125 + 0) / 4, [0.25, -0.25, 0.125, 0.0]),
+        ([1.0, 1.0, 1.0, 1.0], (0.5 + 1.5 + 0.125 + 0) / 4, [0.25, -0.25, 0.125, 0.0]),
+        ([1.0, 0.5, 0.0, 1.0], (0.5 + 0.75 + 0 + 0) / 4, [0.25, -0.125, 0.0, 0.0]),  # over B, not the sum of weights
+        ([0.0, 0.0, 0.0, 1.0], 0.0, [0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_td_loss_weighs_each_row_and_averages_over_all(
+    weights: list[float] | None, loss: float, slope: list[float]
+) -> None:
+    """Errors 1, −2, ½ and 0: losses ½, 1½, ⅛ and 0."""
+    errors = T([1.0, -2.0, 0.5, 0.0], requires_grad=True)
+    weighed = dqn.td_loss(errors, None if weights is None else T(weights))
+    assert weighed.item() == loss
+    assert _slope(weighed, errors) == [slope]
+
+
+SLOW = [[100.0, 3.0, 50.0], [-4.0, 70.0, 80.0], [5.0, 6.0, 7.0], [1.0, -1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("chooser", "expected"),
+    [
+        # Row by row: γ = ½ by the action chosen; a termination; two steps at γ = 0.9; and two equally good, the first.
+        ([[1.0, 5.0, 2.0], [9.0, 0.0, 0.0], [0.0, 0.0, 1.0], [2.0, 2.0, 1.0]], [1 + 1.5, 2.0, 0.81 * 7, -3 + 1.0]),
+        ([[5.0, 1.0, 2.0], [0.0, 9.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 2.0]], [1 + 50.0, 2.0, 0.81 * 5, -3 - 1.0]),
+        (SLOW, [1 + 50.0, 2.0, 0.81 * 7, -3 + 1.0]),  # eq. 1: the slow network chooses too, and so takes its maximum
+    ],
+)
+def test_q_target_is_chosen_by_one_network_and_valued_by_the_slow_one(
+    chooser: list[list[float]], expected: list[float]
+) -> None:
+    target = dqn.q_target(T([1.0, 2.0, 0.0, -3.0]), T([0.5, 0.0, 0.81, 1.0]), T(chooser), T(SLOW))
+    torch.testing.assert_close(target, T(expected))
+
+
+def _dueling(hidden: tuple[int, ...], actions: int) -> DuelingHead:
+    """V = 2 max(f, 0) + 1 and A = max(f, 0) · (3, 0, 0, …) + (0, 3, 6, …), where the feature f is what is seen."""
+    head = DuelingHead(_vector(1), actions, hidden)
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        last = {name: parameter for name, parameter in head.named_parameters() if ".layers.1." in name}
+        last["value.layers.1.weight"].fill_(2.0)
+        last["value.layers.1.bias"].fill_(1.0)
+        last["advantage.layers.1.weight"].copy_(3.0 * (torch.arange(actions) == 0)[:, None])
+        last["advantage.layers.1.bias"].copy_(3.0 * torch.arange(actions))
+    return head
+
+
+@pytest.mark.parametrize(
+    ("hidden", "seen", "expected"),
+    [
+        ((1,), 1.0, [2.0, 2.0, 5.0]),  # V = 3, A = 3, 3, 6, mean 4
+        ((1,), -1.0, [-2.0, 1.0, 4.0]),  # V = 1, A = 0, 3, 6, mean 3
+        ((1,), 0.0, [-2.0, 1.0, 4.0]),
+        ((1, 1), 1.0, [2.0, 2.0, 5.0]),
+        ((1, 1), -1.0, [-2.0, 1.0, 4.0]),
+        ((2, 1), 1.0, [6.0, 3.0, 6.0]),  # two equal features, which both streams sum: V = 5, A = 6, 3, 6, mean 5
+        ((1, 2, 1), 1.0, [6.0, 3.0, 6.0]),
+    ],
+)
+def test_dueling_values_by_hand(hidden: tuple[int, ...], seen: float, expected: list[float]) -> None:
+    """Q = V + A − mean A; all hidden sizes but the last are of shared layers."""
+    assert _dueling(hidden, 3)(T([[seen], [seen]])).tolist() == [expected, expected]
+
+
+def test_dueling_advantages_count_by_their_differences_alone() -> None:
+    head, seen = _dueling((1,), 3), T([[1.0], [-1.0]])
+    before = head(seen)
+    torch.testing.assert_close(before.mean(-1), head.value(seen)[:, 0])
+    with torch.no_grad():
+        dict(head.advantage.named_parameters())["layers.1.bias"].add_(7.0)
+    torch.testing.assert_close(head(seen), before)
+    assert _dueling((1,), 1)(seen).tolist() == [[3.0], [1.0]]  # one action has no advantage: Q = V
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "updates"),
+    [
+        ({"warmup_steps": 1_000, "updates_per_step": 0.5}, 3_000, 1_000),
+        ({"warmup_steps": 1_000, "updates_per_step": 0.5}, 1_000, 1),  # none at all, and a schedule lasts one
+        ({"warmup_steps": 0, "updates_per_step": 2.0}, 10, 20),
+        ({"importance_updates": 7}, 3_000, 7),
+        ({"prioritised": False}, 3_000, None),
+    ],
+)
+def test_the_importance_exponent_grows_over_all_updates_of_a_run(
+    settings: dict[str, Any], steps: int, updates: int | None
+) -> None:
+    assert DQNConfig(**{"prioritised": True, **settings}).for_run(steps).importance_updates == updates
+
+
+class _Asked:
+    """A replay that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.options: list[dict[str, Any]] = []
+
+    def sample(self, batch_size: int, generators: Any, **options: Any) -> None:
+        self.options.append({"batch_size": batch_size, **options})
+
+
+def test_prioritised_sampling_begins_at_its_exponent_and_ends_at_one() -> None:
+    settings: dict[str, Any] = {"batch_size": 5, "discount": 0.9, "n_step": 3}
+    asked, spec = _Asked(), Spec(_vector(1), spaces.Discrete(2))
+    algorithm = DQN(DQNConfig(prioritised=True, importance_exponent=0.4, importance_updates=10, **settings), spec)
+    for updates in (0, 5, 10, 11):
+        algorithm.learner.updates = updates
+        algorithm.sample(asked, [])
+    assert [options.pop("importance_exponent") for options in asked.options] == pytest.approx([0.4, 0.7, 1.0, 1.0])
+    DQN(DQNConfig(**settings), spec).sample(asked, [])  # and a replay without priorities is not asked for any
+    assert asked.options == [settings] * 5
+
+
+def test_priorities_are_the_size_of_the_error_and_never_zero() -> None:
+    """Q is 0 everywhere, and every step a termination: δ = −R."""
+    algorithm = DQN(DQNConfig(prioritised=True, importance_updates=9), Spec(_vector(1), spaces.Discrete(2)))
+    for parameter in algorithm.learner.params.frozen["critic"].values():
+        parameter.zero_()
+    states, weights = torch.randn(4, 1), T([1.0, 0.5, 0.0, 0.1])
+    rewards = T([0.0, 3.0, -3.0, 0.5])
+    batch = Transitions(states, T([0, 1, 0, 1]), rewards, torch.zeros(4), states, weights=weights)
+    expected = T([1e-6, 3 + 1e-6, 3 + 1e-6, 0.5 + 1e-6])  # without the weights
+    torch.testing.assert_close(algorithm.update(batch)["priorities"], expected, rtol=1e-7, atol=0)
+
+
+# --- DDPG, TD3 and what all critics share ---------------------------------------------------------------------------
+
+
+def test_ddpg_critic_loss_is_the_mean_square() -> None:
+    q = T([1.0, 3.0], requires_grad=True)
+    loss = ddpg.critic_loss(q, T([0.0, 5.0]))
+    assert loss.item() == (1 + 4) / 2
+    assert _slope(loss, q) == [[1.0, -2.0]]  # 2 (Q − y) / B
+
+
+@pytest.mark.parametrize("module", [td3, sac, discrete_sac])
+def test_critic_loss_is_the_sum_over_critics_of_means_over_the_batch(module: Any) -> None:
+    q, target = T([[1.0, 2.0], [3.0, 0.0]], requires_grad=True), T([0.0, 4.0])
+    loss = module.critic_loss(q, target)
+    assert loss.item() == (1 + 4) / 2 + (9 + 16) / 2
+    assert _slope(loss, q) == [[[1.0, -2.0], [3.0, -4.0]]]  # 2 (Q − y) / B, whatever the number of critics
+    assert module.critic_loss(q[:1], target).item() == (1 + 4) / 2
+    assert float(module.critic_loss(target.expand(2, 2), target)) == 0
+
+
+# --- SAC ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"),
+    [
+        (0.0, [1 + 0.5 * 3.0, 2.0, 1.0]),  # TD3's target
+        (1e-8, [1 + 0.5 * 3.0, 2.0, 1.0]),
+        (0.25, [1 + 0.5 * 3.5, 2.0, 0.5]),  # unlikely actions add to the value, dense ones take from it
+        (1.0, [1 + 0.5 * 5.0, 2.0, -1.0]),
+    ],
+)
+def test_soft_target_is_the_smaller_value_less_the_density(temperature: float, expected: list[float]) -> None:
+    """Minima 3, 1 and 1, log π = −2, 100 and 2, γ = ½, 0 (a termination: no entropy either) and 1."""
+    q = T([[4.0, 1.0, 1.0], [3.0, 9.0, 6.0]])
+    target = sac.soft_target(T([1.0, 2.0, 0.0]), T([0.5, 0.0, 1.0]), q, T([-2.0, 100.0, 2.0]), T(temperature))
+    torch.testing.assert_close(target, T(expected))
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(0.0, -2.0), (0.5, -2.5), (2.0, -4.0)])
+def test_sac_actor_loss_by_hand(temperature: float, expected: float) -> None:
+    """Minima 1 and 3, log π = 2 and −4: at α = ½ the mean of 1 − 1 and −2 − 3."""
+    q, log_prob = T([[1.0, 5.0], [2.0, 3.0]], requires_grad=True), T([2.0, -4.0], requires_grad=True)
+    loss = sac.actor_loss(q, log_prob, T(temperature))
+    assert loss.item() == expected
+    assert _slope(loss, q, log_prob) == [[[-0.5, 0.0], [0.0, -0.5]], [temperature / 2] * 2]
+
+
+@pytest.mark.parametrize(
+    ("log_temperature", "target_entropy", "loss", "slope"),
+    [
+        (LOG2, -1.0, 2 * LOG2, 2.0),  # entropy 1 is above its target: α falls
+        (LOG2, 3.0, -2 * LOG2, -2.0),  # below: α rises
+        (LOG2, 1.0, 0.0, 0.0),
+        (0.0, -1.0, 0.0, 2.0),  # α = 1: the loss is 0 whatever the entropy, its slope is not
+        (-20.0, -1.0, -40.0, 2.0),
+    ],
+)
+def test_temperature_losses_lead_the_entropy_to_its_target(
+    log_temperature: float, target_entropy: float, loss: float, slope: float
+) -> None:
+    """log π = 1 and −3, that is entropies −1 and 3, 1 in the mean; and the policy is not moved by them."""
+    log_alpha, log_prob = T(log_temperature, requires_grad=True), T([1.0, -3.0], requires_grad=True)
+    for made in (
+        sac.temperature_loss(log_alpha, log_prob, target_entropy),
+        discrete_sac.temperature_loss(log_alpha, -log_prob, target_entropy),
+    ):
+        assert made.item() == pytest.approx(loss)
+        assert _slope(made, log_alpha) == [pytest.approx(slope)]
+        (of_policy,) = _slope(made, log_prob, materialize_grads=True)
+        assert of_policy == [0.0, 0.0]
+
+
+# --- discrete SAC ---------------------------------------------------------------------------------------------------
+
+CERTAIN = T([1000.0, -1000.0, -1000.0]).log_softmax(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "temperature", "expected"),
+    [
+        ([-LOG2, -2 * LOG2, -2 * LOG2], 0.0, 1.0),  # ½·1 + ¼·0 + ¼·2
+        ([-LOG2, -2 * LOG2, -2 * LOG2], 2.0, 1 + 3 * LOG2),  # … and the entropy ½ log 2 + ½ log 4, twice
+        ([-math.log(3)] * 3, 1.0, 1 + math.log(3)),  # uniform: the mean, and log n
+        (CERTAIN, 0.0, 1.0),
+        (CERTAIN, 1.0, 1.0),  # no entropy, and 0 · log 0 is 0
+        (CERTAIN, 1e6, 1.0),
+        (CERTAIN[::-1], 1.0, 2.0),
+    ],
+)
+def test_soft_value_is_the_expectation_of_the_smaller_value_and_the_entropy(
+    log_probs: list[float], temperature: float, expected: float
+) -> None:
+    q = T([[[1.0, 2.0, 3.0]], [[4.0, 0.0, 2.0]]])  # minima 1, 0, 2
+    assert float(discrete_sac.soft_value(q, T([log_probs]), T(temperature))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_soft_value_is_largest_at_the_boltzmann_policy(temperature: float) -> None:
+    """There it is α log Σ exp(Q / α), at Q = α (0, log 3) that is α log 4, and it has no slope."""
+    q = temperature * T([[[0.0, math.log(3)]]])
+    logits = T([[5.0, 5 + math.log(3)]], requires_grad=True)  # any normaliser
+    value = discrete_sac.soft_value(q, logits.log_softmax(-1), T(temperature))
+    assert value.item() == pytest.approx(temperature * math.log(4))
+    assert _slope(value, logits)[0] == [pytest.approx([0.0, 0.0], abs=1e-6)]
+
+
+# --- policies at their extremes -------------------------------------------------------------------------------------
+
+
+def _certain(algorithm: Any, output: list[float]) -> dict[str, Tensor]:
+    """Updates from an actor with this output everywhere; the metrics of the first. No parameter has become NaN."""
+    actor = algorithm.learner.params.frozen["actor"]
+    actor["mlp.layers.1.weight"].zero_()
+    actor["mlp.layers.1.bias"].copy_(T(output))
+    discrete, states = algorithm.scaling.discrete, torch.randn(8, 2)
+    actions = torch.arange(8) % 3 if discrete else torch.linspace(-1, 1, 8)[:, None]
+    batch = Transitions(states, actions, torch.randn(8), torch.full((8,), 0.9), torch.randn(8, 2))
+    metrics: dict[str, Tensor] = algorithm.update(batch)
+    for _ in range(3):
+        algorithm.update(batch)
+    for name, parameters in algorithm.learner.params.frozen.items():
+        assert all([bool(value.isfinite().all()) for value in parameters.values()]), name
+    return metrics
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e30])
+def test_a_discrete_policy_without_entropy_has_finite_losses_and_gradients(size: float, tuned: bool) -> None:
+    config = DiscreteSACConfig(hidden_sizes=(4,), tune_temperature=tuned, initial_temperature=0.5)
+    algorithm = DiscreteSAC(config, Spec(_vector(2), spaces.Discrete(3)))
+    metrics = _certain(algorithm, [size, -size, -size])
+    assert all([bool(value.isfinite()) for value in metrics.values()])
+    assert (float(metrics["entropy"]), float(metrics["temperature"])) == (0.0, 0.5)
+    after = float(algorithm.learner.parameters_of("temperature")["value"].exp())
+    assert after > 0.5 if tuned else after == 0.5  # too little entropy: α rises
+
+
+@pytest.mark.parametrize("output", [[1e3, -1e3], [-1e3, -1e3], [1e3, 1e3], [0.0, -1e3], [0.0, 1e3]], ids=str)
+def test_a_squashed_policy_at_its_bounds_has_finite_losses_and_gradients(output: list[float]) -> None:
+    """Its mean and log σ: actions on the bound, where atanh is infinite, with no width or the largest."""
+    algorithm = SAC(SACConfig(hidden_sizes=(4,)), Spec(_vector(2), spaces.Box(-1, 1, (1,))))
+    assert all([bool(value.isfinite()) for value in _certain(algorithm, output).values()])
+
+
+# --- exploration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("observations", [torch.zeros(5, 7), {"a": torch.zeros(5, 2, 2, 3), "b": torch.zeros(5)}])
+def test_uniform_actions_fill_the_box_whatever_is_seen(observations: Any) -> None:
+    distribution = uniform_box(observations, 2)
+    inside = T([[0.0, 0.0], [1.0, -1.0], [-1.0, 1.0], [1.01, 0.0], [0.0, -1.01]])
+    torch.testing.assert_close(distribution.log_prob(inside), T([-2 * LOG2] * 3 + [-INF] * 2))  # a density of ¼
+    assert distribution.mode().tolist() == [[0.0, 0.0]] * 5
+
+
+def test_uniform_actions_are_uniform() -> None:
+    actions = uniform_box(torch.zeros(4000, 1), 3).sample(torch.Generator().manual_seed(0))
+    assert actions.shape == (4000, 3)
+    shares = torch.histc(actions, 4, -1, 1) / actions.numel()  # of the quarters of [−1, 1]; none lies outside
+    torch.testing.assert_close(shares, torch.full((4,), 0.25), atol=0.02, rtol=0)
+    assert float(shares.sum()) == pytest.approx(1)
+    assert abs(float(torch.corrcoef(actions.T)[0, 1])) < 0.1
+
+
+def test_noise_has_its_sigma_and_is_clipped_to_the_bounds() -> None:
+    """Half of the samples around an action on the bound lie on it."""
+    distribution = gaussian_noise(T([[0.0, 1.0, -1.0]]).expand(4000, 3), 0.2)
+    actions = distribution.sample(torch.Generator().manual_seed(0))
+    assert float(actions[:, 0].std()) == pytest.approx(0.2, rel=0.05)
+    assert float(actions[:, 0].mean()) == pytest.approx(0, abs=0.02)
+    assert (float(actions[:, 1].max()), float(actions[:, 2].min())) == (1.0, -1.0)
+    assert float((actions[:, 1] == 1).float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert float((actions[:, 2] == -1).float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert distribution.mode()[0].tolist() == [0.0, 1.0, -1.0]
+    density = -math.log(0.2 * math.sqrt(2 * math.pi))  # of each dimension at its mean
+    torch.testing.assert_close(distribution.log_prob(distribution.mode()), torch.full((4000,), 3 * density))
+
+
+def test_noise_of_no_size_is_none() -> None:
+    actions = T([[-1.0, 0.3, 1.0]])
+    assert torch.equal(gaussian_noise(actions, 0.0).sample(torch.Generator().manual_seed(0)), actions)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "per_step", "updates"),
+    [
+        (0, 0, 1.0, 0),
+        (0, 1000, 1.0, 0),
+        (999, 1000, 1.0, 0),
+        (1000, 1000, 1.0, 0),  # those of the warm-up are not made up for
+        (1001, 1000, 1.0, 1),
+        (1001, 1000, 0.5, 0),
+        (1002, 1000, 0.5, 1),
+        (1003, 1000, 0.5, 1),
+        (10, 0, 4.0, 40),
+        (7, 0, 0.25, 1),
+        (8, 0, 0.25, 2),
+        (10**9, 0, 1.0, 10**9),
+    ],
+)
+def test_updates_follow_the_steps_after_the_warm_up(steps: int, warmup: int, per_step: float, updates: int) -> None:
+    assert updates_after(steps, warmup, per_step) == updates
