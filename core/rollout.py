@@ -494,10 +494,7 @@ def _stack(rows: list[Any]) -> Tree:
     """One observation per lane to leaves `[lanes, …]`."""
     if isinstance(rows[0], dict):
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    try:
-        return np.stack(rows)
-    except ValueError as error:
-        raise EnvironmentFailed(f"environments gave observations of different shapes: {error}") from error
+    return np.stack(rows)
 
 
 def _name(env: Env) -> str:

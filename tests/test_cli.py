@@ -287,7 +287,7 @@ def test_a_users_config_with_a_reserved_name_is_refused(herdbook, user_module: s
 def test_the_catalogue_is_complete() -> None:
     assert ALGORITHMS.keys() == SUMMARIES.keys()
     root = Path(demo.__file__).resolve().parent.parent
-    files = {path.stem for family in ("offline", "marl") for path in (root / family).glob("*.py")}
+    files = {path.stem for family in ("offline", "online", "marl") for path in (root / family).glob("*.py")}
     assert {target.partition(":")[0].rpartition(".")[2] for target in ALGORITHMS.values()} == files
 
 
