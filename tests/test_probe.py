@@ -398,6 +398,7 @@ def test_weights_undo_what_priorities_do_to_a_mean(importance: float, value: flo
         importance_exponent=importance,
         importance_updates=10**9,
         batch_size=64,
+        lr=3e-3,
         hidden_sizes=(32,),
     )
     spec = Spec(STATES, DISCRETE)
