@@ -25,6 +25,8 @@ ALGORITHMS: dict[str, Any] = {
     "trpo": (TRPO, TRPOConfig, {"critic_lr": 2e-2, "rollout_steps": 16, "critic_epochs": 5, "max_divergence": 0.05}),
 }
 NAMES = list(ALGORITHMS)
+NEAR = {name: 0.1 if name == "a2c" else 0.03 for name in NAMES}
+"""A2C takes few steps, and large ones."""
 
 
 class OneHot(gymnasium.Env[Any, Any]):
@@ -138,14 +140,14 @@ def test_values_go_through_truncation_and_end_at_termination(
     name: str, steps: int, terminates: bool, time_limit: str, value: float
 ) -> None:
     algorithm = learn(name, lambda: Same(steps, terminates), 2_000, time_limit=time_limit)
-    assert values(algorithm)[0] == pytest.approx(value, abs=0.1)
+    assert values(algorithm)[0] == pytest.approx(value, abs=NEAR[name])
 
 
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_value_of_a_state_is_what_the_next_one_is_worth_discounted(name: str, cut: bool) -> None:
     """½ and 1. With the observation that the next episode begins with it would be ⅓ where it is cut off."""
-    assert values(learn(name, lambda: Passage(cut), 2_000)) == pytest.approx([0.5, 1.0], abs=0.1)
+    assert values(learn(name, lambda: Passage(cut), 2_000)) == pytest.approx([0.5, 1.0], abs=NEAR[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
