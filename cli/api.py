@@ -27,6 +27,7 @@ from herdbook.cli.assemble import (
     dataset_record,
     environment_from_record,
     environment_record,
+    fine_tuned,
     keep_others,
     lanes_of,
     learns_in_environment,
@@ -37,6 +38,7 @@ from herdbook.cli.assemble import (
     make_replays,
     make_stepper,
     merge,
+    mixed_replays,
     options_of,
     play,
     play_options,
@@ -57,10 +59,12 @@ from herdbook.cli.catalogue import ALGORITHMS, UserError, algorithm_class, confi
 from herdbook.cli.options import RunOptions, as_words
 from herdbook.cli.settings import Setting
 from herdbook.core.actor import Actor
+from herdbook.core.book import Evaluate
 from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.collection import Collector
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
 from herdbook.core.exploration import NoisyPolicy
+from herdbook.core.fine_tuning import FineTuned, score_of, watched
 from herdbook.core.joint import JointSpec
 from herdbook.core.joint_actor import JointActor
 from herdbook.core.logging import Reporter
@@ -179,13 +183,13 @@ def start(
 ) -> Run:
     """A new run, everything named resolved. Nothing is written before all of it has been found good."""
     check_reserved(type(config))
-    if hasattr(config, "for_run"):  # schedules that last the whole training
+    if hasattr(config, "for_run") and not options.online_steps:  # schedules that last the whole training
         config = config.for_run(options.steps)
     options = absolute(options)
-    if learns_in_environment(algorithm):
-        options = merge(options, num_envs=lanes_of(options, algorithm))
+    if learns_in_environment(algorithm) or options.online_steps:
+        options = merge(options, num_envs=lanes_of(options, FineTuned if options.online_steps else algorithm))
     device = choose_device(options.device)
-    cadence = Cadence.of(options.steps, options.log_every, options.evaluate_every, options.checkpoint_every)
+    cadence = Cadence.of(options.total_steps, options.log_every, options.evaluate_every, options.checkpoint_every)
     path = Path(options.run_dir) if options.run_dir else None
     if path is not None:
         refuse_existing_run(path)
@@ -212,7 +216,7 @@ def start(
     keep_others(run, task)
     for row in applied:
         trainer.notices.insert(0, f"settings: {row}")
-    trainer.run(run, options.steps, quiet)
+    trainer.run(run, options, quiet)
     return Run(run.path)
 
 
@@ -220,6 +224,7 @@ def resume(
     path: str | Path,
     *,
     steps: int | None = None,
+    online_steps: int | None = None,
     algorithm: str | type[Any] | None = None,
     dataset: str | Path | Data | None = None,
     env: EnvironmentSource | None = None,
@@ -229,7 +234,8 @@ def resume(
     workers: int | None = 0,
     quiet: bool = False,
 ) -> tuple[Run, bool]:
-    """Continue a run to the bit from its last checkpoint, or extend it to `steps`.
+    """Continue a run to the bit from its last checkpoint, or extend it: to `steps`, or to `online_steps` where it is
+    fine-tuned.
 
     A user's own algorithm, environment, networks and `Episodes` must be given again: nothing that a run directory
     names is imported. `workers`: as in `RunOptions`; None: as many as the run was begun with. Returns the run, and
@@ -239,30 +245,38 @@ def resume(
     """
     run = Run(path)
     options = options_of(run)
-    last, total = run.checkpoints.last(), options.steps if steps is None else steps
-    if last is not None and total < last:
-        raise UserError(f"steps: expected at least {last}, where {run.path} is, got {total}")
-    if last is not None and total == last:
+    last, begun = run.checkpoints.last(), options
+    if options.online_steps and steps is not None:
+        raise UserError(f"steps: {run.path} is fine-tuned after {options.steps}; expected online_steps, got {steps}")
+    if not options.online_steps and online_steps is not None:
+        raise UserError(f"online_steps: expected steps, {run.path} was begun without fine-tuning; got {online_steps}")
+    options = merge(options, steps=steps, online_steps=online_steps)
+    if last is not None and options.total_steps < last:
+        name, before = ("online_steps", options.steps) if begun.online_steps else ("steps", 0)
+        raise UserError(
+            f"{name}: expected at least {last - before}, where {run.path} is, got {options.total_steps - before}"
+        )
+    if last is not None and options.total_steps == last:
         return run, False
     _, chosen = _algorithm_of(run, algorithm)
     check_networks(run, networks)
     config = config_from_values(config_class(chosen), run.config["config"])
     named = env if isinstance(env, str) else None
-    options = merge(options, steps=total, device=device, data_dir=data_dir, workers=workers, env=named)
+    options = merge(options, device=device, data_dir=data_dir, workers=workers, env=named)
     resolved = choose_device(options.device)
     with locked(run.path):
         task = _load(chosen, _trusted(run, options, env), dataset, None if isinstance(env, str) else env)
         check_dataset(run, task)
         _check_environment(run, task, given=env is not None)
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
-        for name in run_schedules(config) if total > run.options["steps"] else ():
+        for name in run_schedules(config) if options.steps > begun.steps else ():
             trainer.notices.append(
                 f"the schedule {name}={getattr(config, name)} is that of the steps that the run was begun with; after "
                 "it stays at its end"
             )
-        if steps is not None and steps != run.options["steps"]:
-            run.update_config(run={**run.options, "steps": steps})
-        trainer.run(run, total, quiet, held=True)
+        if options.total_steps != begun.total_steps:
+            run.update_config(run={**run.options, "steps": options.steps, "online_steps": options.online_steps})
+        trainer.run(run, options, quiet, held=True)
     return Run(run.path), True
 
 
@@ -272,6 +286,11 @@ def _load(
     """The dataset or the environment that the algorithm learns from."""
     named = options.dataset if dataset is None else dataset
     if learns_in_environment(algorithm):
+        if options.online_steps:
+            raise UserError(
+                f"online_steps: expected 0, all steps of {algorithm.__name__} are those of an environment; "
+                f"got {options.online_steps}"
+            )
         if named is not None:
             raise UserError(f"{algorithm.__name__} learns in an environment: give --env, not --dataset")
         return load_playground(algorithm, options, env)
@@ -318,6 +337,9 @@ class _Trainer:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self.options, self.device, self.config, self.task = options, device, config, task
+        joint, self.offline = isinstance(task.spec, JointSpec), task.data is not None
+        if joint and options.online_steps:
+            raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
         self.algorithm = build_algorithm(
             algorithm,
             config,
@@ -326,33 +348,40 @@ class _Trainer:
             device=device,
             networks=networks,
             compile=options.compile,
+            apart=options.online_steps > 0,
         )
+        env_given = env_given or options.env is not None
         self.evaluate, notice = make_evaluation(
             self.algorithm,
             task,
             episodes=options.eval_episodes,
             seed=options.eval_seed,
             device=device,
-            required=env_given or options.env is not None,
+            required=env_given,
         )
         self.notices = [] if notice is None else [notice]
-        joint = isinstance(task.spec, JointSpec)
-        online = task.data is None
-        self.plan = make_plan(task, self.algorithm, options, networks) if online and joint else None
-        self.stepper = make_stepper(task, self.algorithm, options, device) if online and not joint else None
         self.replays: list[Any] = make_replays(task, self.algorithm, options, device)
+        self.player, self.played_into = self.algorithm, self.replays  # as it learns in an environment
+        if options.online_steps:
+            self.player = fine_tuned(self.algorithm, task, options)
+            self.played_into = mixed_replays(self.replays[0], task, options, device)
+        plays = options.online_steps > 0 or not self.offline
+        self.plan = make_plan(task, self.algorithm, options, networks) if plays and joint else None
+        self.stepper = None
+        if plays and not joint:
+            self.stepper = make_stepper(task, self.player, options, device, given=env_given or not self.offline)
         self.extra = {"config": config_values(config), "spec": any_spec_state(task.spec)}
 
-    def run(self, run: Run, steps: int, quiet: bool, held: bool = False) -> None:
-        """The loop; `held`: the caller has locked the directory."""
-        options = run.options
+    def run(self, run: Run, options: RunOptions, quiet: bool, held: bool = False) -> None:
+        """The loops, to the steps of `options`; `held`: the caller has locked the directory."""
         if not held:
             with locked(run.path):
-                return self.run(run, steps, quiet, held=True)
+                return self.run(run, options, quiet, held=True)
+        total, recorded = options.total_steps, run.options
         try:
             reporter = Reporter(
                 run.path,
-                steps,
+                total,
                 run.seeds,
                 wandb=self.options.wandb,
                 config=run.config,
@@ -364,24 +393,50 @@ class _Trainer:
         for notice in self.notices:
             reporter.notice(notice)
         shared: dict[str, Any] = {
-            "steps": steps,
-            "cadence": Cadence.of(steps, options["log_every"], options["evaluate_every"], options["checkpoint_every"]),
-            "evaluate": self.evaluate,
+            "cadence": Cadence.of(
+                total, recorded["log_every"], recorded["evaluate_every"], recorded["checkpoint_every"]
+            ),
             "reporter": reporter,
             "extra": self.extra,
             "device": self.device,
         }
-        if self.task.data is not None:
-            train_offline(self.algorithm, self.replays[0], run, **shared)
-        else:
-            assert self.stepper is not None or self.plan is not None  # it learns in the environment
-            train_online(
+        offline_steps, at = options.steps if self.offline else 0, run.checkpoints.last()
+        if self.offline and (not options.online_steps or at is None or at < offline_steps):
+            train_offline(
                 self.algorithm,
-                self.replays,
-                self.stepper or Collector(self.plan, run.seeds, workers_of(self.options)),  # type: ignore[arg-type]  # as asserted
+                self.replays[0],
                 run,
+                steps=offline_steps,
+                evaluate=self.evaluate,
+                more=options.online_steps > 0,
                 **shared,
             )
+        if self.stepper is None and self.plan is None:
+            return
+        train_online(
+            self.player,
+            self.played_into,
+            self.stepper or Collector(self.plan, run.seeds, workers_of(self.options)),  # type: ignore[arg-type]  # one of them is there
+            run,
+            steps=total,
+            start=offline_steps,
+            evaluate=self._watched(run, offline_steps, reporter) if self.offline else self.evaluate,
+            **shared,
+        )
+
+    def _watched(self, run: Run, start: int, reporter: Reporter) -> Evaluate | None:
+        """The evaluation, which says where a score has fallen below half of that at step `start`."""
+        if self.evaluate is None:
+            return None
+        before = {run.seeds.index(line["seed"]): score_of(line) for line in run.evaluations() if line["step"] == start}
+
+        def tell(seed_index: int, step: int, score: float) -> None:
+            reporter.notice(
+                f"warning: seed {run.seeds[seed_index]} has collapsed at step {step:,}: {score:.1f}, it began with "
+                f"{before[seed_index]:.1f}"
+            )
+
+        return watched(self.evaluate, before, tell)
 
 
 def load(
@@ -588,7 +643,15 @@ def restore(
         raise RunError(f"{run.checkpoints.path(at)}: expected a checkpoint of {name}, got one of {state['algorithm']}")
     spec = any_spec_from_state(state["spec"])
     config = config_from_values(config_class(chosen), state["config"])
-    built = build_algorithm(chosen, config, spec, seeds=run.seeds, device=device, networks=networks)
+    built = build_algorithm(
+        chosen,
+        config,
+        spec,
+        seeds=run.seeds,
+        device=device,
+        networks=networks,
+        apart=options_of(run).online_steps > 0,
+    )
     try:
         built.load_state_dict(state["state"])
     except (ValueError, KeyError, RuntimeError) as error:

@@ -31,6 +31,7 @@ from herdbook.core.environments import (
     make_environment,
     registered_only,
 )
+from herdbook.core.fine_tuning import FineTuned
 from herdbook.core.joint import JointSpec
 from herdbook.core.joint_games import IllegalAction
 from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout
@@ -46,9 +47,10 @@ from herdbook.datasets.joint_minari import save_joint
 from herdbook.datasets.joint_replay import JointReplay
 from herdbook.datasets.load import load_dataset, local_path, recorded_environment
 from herdbook.datasets.minari import write_minari
+from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rewards import transform_rewards
+from herdbook.datasets.rewards import reward_map, transform_rewards
 from herdbook.datasets.rollouts import Rollouts
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.joint import evaluate_joint
@@ -300,16 +302,19 @@ def build_algorithm(
     device: str,
     networks: Networks | None = None,
     compile: str = "off",
+    apart: bool = False,
 ) -> Any:
     """Construct an algorithm for these spaces: one of all seeds, or several of one seed where it trains so.
 
-    `networks` and `compile` are passed only where they are used, so that a user's own class need not know them.
+    `apart`: of one seed each, whatever it is: as runs that are fine-tuned have them. `networks` and `compile` are
+    passed only where they are used, so that a user's own class need not know them.
+
     Raises UserError if it cannot learn in these spaces.
     """
     optional: dict[str, Any] = {} if networks is None else {"networks": networks}
     if compile == "on" or (compile == "auto" and device.startswith("cuda")):
         optional["compile"] = True
-    one_by_one = learns_in_environment(algorithm) or getattr(config, "recurrent", False)
+    one_by_one = apart or learns_in_environment(algorithm) or getattr(config, "recurrent", False)
     try:
         _check_agents(algorithm, spec)
         if one_by_one:
@@ -345,8 +350,7 @@ def make_evaluation(
         return None, f"{task.source}: names no environment, so nothing is evaluated; name one with --env"
     source = task.environment
     try:  # now rather than after the first updates
-        if not required and isinstance(source, EnvironmentSpec):
-            source = registered_only(source)
+        source = trusted(source, required)
         if isinstance(task.spec, JointSpec):
             JointRollout(source, 1, spec=task.spec, device=device, **task.play).close()
         else:
@@ -362,6 +366,14 @@ def make_evaluation(
         return score_line(play(algorithm.policy(seed_index), source, episodes, seed, task, device), task.references)
 
     return function, None
+
+
+def trusted(source: EnvironmentSource, given: bool) -> EnvironmentSource:
+    """An environment that the user gave, or a dataset's, of which only what is registered is made.
+
+    Raises EnvironmentUnavailable for another one.
+    """
+    return source if given or not isinstance(source, EnvironmentSpec) else registered_only(source)
 
 
 def play(
@@ -450,19 +462,58 @@ def step_replay(spec: Spec, algorithm: Any, options: RunOptions, device: str) ->
     return PrioritisedReplay(replay, c.priority_exponent) if getattr(c, "prioritised", False) else replay
 
 
-def make_stepper(task: Task, algorithm: Any, options: RunOptions, device: str) -> Stepper:
-    """The environments of every seed, of one agent."""
-    assert isinstance(task.spec, Spec) and task.environment is not None
+def make_stepper(task: Task, algorithm: Any, options: RunOptions, device: str, given: bool) -> Stepper:
+    """The environments of every seed, of one agent; `given`: by the user, not by a dataset."""
+    if task.environment is None:
+        raise UserError(f"online_steps: {task.source} names no environment to play in; name one with --env")
+    assert isinstance(task.spec, Spec)
     first = algorithm.algorithms[0]
     lanes, most = lanes_of(options, first), getattr(first, "most_envs", None)
     if most is not None and lanes > most:
         raise UserError(f"num_envs: expected at most {most} for {type(first).__name__}, got {lanes}")
     try:
-        return Stepper(task.environment, task.spec, options.seeds, lanes, device)
+        return Stepper(trusted(task.environment, given), task.spec, options.seeds, lanes, device)
     except EnvironmentUnavailable:
         raise
     except ValueError as error:  # of a callable that gives the same environment twice
         raise UserError(str(error)) from error
+
+
+def fine_tuned(algorithm: SeedBySeed, task: Task, options: RunOptions) -> SeedBySeed:
+    """The algorithms of all seeds as they learn in an environment. Raises UserError for noise that does not fit."""
+    assert isinstance(task.spec, Spec)
+    noise = options.online_noise
+    if noise is None:
+        noise = getattr(algorithm.algorithms[0], "online_noise", 0.0)
+    try:
+        players = [
+            FineTuned(one, task.spec.action_space, noise=noise, updates_per_step=options.online_updates)
+            for one in algorithm.algorithms
+        ]
+    except ValueError as error:
+        raise UserError(f"online_noise: {error}") from error
+    return SeedBySeed(players)
+
+
+def mixed_replays(offline: ReplayBuffer, task: Task, options: RunOptions, device: str) -> list[MixedReplay]:
+    """The dataset, and room for what each seed plays after it."""
+    assert isinstance(task.spec, Spec) and task.data is not None and isinstance(task.data.given, Episodes)
+    rewards = reward_map(task.data.given, options.reward_transform)
+    lanes = lanes_of(options, FineTuned)
+    try:
+        return [
+            MixedReplay(
+                offline,
+                ReplayBuffer.online(
+                    task.spec, options.online_replay, lanes, device=device, time_limit=options.time_limit
+                ),
+                rewards,
+                options.online_share,
+            )
+            for _ in options.seeds
+        ]
+    except (ValueError, MemoryError) as error:
+        raise UserError(f"online_replay: {error}") from error
 
 
 def keeps_state(algorithm: Any, spec: JointSpec) -> bool:

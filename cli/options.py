@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -18,6 +19,18 @@ class RunOptions:
     """Minari id (D4RL/pointmaze/umaze-v2), recipe (classic/pendulum), D4RL .hdf5 file or Minari directory."""
     steps: int = 100_000
     """Updates; of an algorithm that learns in an environment, environment steps of each seed."""
+    online_steps: int = 0
+    """Of an algorithm that learns from a dataset: environment steps in which its policy is fine-tuned after `steps`
+    updates. What it plays joins the dataset."""
+    online_updates: float = 1.0
+    """Updates for each of these steps."""
+    online_noise: float | None = None
+    """Noise of the policy that plays: a deviation, where actions are [-1, 1], or the share of random discrete actions;
+    by default 0.1 where the algorithm's own policy is deterministic, else 0."""
+    online_share: float | None = None
+    """Of every batch that is new, as 0.5; by default all steps are drawn alike, old and new."""
+    online_replay: int = 1_000_000
+    """How many of the new steps are kept; the oldest leave first."""
     seeds: tuple[int, ...] = (0,)
     """Trained together as one program; each has its own parameters, batches and scores."""
     run_dir: str | None = None
@@ -79,11 +92,22 @@ class RunOptions:
         for name in ("log_every", "evaluate_every", "checkpoint_every", "threads", "num_envs"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, "1 or more", value)
+        check(self.online_steps >= 0, "online_steps", "0 or more", self.online_steps)
+        check(0 < self.online_updates < math.inf, "online_updates", "a finite number above 0", self.online_updates)
+        noise, share = self.online_noise, self.online_share
+        check(noise is None or 0 <= noise < math.inf, "online_noise", "a finite number of 0 or more", noise)
+        check(share is None or 0 <= share <= 1, "online_share", "a number in [0, 1]", share)
+        check(self.online_replay >= 1, "online_replay", "1 or more", self.online_replay)
         check(self.workers is None or self.workers >= 0, "workers", "0 or more", self.workers)
         check(self.eval_episodes >= 0, "eval_episodes", "0 or more", self.eval_episodes)
         check(self.eval_seed >= 0, "eval_seed", "0 or more", self.eval_seed)
         check(self.keep >= 2, "keep", "2 or more", self.keep)
         literal_pairs(self.env_kwargs)
+
+    @property
+    def total_steps(self) -> int:
+        """Where the run ends: updates, or environment steps, and the environment steps of fine-tuning."""
+        return self.steps + self.online_steps
 
 
 RESERVED = frozenset(f.name for f in fields(RunOptions)) | {"algorithm", "config", "networks", "resume"}

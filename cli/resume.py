@@ -18,6 +18,8 @@ class ResumeArguments:
     """The run's directory."""
     steps: int | None = None
     """Updates in all; by default those that the run was begun with."""
+    online_steps: int | None = None
+    """Of a run that is fine-tuned: its environment steps in all."""
     algorithm: str | None = None
     """module:Class, for a run of your own algorithm."""
     env: str | None = None
@@ -44,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     result, continued = resume(
         parsed.run_dir,
         steps=parsed.steps,
+        online_steps=parsed.online_steps,
         algorithm=parsed.algorithm,
         env=parsed.env,
         dataset=parsed.dataset,
@@ -53,6 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     if not continued:
         last = result.checkpoints.last()
-        show(f"{result.path}: finished at step {last:,}; nothing to do (--steps N extends it)")
+        name = "online-steps" if result.options.get("online_steps") else "steps"
+        show(f"{result.path}: finished at step {last:,}; nothing to do (--{name} N extends it)")
     report(result)
     return 0

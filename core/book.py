@@ -51,6 +51,8 @@ class Book:
         self.metrics: Metrics = {}
         self.stopped: dict[int, Stopped] = {}
         self.checked = 0  # the last step whose losses were found finite
+        self.more = False  # another loop goes on with the reporter
+        self.protected: set[int] = set()  # steps of checkpoints that are kept, however many follow
         self.restored: Mapping[str, Any] = {}  # of the checkpoint's state, what is the loop's: after `restore`
         self.updates: int | None = None  # where steps are those of an environment: updates per seed so far
         self.seconds, self.started, self.timed = 0.0, time.perf_counter(), (0, 0, 0.0)
@@ -68,8 +70,11 @@ class Book:
     def __enter__(self) -> Book:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.reporter.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if self.more and kind is None:
+            self.reporter.pause()
+        else:
+            self.reporter.close()
         for file in self.files.values():
             file.close()
 
@@ -170,7 +175,7 @@ class Book:
             "files": {name: file.sync() for name, file in self.files.items()},
         }
         try:
-            protected = {record.checkpoint for record in self.stopped.values()}
+            protected = self.protected | {record.checkpoint for record in self.stopped.values()}
             self.run.checkpoints.save(step, state, protected, replay=replay)
         except CheckpointError as error:
             raise RunFailed(str(error)) from error

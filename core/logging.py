@@ -99,12 +99,17 @@ class Reporter:
         """Tell the user something, above the bar."""
         self.console.print(text, markup=False)
 
-    def close(self) -> None:
-        """End the bar and the writers."""
+    def pause(self) -> None:
+        """End the bar and TensorBoard's file; `start` begins them anew."""
         if self._bar is not None:
             self._show(time.perf_counter())
             self._bar.stop()
         self._to_tensorboard(lambda writer: writer.close())
+        self._bar = self._writer = None
+
+    def close(self) -> None:
+        """End the bar and the writers."""
+        self.pause()
         if self._wandb is not None:
             self._wandb.finish()
 

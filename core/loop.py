@@ -57,15 +57,17 @@ def train_offline(
     reporter: Reporter | None = None,
     extra: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
+    more: bool = False,
 ) -> dict[int, Stopped]:
     """Train all seeds of `run` to `steps` updates, from its last checkpoint if it has one.
 
-    `extra` is stored in every checkpoint. Returns the seeds that stopped. Raises RunFailed when all have
-    stopped or the disk is full, and KeyboardInterrupt (SIGINT) or SystemExit(143) (SIGTERM) after a checkpoint.
+    `extra` is stored in every checkpoint. `more`: another loop follows, so that the reporter stays open. Returns the
+    seeds that stopped. Raises RunFailed when all have stopped or the disk is full, and KeyboardInterrupt (SIGINT) or
+    SystemExit(143) (SIGTERM) after a checkpoint.
     """
     book = Book(algorithm, run, reporter or Reporter(run.path, steps, run.seeds, quiet=True), extra or {}, device)
     with book, Signals() as signals:
-        step = book.restore()
+        step, book.more = book.restore(), more
         book.reporter.start(step)
         if step == 0 and run.checkpoints.last() is None:
             if steps == 0 and evaluate is not None:
@@ -103,6 +105,7 @@ def train_online(
     reporter: Reporter | None = None,
     extra: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
+    start: int = 0,
 ) -> dict[int, Stopped]:
     """Train all seeds of `run` for `steps` environment steps each, from its last checkpoint if it has one.
 
@@ -110,12 +113,16 @@ def train_online(
     made: of a `Collector` meanwhile, of a `Stepper` before it plays. The run is at the step of the seed that has the
     fewest; a cadence falls due with the round that reaches it. Arguments and errors as in `train_offline`; RunFailed
     also where an environment keeps failing.
+
+    With `start`, the run has so many offline updates behind it, which count as steps and as updates: it goes on from
+    the checkpoint of step `start`, which is kept, to step `steps`.
     """
     reporter = reporter or Reporter(run.path, steps, run.seeds, quiet=True)
     with collector, Book(algorithm, run, reporter, extra or {}, device) as book, Signals() as signals:
         members = [Member(*parts) for parts in zip(algorithm.algorithms, replays, book.generators, strict=True)]
         step = book.restore()
-        played: Mapping[int, Played] | None = _restore(book, step, members, collector)
+        book.protected.update({start} if start else ())
+        played: Mapping[int, Played] | None = _restore(book, step, start, members, collector)
         book.reporter.start(step)
         if played is None:
             collector.start({index: members[index] for index in book.active})
@@ -128,8 +135,8 @@ def train_online(
             collector.start({index: members[index] for index in book.active})
             for index in book.active:
                 members[index].learn()
-            before, step = step, min(steps, *(members[index].steps for index in book.active))
-            book.updates = min(members[index].updates for index in book.active)
+            before, step = step, min(steps, *(start + members[index].steps for index in book.active))
+            book.updates = start + min(members[index].updates for index in book.active)
             book.metrics.update(stacked([member.metrics for member in members]))
             book.reporter.advance(step)
             interrupted = signals.received
@@ -187,10 +194,12 @@ def _checkpoint(
 
 
 def _restore(
-    book: Book, step: int, members: Sequence[Member], collector: Collector | Stepper
+    book: Book, step: int, start: int, members: Sequence[Member], collector: Collector | Stepper
 ) -> Mapping[int, Played] | None:
-    """Counters, replays, and what had been played already; None where the run begins."""
+    """Counters, replays, and what had been played already; None where playing begins."""
     if not book.loop:
+        if start:
+            book.updates, book.timed = start, (start, start, book.seconds)
         return None
     try:
         replays = book.run.checkpoints.load_replay(book.restored)["replays"]
@@ -200,6 +209,6 @@ def _restore(
         collector.load_state_dict(book.loop.get("collector", {}))
     except (CheckpointError, ValueError, KeyError) as error:
         raise RunError(f"{book.run.checkpoints.path(step)}: its replay cannot be restored: {error}") from error
-    book.updates = min(member.updates for member in members)
+    book.updates = start + min(member.updates for member in members)
     book.timed = (step, book.updates, book.seconds)
     return {int(index): collector.restored(batch) for index, batch in book.loop["played"].items()}

@@ -144,7 +144,10 @@ class ReplayBuffer:
 
     def draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
         """Entries of the step table `[B]`, or `[S, B]` for S > 1 generators: uniform, with replacement."""
-        numbers = drawn_numbers(len(self), batch_size, generators, self.device)
+        return self.entries(drawn_numbers(len(self), batch_size, generators, self.device))
+
+    def entries(self, numbers: Tensor) -> Tensor:
+        """The entries of the steps with these numbers, counted from 0 among those that can be drawn. Any shape."""
         if self._drawable is not None:
             return self._drawable[numbers]
         if self._rings is not None and self._rings.first:

@@ -1,18 +1,34 @@
-"""Named reward transforms: explicit steps that a dataset records and a run names."""
+"""Named reward transforms: explicit steps that a dataset records and a run names. Each is a scale and a shift."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 
 import numpy as np
 
+from herdbook.core.types import Array
 from herdbook.datasets.episodes import DataError, Episodes
 
 REWARD_TRANSFORMS = ("none", "minus_one", "return_range", "scale:X", "shift:X", "standardise")
 
 
-def transform_rewards(episodes: Episodes, name: str) -> Episodes:
-    """The same steps with transformed rewards; what was done is recorded in `transforms`.
+@dataclass(frozen=True, slots=True)
+class RewardMap:
+    """r · scale + shift; `text` is what a dataset records of it."""
+
+    text: str = "none"
+    scale: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, rewards: Array) -> Array:
+        """Rewards of any shape."""
+        mapped: Array = rewards * self.scale + self.shift
+        return mapped
+
+
+def reward_map(episodes: Episodes, name: str) -> RewardMap:
+    """The named transform, with what it takes from the data; also for rewards that are not of these data.
 
     - `none`: as they are.
     - `minus_one`: r − 1, for antmaze (Kostrikov et al. 2021, arXiv:2110.06169, section 5).
@@ -23,30 +39,36 @@ def transform_rewards(episodes: Episodes, name: str) -> Episodes:
 
     Raises ValueError for an unknown name, `DataError` where all returns or all rewards are equal.
     """
-    rewards = episodes.rewards
     kind, _, number = name.partition(":")
     if name == "none":
-        return episodes
+        return RewardMap()
     if name == "minus_one":
-        return episodes.with_rewards(rewards - 1.0, name)
+        return RewardMap(name, shift=-1.0)
     if name == "return_range":
         low, high = float(episodes.returns().min()), float(episodes.returns().max())
         if low == high:
             raise DataError(f"{episodes.source}: return_range divides by the range of returns, but all are {low:g}")
-        return episodes.with_rewards(rewards * (1000.0 / (high - low)), f"return_range (returns {low!r} to {high!r})")
+        return RewardMap(f"return_range (returns {low!r} to {high!r})", scale=1000.0 / (high - low))
     if name == "standardise":
+        rewards = episodes.rewards
         if rewards.min() == rewards.max():  # not std == 0: rounding gives equal rewards of 0.1 a deviation of 1e-17
             raise DataError(
                 f"{episodes.source}: standardise divides by the standard deviation, but all are {rewards[0]:g}"
             )
         mean, std = float(rewards.mean()), float(rewards.std())
-        return episodes.with_rewards((rewards - mean) / std, f"standardise (mean {mean!r}, deviation {std!r})")
+        return RewardMap(f"standardise (mean {mean!r}, deviation {std!r})", scale=1 / std, shift=-mean / std)
     if kind in ("scale", "shift"):
         value = _number(name, number)
-        return episodes.with_rewards(rewards * value if kind == "scale" else rewards + value, name)
+        return RewardMap(name, scale=value) if kind == "scale" else RewardMap(name, shift=value)
     near = difflib.get_close_matches(kind, [n.split(":")[0] for n in REWARD_TRANSFORMS], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown reward transform {name!r}; expected one of {', '.join(REWARD_TRANSFORMS)}{hint}")
+
+
+def transform_rewards(episodes: Episodes, name: str) -> Episodes:
+    """The same steps with transformed rewards; what was done is recorded in `transforms`. Names as in `reward_map`."""
+    mapping = reward_map(episodes, name)
+    return episodes if name == "none" else episodes.with_rewards(mapping(episodes.rewards), mapping.text)
 
 
 def _number(name: str, text: str) -> float:

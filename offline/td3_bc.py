@@ -64,6 +64,7 @@ class TD3BC:
     """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [critics, B])."""
 
     action_space: ClassVar[ActionKind] = "box"
+    online_noise: ClassVar[float] = 0.1  # of exploration where it is fine-tuned: its own policy has none
 
     def __init__(self, config: TD3BCConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config

@@ -1,0 +1,81 @@
+"""Fine-tuning: an offline algorithm goes on in an environment, with the dataset beside what it plays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from gymnasium import Space
+
+from herdbook.core.book import Evaluate
+from herdbook.core.exploration import NoisyPolicy, updates_after
+from herdbook.core.types import Metrics, OffPolicy, Policy, Replay
+
+
+class FineTuned:
+    """An offline algorithm of one seed as one that learns from what it plays, for `core.loop.train_online`.
+
+    It plays its own stochastic policy, with noise where it has none: `noise` is that of a `NoisyPolicy`. `state_dict`
+    is the algorithm's own.
+
+    Raises ValueError for noise that does not fit the actions.
+    """
+
+    round_steps: ClassVar[int] = 1
+    num_envs: ClassVar[int] = 1
+
+    def __init__(
+        self, algorithm: OffPolicy, action_space: Space[Any], *, noise: float = 0.0, updates_per_step: float = 1.0
+    ) -> None:
+        self.algorithm, self.config, self.updates_per_step = algorithm, algorithm.config, updates_per_step
+        self.action_space, self.noise = action_space, noise
+        self.policy(deterministic=False)  # raises for the noise
+
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Any:
+        return self.algorithm.sample(replay, generators)
+
+    def update(self, batch: Any) -> Metrics:
+        return self.algorithm.update(batch)
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """The algorithm's own, with the noise unless `deterministic`; the same at every `step`."""
+        policy = self.algorithm.policy(seed_index, deterministic=deterministic)
+        return policy if deterministic or not self.noise else NoisyPolicy(policy, self.action_space, self.noise)
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """How many updates should have been made after so many environment steps."""
+        return updates_after(steps, 0, self.updates_per_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.algorithm.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.algorithm.load_state_dict(state)
+
+
+def collapsed(score: float, before: float) -> bool:
+    """Whether a score lies more than half of what it was before below that: below the half where that is positive."""
+    return score < before - abs(before) / 2
+
+
+def score_of(line: Mapping[str, Any]) -> float:
+    """Of a line of evaluations.jsonl: the normalised score, the mean return where there is none."""
+    normalised = line.get("normalized_score")
+    return float(line["return_mean"] if normalised is None else normalised)
+
+
+def watched(evaluate: Evaluate, before: Mapping[int, float], tell: Callable[[int, int, float], None]) -> Evaluate:
+    """An evaluation that tells (seed index, step, score) of scores that have collapsed, and marks their lines.
+
+    before: the score of each seed, by its index, where fine-tuning began.
+    """
+
+    def function(seed_index: int, step: int) -> Mapping[str, Any]:
+        line = evaluate(seed_index, step)
+        if seed_index not in before or not collapsed(score_of(line), before[seed_index]):
+            return line
+        tell(seed_index, step, score_of(line))
+        return {**line, "collapsed": True}
+
+    return function

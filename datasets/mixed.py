@@ -1,0 +1,96 @@
+"""`MixedReplay`: a dataset and the steps that are played after it, sampled as one replay, for fine-tuning online."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from herdbook.core.types import Array, Transitions, Tree, to_numpy, tree_map
+from herdbook.datasets.replay import ReplayBuffer, drawn_numbers
+from herdbook.datasets.rewards import RewardMap
+
+
+class MixedReplay:
+    """Uniform over the steps of both (Kostrikov et al. 2021, arXiv:2110.06169), or with a fixed share of the new ones.
+
+    offline: the dataset; it may be shared by several.
+    online: of one seed; it grows by `add`.
+    rewards: applied to what is added, as it was to the dataset.
+    share: of every batch that is new, as soon as there is a step: 0.5 is Ball et al. 2023 (arXiv:2302.02948); None:
+        every step is as likely.
+
+    Raises ValueError for a share outside [0, 1], and replays that treat a time limit differently.
+    """
+
+    def __init__(
+        self, offline: ReplayBuffer, online: ReplayBuffer, rewards: RewardMap | None = None, share: float | None = None
+    ) -> None:
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"expected a share of online steps in [0, 1], got {share}")
+        if online.rings is None or offline.rings is not None:
+            raise TypeError("expected an offline replay, of Episodes, and an online one (ReplayBuffer.online)")
+        if offline.time_limit != online.time_limit:
+            raise ValueError(f"expected one time_limit, got {offline.time_limit!r} and {online.time_limit!r}")
+        self.offline, self.online, self.rewards, self.share = offline, online, rewards or RewardMap(), share
+
+    def __len__(self) -> int:
+        return len(self.offline) + len(self.online)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables of both."""
+        return self.offline.nbytes + self.online.nbytes
+
+    def sample(
+        self, batch_size: int, generators: Sequence[torch.Generator], *, discount: float, n_step: int = 1, **gather: Any
+    ) -> Transitions:
+        """Transitions `[B, …]`, those of the dataset first. `gather`: what `ReplayBuffer.gather` takes.
+
+        Raises ValueError for more than one generator: the new steps are one seed's.
+        """
+        if len(generators) != 1:
+            raise ValueError(f"expected one generator, the new steps are one seed's; got {len(generators)}")
+        old, new = self._draw(batch_size, generators)
+        parts = [
+            replay.gather(replay.entries(numbers), discount=discount, n_step=n_step, **gather)
+            for replay, numbers in ((self.offline, old), (self.online, new))
+            if len(numbers)
+        ]
+        batch: Transitions = parts[0] if len(parts) == 1 else tree_map(lambda *leaves: torch.cat(leaves), *parts)
+        return batch
+
+    def _draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Numbers of steps of the dataset, and of new ones, B in all."""
+        device = self.offline.device
+        if self.share is None:
+            numbers = drawn_numbers(len(self), batch_size, generators, device)
+            old = numbers < len(self.offline)
+            return numbers[old], numbers[~old] - len(self.offline)
+        new = round(self.share * batch_size) if len(self.online) else 0
+        empty = torch.empty(0, dtype=torch.int64, device=device)
+        return (
+            drawn_numbers(len(self.offline), batch_size - new, generators, device) if new < batch_size else empty,
+            drawn_numbers(len(self.online), new, generators, device) if new else empty,
+        )
+
+    def add(
+        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
+    ) -> None:
+        """As `ReplayBuffer.add`, with the environment's own rewards."""
+        mapped = self.rewards(to_numpy(rewards))
+        self.online.add(observations, actions, mapped, terminated, truncated, next_observations)
+
+    def cut(self, lanes: Array) -> None:
+        """As `ReplayBuffer.cut`."""
+        self.online.cut(lanes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The new steps; the dataset is its own, whose fingerprint runs record."""
+        return self.online.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()` of a replay that was built alike. Raises ValueError as `ReplayBuffer`."""
+        self.online.load_state_dict(state)
