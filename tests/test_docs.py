@@ -41,7 +41,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def cut(line: str) -> str:
     """The same command with fewer steps and episodes; an extension stays an extension."""
-    line = re.sub(r"--steps \S+", f"--steps {int(STEPS) + 10 if ' resume ' in line else STEPS}", line)
+    steps = int(STEPS) + 10 if " resume " in line else int(STEPS)
+    line = re.sub(r"--(online-|)steps \S+", rf"--\1steps {steps}", line)
     line = re.sub(r"--episodes \S+", "--episodes 2", line)
     return f"{line} --eval-episodes 1 --evaluate-every {STEPS}" if " train " in line else line
 
@@ -64,6 +65,7 @@ def test_every_block_runs_in_the_order_of_its_page(page: str, environment: dict[
 def test_the_extension_of_a_run_is_longer_than_the_run() -> None:
     assert cut("herdbook train cql --steps 20000").startswith(f"herdbook train cql --steps {STEPS} ")
     assert cut("herdbook resume runs/x --steps 30000") == f"herdbook resume runs/x --steps {int(STEPS) + 10}"
+    assert cut("herdbook resume x --online-steps 30000") == f"herdbook resume x --online-steps {int(STEPS) + 10}"
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
