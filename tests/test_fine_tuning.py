@@ -374,9 +374,16 @@ def test_the_policy_of_every_part_is_loaded(pendulum: Episodes) -> None:
     assert before.shape == after.shape == (1,) and not np.array_equal(before, after)
 
 
-def test_discrete_actions_are_fine_tuned_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["bc", "bcq"])
+def test_others_are_fine_tuned_too(pendulum: Episodes, algorithm: str) -> None:
+    run = go(pendulum, algorithm=algorithm, steps=4, online_steps=6, seeds=(0,))
+    assert run.checkpoints.last() == 10
+
+
+@pytest.mark.parametrize("algorithm", ["discrete_cql", "discrete_bcq"])
+def test_discrete_actions_are_fine_tuned_too(algorithm: str) -> None:
     run = herdbook.train(
-        "discrete_cql",
+        algorithm,
         dataset="classic/cartpole",
         run_dir="run",
         steps=20,
