@@ -153,6 +153,16 @@ class JointReplay:
         """Standard deviation of the rewards of agents that acted, over all steps ever added; 1 where they are equal."""
         return self._spread.std
 
+    @property
+    def team_reward_mean(self) -> float:
+        """Mean of the team's reward over all steps ever added; 0 before the first."""
+        return self._team_spread.mean
+
+    @property
+    def reward_mean(self) -> float:
+        """Mean of the rewards of agents that acted, over all steps ever added; 0 before the first."""
+        return self._spread.mean
+
     # --- sampling: draw, then gather ---------------------------------------------------------------------------------
 
     def draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
@@ -342,7 +352,7 @@ _TEAM = ("team_rewards", "team_continues")
 
 
 class Spread:
-    """The standard deviation (of the population) of all values ever added, merged as Chan, Golub & LeVeque (1983)."""
+    """Mean and deviation (of the population) of all values ever added, merged as Chan, Golub & LeVeque (1983)."""
 
     def __init__(self) -> None:
         self.numbers = np.zeros(5)  # count, mean, sum of squared deviations from it, smallest, largest
@@ -363,6 +373,11 @@ class Spread:
                 max(high, values.max()) if count else values.max(),
             ]
         )
+
+    @property
+    def mean(self) -> float:
+        """0 for no values."""
+        return float(self.numbers[1])
 
     @property
     def std(self) -> float:

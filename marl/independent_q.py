@@ -47,7 +47,8 @@ class IndependentQConfig:
     agent_id: bool = True  # a one-hot number tells agents that share parameters apart
     last_action: bool = False  # agents see what they did before
     horizon: int | None = None  # they see how much of so many steps has passed (Pardo et al. 2018, arXiv:1712.00378)
-    reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
+    reward_scaling: bool = True  # divide rewards by their running standard deviation
+    reward_centring: bool = False  # subtract their running mean: only where all episodes are of one length
     epsilon_start: float = 1.0  # ε of exploration at environment step 0 …
     epsilon_end: float = 0.05  # … and after
     epsilon_steps: int = 200_000  # environment steps of linear decay between the two
@@ -100,9 +101,11 @@ class IndependentQ:
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointSegments:
         c = self.config
         batch: JointSegments = replay.sample_episodes(c.batch_size, generators, discount=c.discount)
-        rewards, std = batch.rewards, replay.reward_std
+        rewards, mean, std = batch.rewards, replay.reward_mean, replay.reward_std
         if c.team_reward:
-            rewards, std = batch.team_rewards.unsqueeze(-1).expand_as(rewards), replay.team_reward_std
+            rewards = batch.team_rewards.unsqueeze(-1).expand_as(rewards)
+            mean, std = replay.team_reward_mean, replay.team_reward_std
+        rewards = rewards - mean if c.reward_centring else rewards
         return replace(batch, rewards=rewards / std if c.reward_scaling else rewards)
 
     def update(self, batch: JointSegments) -> Metrics:

@@ -494,6 +494,8 @@ def test_the_actor_climbs_its_own_critic_and_each_agent_its_own_action() -> None
 class Stored:
     """A replay of one batch, however large a batch is asked for."""
 
+    reward_mean, team_reward_mean = -7.0, -9.0
+
     def __init__(self, batch: Any, reward_std: float = 1.0, team_reward_std: float = 1.0) -> None:
         self.batch, self.reward_std, self.team_reward_std = batch, reward_std, team_reward_std
         self.asked: dict[str, Any] = {}
