@@ -519,6 +519,8 @@ def test_reward_deviations_are_over_all_steps_ever_added(online: bool) -> None:
     own = np.concatenate([episode.rewards[episode.alive[:-1]] for episode in episodes])
     assert replay.team_reward_std == pytest.approx(team.std(), rel=1e-12)
     assert replay.reward_std == pytest.approx(own.std(), rel=1e-12)
+    assert replay.team_reward_mean == pytest.approx(team.mean(), rel=1e-12)
+    assert replay.reward_mean == pytest.approx(own.mean(), rel=1e-12)
     assert isinstance(replay.reward_std, float)
 
 
@@ -526,6 +528,7 @@ def test_equal_rewards_have_a_deviation_of_one() -> None:
     """Rounding gives equal rewards of 0.1 a deviation of 1e-17, not 0; fewer than two values have none."""
     replay = JointReplay.online(SPEC, 100)
     assert (replay.team_reward_std, replay.reward_std) == (1.0, 1.0)
+    assert (replay.team_reward_mean, replay.reward_mean) == (0.0, 0.0)
     replay.add(replace(CUT, rewards=np.full((2, 3), 0.1)))
     replay.add(*[replace(numbered(0, 7), rewards=np.full((7, 3), 0.1))] * 2)
     assert (replay.team_reward_std, replay.reward_std) == (1.0, 1.0)

@@ -507,7 +507,7 @@ class Stored:
     sample = sample_episodes
 
 
-def test_rewards_are_divided_by_their_running_deviation_and_nothing_is_subtracted() -> None:
+def test_rewards_are_divided_by_their_running_deviation_and_nothing_is_subtracted_unasked() -> None:
     """A mean that is subtracted changes which policy is best where episodes can terminate."""
     batch = _table("bootstrap")
     replay = Stored(batch, reward_std=4.0, team_reward_std=5.0)
@@ -518,6 +518,10 @@ def test_rewards_are_divided_by_their_running_deviation_and_nothing_is_subtracte
     torch.testing.assert_close(own.rewards, batch.rewards / 4)
     shared = IndependentQ(IndependentQConfig(team_reward=True), _spec()).sample(replay, [])
     torch.testing.assert_close(shared.rewards, (batch.team_rewards / 5).unsqueeze(-1).expand(2, 3, 2))
+    centred = IndependentQ(IndependentQConfig(reward_centring=True), _spec()).sample(replay, [])
+    torch.testing.assert_close(centred.rewards, (batch.rewards + 7) / 4)
+    both = IndependentQ(IndependentQConfig(reward_centring=True, team_reward=True), _spec()).sample(replay, [])
+    torch.testing.assert_close(both.rewards, ((batch.team_rewards + 9) / 5).unsqueeze(-1).expand(2, 3, 2))
     for off in (
         VDN(VDNConfig(reward_scaling=False), _spec()),
         QMIX(QMIXConfig(reward_scaling=False), _spec()),
