@@ -364,7 +364,7 @@ class _Trainer:
         self.player, self.played_into = self.algorithm, self.replays  # as it learns in an environment
         if options.online_steps:
             self.player = fine_tuned(self.algorithm, task, options)
-            self.played_into = mixed_replays(self.replays[0], task, options, device)
+            self.played_into = mixed_replays(self.replays[0], task, self.algorithm, options, device)
         plays = options.online_steps > 0 or not self.offline
         self.plan = make_plan(task, self.algorithm, options, networks) if plays and joint else None
         self.stepper = None

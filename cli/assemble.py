@@ -30,6 +30,7 @@ from herdbook.core.environments import (
     describe_environment,
     make_environment,
     registered_only,
+    whole_games,
 )
 from herdbook.core.fine_tuning import FineTuned
 from herdbook.core.joint import JointSpec
@@ -50,7 +51,7 @@ from herdbook.datasets.minari import write_minari
 from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rewards import reward_map, transform_rewards
+from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
 from herdbook.datasets.rollouts import Rollouts
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.joint import evaluate_joint
@@ -106,13 +107,13 @@ def load_playground(algorithm: type[Any], options: RunOptions, env: EnvironmentS
     source = with_arguments(env or options.env, literal_pairs(options.env_kwargs))
     if source is None:
         raise UserError("expected --env (env= in Python), an environment to learn in; got none")
-    if options.reward_transform != "none":
-        raise UserError(
-            f"reward_transform: expected none where rewards are an environment's, got {options.reward_transform}; "
-            "wrap the environment"
-        )
     if not learns_jointly(algorithm):
         return _load_single(algorithm, options, source)
+    if options.reward_transform != "none":
+        raise UserError(
+            f"reward_transform: expected none where many agents play, got {options.reward_transform}; "
+            "wrap the environment"
+        )
     play = play_options(options)
     try:
         rollout = JointRollout(source, 1, **play)
@@ -386,13 +387,13 @@ def play(
     num_envs: int = EVALUATION_ENVIRONMENTS,
     state: bool = False,
 ) -> Data:
-    """Evaluate a policy in an environment, of one agent or of many; `state`: with the global state."""
+    """Evaluate a policy in an environment, of one agent (in whole games) or of many; `state`: with the global state."""
     lanes = min(episodes, num_envs)
     if isinstance(task.spec, JointSpec):
         return evaluate_joint(
             policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec, state=state, **task.play
         )
-    return evaluate(policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+    return evaluate(policy, whole_games(source), episodes, seed, num_envs=lanes, device=device, spec=task.spec)
 
 
 def random_task(source: EnvironmentSource) -> Task:
@@ -452,14 +453,33 @@ def make_replays(task: Task, algorithm: Any, options: RunOptions, device: str) -
 
 def step_replay(spec: Spec, algorithm: Any, options: RunOptions, device: str) -> Any:
     """What its steps go into: the rollout of one that learns on-policy, else a replay, drawn by priority on request."""
+    shared: dict[str, Any] = {
+        "device": device,
+        "time_limit": options.time_limit,
+        "reward_transform": transform_of(options.reward_transform),
+    }
     if getattr(algorithm, "on_policy", False):
-        return Rollouts(device=device, time_limit=options.time_limit)
+        return Rollouts(**shared)
     c, lanes = algorithm.config, lanes_of(options, algorithm)
     try:
-        replay = ReplayBuffer.online(spec, c.replay_steps, lanes, device=device, time_limit=options.time_limit)
+        replay = ReplayBuffer.online(spec, c.replay_steps, lanes, frame_stack=getattr(c, "frame_stack", 1), **shared)
     except (ValueError, MemoryError) as error:
         raise UserError(f"replay_steps: {error}") from error
     return PrioritisedReplay(replay, c.priority_exponent) if getattr(c, "prioritised", False) else replay
+
+
+def transform_of(name: str, data: Recorded | None = None) -> RewardMap | None:
+    """The transform of the rewards of what is played, as that of the dataset's; None for none.
+
+    Raises UserError or DataError.
+    """
+    given = None if data is None else data.given
+    try:
+        return None if name == "none" else reward_map(name, given if isinstance(given, Episodes) else None)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UserError(f"reward_transform: {error}") from error
 
 
 def make_stepper(task: Task, algorithm: Any, options: RunOptions, device: str, given: bool) -> Stepper:
@@ -495,19 +515,25 @@ def fine_tuned(algorithm: SeedBySeed, task: Task, options: RunOptions) -> SeedBy
     return SeedBySeed(players)
 
 
-def mixed_replays(offline: ReplayBuffer, task: Task, options: RunOptions, device: str) -> list[MixedReplay]:
+def mixed_replays(
+    offline: ReplayBuffer, task: Task, algorithm: Any, options: RunOptions, device: str
+) -> list[MixedReplay]:
     """The dataset, and room for what each seed plays after it."""
-    assert isinstance(task.spec, Spec) and task.data is not None and isinstance(task.data.given, Episodes)
-    rewards = reward_map(task.data.given, options.reward_transform)
-    lanes = lanes_of(options, FineTuned)
+    assert isinstance(task.spec, Spec)
+    rewards = transform_of(options.reward_transform, task.data)
     try:
         return [
             MixedReplay(
                 offline,
                 ReplayBuffer.online(
-                    task.spec, options.online_replay, lanes, device=device, time_limit=options.time_limit
+                    task.spec,
+                    options.online_replay,
+                    lanes_of(options, FineTuned),
+                    device=device,
+                    time_limit=options.time_limit,
+                    frame_stack=getattr(algorithm.config, "frame_stack", 1),
+                    reward_transform=rewards,
                 ),
-                rewards,
                 options.online_share,
             )
             for _ in options.seeds

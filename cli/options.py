@@ -42,8 +42,8 @@ class RunOptions:
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """Whether values are bootstrapped through a truncation, or the time limit ends the task."""
     reward_transform: str = "none"
-    """none, minus_one: r - 1 (antmaze), return_range: r * 1000 / (best - worst return in the data), scale:X, shift:X,
-    or standardise."""
+    """Of what is learned from; returns stay as they are. none, minus_one: r - 1 (antmaze), clip: to [-1, 1] (Atari),
+    scale:X, shift:X; and of a dataset return_range: r * 1000 / (best - worst return in it), or standardise."""
     observation_keys: tuple[str, ...] | None = None
     """Parts of a Dict observation to use; by default all."""
     data_dir: str | None = None

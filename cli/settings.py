@@ -108,6 +108,56 @@ SETTINGS: tuple[Setting, ...] = (
         config={"hidden_sizes": (128, 128), "batch_size": 256, "alpha": 0.1, "actor_lr": 2e-3},
         source="ours: an expert on spread is cloned, by the defaults it was not (docs/results/marl.md)",
     ),
+    *(
+        Setting(
+            algorithm=name,
+            patterns=("ale/*",),
+            config={"frame_stack": 4, "hidden_sizes": (512,), "batch_size": 32},
+            source="Mnih et al. 2015, table 1: 4 frames, the convolutions, 512 units, batches of 32",
+        )
+        for name in ("dqn", "discrete_cql", "discrete_bcq", "bc")
+    ),
+    *(
+        Setting(
+            algorithm=name,
+            patterns=("ale/*",),
+            run={"reward_transform": "clip"},
+            source="Mnih et al. 2015: rewards are clipped to learn from, returns are not",
+        )
+        for name in ("dqn", "discrete_cql", "discrete_bcq")
+    ),
+    Setting(
+        algorithm="dqn",
+        patterns=("ale/*",),
+        config={
+            "updates_per_step": 0.25,
+            "target_period": 2_500,
+            "epsilon_end": 0.01,
+            "epsilon_steps": 250_000,
+            "warmup_steps": 12_500,
+            "replay_steps": 1_000_000,
+        },
+        source="Mnih et al. 2015 and, ε to 0.01, van Hasselt et al. 2016: an update every 4 steps, of 4 frames each; "
+        "targets every 10,000 steps; 50,000 frames at random, ε over 1 million",
+    ),
+    Setting(
+        algorithm="dqn",
+        patterns=("ale/*",),
+        config={"lr": 1e-4},
+        source="Huang et al. 2022 (CleanRL): of Adam, where Mnih et al. have RMSProp",
+    ),
+    Setting(
+        algorithm="discrete_cql",
+        patterns=("ale/*",),
+        config={"lr": 5e-5},
+        source="Agarwal et al. 2020, arXiv:1907.04543: of Adam, on the data that Kumar et al. 2020 learn from",
+    ),
+    Setting(
+        algorithm="discrete_bcq",
+        patterns=("ale/*",),
+        config={"lr": 6.25e-5},
+        source="Fujimoto et al. 2019, arXiv:1910.01708, and the authors' code for Atari",
+    ),
 )
 
 

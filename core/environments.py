@@ -1,8 +1,8 @@
 """Environments by name: how they are recorded beside a dataset, made, and checked.
 
-A name is a Gymnasium id (`Hopper-v5`; the registry is asked first), `package/name_v<n>` for an environment with many
-agents (`core.joint_environments` makes those), or `module:callable` for a user's own environment; in Python a callable
-serves everywhere a name does.
+A name is a Gymnasium id (`Hopper-v5`; the registry is asked first; what `ALE/Pong-v5` means is said in `core.atari`),
+`package/name_v<n>` for an environment with many agents (`core.joint_environments` makes those), or `module:callable`
+for a user's own environment; in Python a callable serves everywhere a name does.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
+
+from herdbook.core import atari
 
 Env = gymnasium.Env[Any, Any]
 
@@ -132,6 +134,7 @@ _EXTRAS = {  # module that fails to import -> extra of ours that brings it
     "gymnasium_robotics": "robotics",
     "metaworld": "metaworld",
     "ale_py": "atari",
+    "cv2": "atari",
     "Box2D": "box2d",
 }
 _PLUGINS = (  # ids that a package registers when it is imported
@@ -158,6 +161,8 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
     """
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
+    if isinstance(source, str) and atari.is_game(source, kwargs):
+        source, kwargs = describe_environment(source, **kwargs) or source, {}
     if isinstance(source, str):
         source = EnvironmentSpec(id=source)
     name = source.id if isinstance(source, EnvironmentSpec) else getattr(source, "__qualname__", repr(source))
@@ -246,9 +251,7 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
         EnvironmentUnavailable: It names other code; says which, and how to give it.
     """
     known: dict[str, Any] = json.loads(spec.gymnasium_json) if spec.gymnasium_json else {}
-    for pattern, package in _PLUGINS:
-        if re.match(pattern, spec.id) and spec.id not in gymnasium.registry:
-            _register(package, spec.id)
+    _register_plugin(spec.id)
     wrappers = [wrapper.get("entry_point") for wrapper in known.get("additional_wrappers") or ()]
     foreign = [name for name in wrappers if not str(name).startswith(_WRAPPERS)]
     if spec.id not in gymnasium.registry:
@@ -270,7 +273,10 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
 
 
 def describe_environment(source: EnvironmentSource, **kwargs: Any) -> EnvironmentSpec | None:
-    """What to record of an environment so that it can be made again; None for a callable without an importable name."""
+    """What to record of an environment so that it can be made again; None for a callable without an importable name.
+
+    Raises EnvironmentUnavailable for an Atari game where the package is missing.
+    """
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
     if callable(source):
@@ -279,11 +285,19 @@ def describe_environment(source: EnvironmentSource, **kwargs: Any) -> Environmen
         if module in (None, "__main__") or not is_callable_name(name):
             return None
         return EnvironmentSpec(id=name, kwargs=kwargs)
+    if isinstance(source, str) and atari.is_game(source, kwargs):
+        _register_plugin(source)
+        if source not in gymnasium.registry:
+            raise unknown_environment(source)
+        source = EnvironmentSpec.from_gymnasium(atari.preprocessed(gymnasium.spec(source)))
     if isinstance(source, str):
         registered = None if is_callable_name(source) else gymnasium.registry.get(source)
         source = EnvironmentSpec(id=source) if registered is None else EnvironmentSpec.from_gymnasium(registered)
     if not kwargs:
         return source
+    if source.gymnasium_json is not None:
+        spec, kwargs = atari.with_arguments(source.to_gymnasium(), kwargs)
+        source = replace(source, gymnasium_json=spec.to_json())
     merged = EnvironmentSpec(
         id=source.id,
         kwargs={**source.kwargs, **kwargs},
@@ -297,6 +311,16 @@ def describe_environment(source: EnvironmentSource, **kwargs: Any) -> Environmen
     return EnvironmentSpec(
         id=merged.id, kwargs=merged.kwargs, max_episode_steps=merged.max_episode_steps, gymnasium_json=text
     )
+
+
+def whole_games(source: EnvironmentSource) -> EnvironmentSource:
+    """The environment to evaluate in: of an Atari game whose episodes are single lives, the one of whole games."""
+    if isinstance(source, EnvSpec):
+        source = EnvironmentSpec.from_gymnasium(source)
+    if not isinstance(source, EnvironmentSpec) or not atari.ends_with_a_life(source.to_gymnasium()):
+        return source
+    spec, _ = atari.with_arguments(source.to_gymnasium(), {"terminal_on_life_loss": False})
+    return replace(source, gymnasium_json=spec.to_json())
 
 
 def check_reset(env: Env, *, seed: int = 0, steps: int = 5) -> bool:
@@ -346,9 +370,7 @@ def _print_warning(message: bytes) -> None:
 
 def _registered(source: EnvironmentSpec) -> EnvSpec:
     """The Gymnasium spec to make, its package registered and its module imported. Raises EnvironmentUnavailable."""
-    for pattern, package in _PLUGINS:
-        if re.match(pattern, source.id) and source.id not in gymnasium.registry:
-            _register(package, source.id)
+    _register_plugin(source.id)
     if source.gymnasium_json is not None:
         spec = source.to_gymnasium()
     elif source.id in gymnasium.registry:
@@ -374,12 +396,16 @@ def _registered(source: EnvironmentSpec) -> EnvSpec:
     return spec
 
 
-def _register(package: str, name: str) -> None:
-    """Have a package register its environments, of which `name` is one. Raises EnvironmentUnavailable."""
-    try:
-        gymnasium.register_envs(importlib.import_module(package))
-    except ImportError as error:
-        raise _missing_package(name, error) from error
+def _register_plugin(name: str) -> None:
+    """Have the package that an id is known to come from register it. Raises EnvironmentUnavailable."""
+    for pattern, package in _PLUGINS:
+        if re.match(pattern, name) and name not in gymnasium.registry:
+            try:
+                gymnasium.register_envs(importlib.import_module(package))
+            except ImportError as error:
+                raise _missing_package(name, error) from error
+            if package == "ale_py":
+                atari.silence_banner()
 
 
 def import_callable(name: str) -> Callable[..., Any]:

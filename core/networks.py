@@ -20,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from herdbook.core.chunked import ROWS, chunked_perceptron
 from herdbook.core.distributions import Categorical, ClippedNormal, Normal, SquashedNormal
+from herdbook.core.spaces import is_image
 from herdbook.core.types import Tree
 
 Activation = Callable[[Tensor], Tensor]
@@ -232,8 +233,9 @@ class Ensemble(nn.Module):
 class Encoder(nn.Module):
     """Observations of a space to one feature vector: [*B, …] → [*B, size].
 
-    Vectors pass through, discrete observations become one-hot, images (HWC uint8) go through the convolutions of
-    Mnih et al. 2015 after permuting and scaling to [0, 1], and the parts of a Dict are concatenated in its key order.
+    Vectors pass through, discrete observations become one-hot, images (HWC uint8; grey ones HW or 1HW too) go through
+    the convolutions of Mnih et al. 2015 after permuting and scaling to [0, 1], and the parts of a Dict are concatenated
+    in its key order.
 
     Raises:
         ValueError: for a space that is none of these.
@@ -249,8 +251,8 @@ class Encoder(nn.Module):
             self.size = sum(cast(Encoder, part).size for part in self.parts)
         elif isinstance(space, spaces.Discrete):
             self.kind, self.size, self.start = "discrete", int(space.n), int(space.start)
-        elif isinstance(space, spaces.Box) and len(space.shape) == 3:
-            self.kind = "image"
+        elif isinstance(space, spaces.Box) and (len(space.shape) == 3 or is_image(space)):
+            self.kind, self.shape = "image", space.shape
             self.convolutions = _convolutions(space.shape)
             self.size = int(self.convolutions(torch.zeros(1, *_chw(space.shape))).shape[-1])
         elif isinstance(space, spaces.Box) and len(space.shape) == 1:
@@ -264,14 +266,21 @@ class Encoder(nn.Module):
         if self.kind == "discrete":
             return F.one_hot(observations.long() - self.start, self.size).float()
         if self.kind == "image":
-            images = observations.movedim(-1, -3).float() / 255
+            images = _channels_first(observations, self.shape).float() / 255
             return self.convolutions(images.flatten(0, -4)).unflatten(0, images.shape[:-3])  # type: ignore[no-any-return]  # torch's is untyped
         return torch.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], -1)
 
 
 def _chw(shape: Sequence[int]) -> tuple[int, int, int]:
-    height, width, channels = shape
+    channels, height, width = _channels_first(torch.empty(*shape, device="meta"), shape).shape
     return channels, height, width
+
+
+def _channels_first(images: Tensor, shape: Sequence[int]) -> Tensor:
+    """Images `[*B, *shape]`, HWC, HW or 1HW, as `[*B, C, H, W]`."""
+    if len(shape) == 2:
+        return images.unsqueeze(-3)
+    return images if shape[0] == 1 else images.movedim(-1, -3)
 
 
 def _convolutions(shape: Sequence[int]) -> nn.Module:

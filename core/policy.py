@@ -15,6 +15,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from herdbook.core.distributions import Categorical, ClippedNormal, Deterministic
+from herdbook.core.frames import Frames
 from herdbook.core.types import Carry, Distribution, Spec, Step, Transitions, Tree
 
 STD_OFFSET = 1e-3
@@ -24,12 +25,20 @@ STD_OFFSET = 1e-3
 class Scaling:
     """Units of the environment to units of the networks and back. Every map is the identity where nothing is to do.
 
+    `observation_space` is what the networks see: the environment's own, or with `frame_stack` > 1 stacks of so many
+    observations, laid out by `Frames`.
+
     Raises:
         ValueError: actions are neither a bounded Box nor Discrete, or vector observations are to be standardised
-            and the spec has no statistics. Observations that are not vectors are never standardised.
+            and the spec has no statistics. Observations that are not vectors are never standardised. Or they cannot
+            be stacked.
     """
 
-    def __init__(self, spec: Spec, *, standardise: bool = False, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, spec: Spec, *, standardise: bool = False, frame_stack: int = 1, device: str | torch.device = "cpu"
+    ) -> None:
+        self.frames = None if frame_stack == 1 else Frames(spec.observation_space, frame_stack)
+        self.observation_space = spec.observation_space if self.frames is None else self.frames.space
         self.mean: Tensor | None = None
         self.center: Tensor | None = None
         if standardise and isinstance(spec.observation_space, spaces.Box) and len(spec.observation_space.shape) == 1:
@@ -56,8 +65,9 @@ class Scaling:
         self.mean, self.inverse_std = mean, 1 / (std + STD_OFFSET)
 
     def observations(self, raw: Tree) -> Tree:
-        """(o − μ) / (σ + 1e-3), or the observations as they are. [*B, D]"""
-        return raw if self.mean is None else (raw - self.mean) * self.inverse_std
+        """(o − μ) / (σ + 1e-3), or the observations as they are. [*B, …], or stacks [*B, k, …] → [*B, …]"""
+        scaled = raw if self.mean is None else (raw - self.mean) * self.inverse_std
+        return scaled if self.frames is None else self.frames(scaled)
 
     def actions(self, raw: Tensor) -> Tensor:
         """Raw actions to [−1, 1], or to indices from 0."""
@@ -125,7 +135,10 @@ def greedy(distribution: Any) -> Any:
 
 
 class FeedForwardPolicy:
-    """A policy without memory from a function that maps scaled observations to a distribution of actions."""
+    """A policy from a function that maps scaled observations to a distribution of actions.
+
+    It has no memory but for the last frames, where the scaling stacks them: its carry is those `[N, k, …]`.
+    """
 
     def __init__(
         self, scaling: Scaling, distribution: Callable[[Tree], Distribution], *, deterministic: bool = True
@@ -134,17 +147,31 @@ class FeedForwardPolicy:
         self.function = distribution
         self.deterministic = deterministic
 
+    @property
+    def frame_stack(self) -> int:
+        """How many observations it acts on."""
+        return 1 if self.scaling.frames is None else self.scaling.frames.count
+
     def initial(self, num_envs: int) -> Carry:
         return None
 
     @torch.no_grad()
     def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
-        distribution = self.function(self.scaling.observations(step.observations))
+        observations, carry = self._see(step, carry)
+        distribution = self.function(observations)
         actions = distribution.mode() if self.deterministic else distribution.sample(generator)
         return self.scaling.raw_actions(actions), carry
 
     @torch.no_grad()
     def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:
-        distribution = self.function(self.scaling.observations(step.observations))
+        observations, carry = self._see(step, carry)
+        distribution = self.function(observations)
         base = greedy(distribution) if self.deterministic else distribution
         return ScaledDistribution(base, self.scaling), carry
+
+    def _see(self, step: Step, carry: Carry) -> tuple[Tree, Carry]:
+        """What the function is given, and the next carry."""
+        if self.scaling.frames is None:
+            return self.scaling.observations(step.observations), carry
+        stacks = self.scaling.frames.push(carry, step.observations, step.reset)
+        return self.scaling.observations(stacks), stacks

@@ -178,10 +178,11 @@ class Rollout:
         """Whether any lane is in an episode."""
         return bool(self._active.any())
 
-    def step(self, policy: Policy, generator: torch.Generator | None = None) -> Stepped:
+    def step(self, policy: Policy, generator: torch.Generator | None = None, *, keep_carry: bool = False) -> Stepped:
         """Step every active lane once, and begin the next episode where one ended.
 
-        A policy other than the last call's starts with a fresh carry.
+        A policy other than the last call's starts with a fresh carry; with `keep_carry` it goes on with the last one's,
+        as the same player with other parameters.
 
         Raises:
             EnvironmentFailed: An environment raised or gave NaN; episode, seed and step are named.
@@ -189,7 +190,8 @@ class Rollout:
             ValueError: The policy's actions have the wrong shape or type.
         """
         if policy is not self._actor:
-            self._actor, self._carry = policy, policy.initial(len(self.envs))
+            fresh = self._carry is None or not keep_carry
+            self._actor, self._carry = policy, policy.initial(len(self.envs)) if fresh else self._carry
         before = self._carry
         actions, self._carry = self._choose(policy, before, generator)
         results = _Results(len(self.envs))
@@ -266,7 +268,7 @@ class Rollout:
     def state_dict(self) -> dict[str, Any]:
         """What it takes to go on from here: seed and actions of each lane's episode, which `load_state_dict` replays.
 
-        A policy's carry is not among it.
+        And the policy's carry, for a step with `keep_carry`.
         """
         return {
             "episodes": torch.from_numpy(self._episodes.copy()),
@@ -276,6 +278,7 @@ class Rollout:
             "previous_rewards": torch.from_numpy(self._previous_rewards.copy()),
             "actions": [torch.from_numpy(np.stack(taken)) if taken else None for taken in self._taken],
             "observations": tree_map(torch.from_numpy, self._observations),
+            "carry": self._carry,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -285,13 +288,14 @@ class Rollout:
         """
         if len(state["actions"]) != len(self.envs):
             raise ValueError(f"expected the state of {len(self.envs)} environments, got {len(state['actions'])}")
-        saved = tree_map(np.copy, to_numpy({name: value for name, value in state.items() if name != "actions"}))
+        arrays = {name: value for name, value in state.items() if name not in ("actions", "carry")}
+        saved = tree_map(np.copy, to_numpy(arrays))
         self._episodes, self._seeds, self._active = saved["episodes"], saved["seeds"], saved["active"]
         self._cut, self._previous_rewards, self._observations = (
             saved[name] for name in ("cut", "previous_rewards", "observations")
         )
         self._previous_actions = self._no_actions()
-        self._actor, self._carry = None, None
+        self._actor, self._carry = None, tree_map(self._placed, state.get("carry"))
         for lane in np.flatnonzero(self._active).tolist():
             actions = state["actions"][lane]
             taken = [] if actions is None else list(actions.numpy())
@@ -402,6 +406,9 @@ class Rollout:
             return np.zeros(len(self.envs), dtype=np.int64)
         return np.zeros((len(self.envs), *self.action_space.shape), dtype=np.float32)  # type: ignore[misc]  # a Box
 
+    def _placed(self, leaf: torch.Tensor | None) -> torch.Tensor | None:
+        return None if leaf is None else leaf.to(self.device)
+
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
 
@@ -503,6 +510,8 @@ def _name(env: Env) -> str:
 
 def _declares_limit(env: Env) -> bool:
     if env.spec is not None and env.spec.max_episode_steps is not None:
+        return True
+    if env.spec is not None and env.spec.kwargs.get("max_num_frames_per_episode"):  # Atari games count frames
         return True
     return env.has_wrapper_attr("_max_episode_steps")
 

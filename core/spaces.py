@@ -66,8 +66,13 @@ def cast(values: Any, dtype: Any, part: str = "") -> Array:
 
 
 def is_image(space: Space[Any]) -> TypeGuard[spaces.Box]:
-    """Whether observations are pictures `[height, width, channels]` uint8."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+    """Whether observations are pictures: `[height, width, channels]` uint8, or grey ones `[height, width]`.
+
+    Of the latter only those that use the whole range: a board whose cells are numbered has a smaller one.
+    """
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return False
+    return len(space.shape) == 3 or (len(space.shape) == 2 and not space.low.any() and bool(space.high.min() == 255))
 
 
 def flat_space(space: Space[Any], keys: Keys = None) -> Space[Any]:
@@ -93,6 +98,8 @@ def flatten(space: Space[Any], observation: Tree, keys: Keys = None) -> Tree:
     """One observation of `space` as `flat_space(space, keys)` gives it: `[D]` float32, an image, an int64 scalar."""
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return np.asarray(observation, dtype=np.float32)
+    if isinstance(observation, np.ndarray) and observation.dtype == np.uint8 and is_image(space):
+        return observation
     flat = flatten_batch(space, _expand(space, observation), keys)
     return {name: part[0] for name, part in flat.items()} if isinstance(flat, dict) else flat[0]
 

@@ -152,7 +152,7 @@ class _Seat:
         policy = member.algorithm.policy(deterministic=False, step=member.steps)
         for _ in range(member.algorithm.round_steps):
             try:
-                stepped = self.rollout.step(policy, self.generator)
+                stepped = self.rollout.step(policy, self.generator, keep_carry=True)
             except PolicyFailed as error:
                 played.policy_failed = str(error)
                 break

@@ -152,8 +152,12 @@ class Replay(Protocol):
         discount: float,
         n_step: int = 1,
         next_actions: bool = False,
+        frame_stack: int = 1,
     ) -> Transitions:
-        """Uniform transitions `[B, …]`, or `[S, B, …]` for S > 1 generators, one per seed."""
+        """Uniform transitions `[B, …]`, or `[S, B, …]` for S > 1 generators, one per seed.
+
+        frame_stack: k > 1 gives stacks of observations, `[B, k, …]`, oldest first.
+        """
         ...
 
     def sample_segments(self, batch_size: int, length: int, generators: Sequence[torch.Generator]) -> Segments: ...

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from herdbook.core.types import Array, Transitions, Tree, to_numpy, tree_map
+from herdbook.core.types import Array, Transitions, Tree, tree_map
 from herdbook.datasets.replay import ReplayBuffer, drawn_numbers
-from herdbook.datasets.rewards import RewardMap
 
 
 class MixedReplay:
@@ -18,23 +17,20 @@ class MixedReplay:
 
     offline: the dataset; it may be shared by several.
     online: of one seed; it grows by `add`.
-    rewards: applied to what is added, as it was to the dataset.
     share: of every batch that is new, as soon as there is a step: 0.5 is Ball et al. 2023 (arXiv:2302.02948); None:
         every step is as likely.
 
     Raises ValueError for a share outside [0, 1], and replays that treat a time limit differently.
     """
 
-    def __init__(
-        self, offline: ReplayBuffer, online: ReplayBuffer, rewards: RewardMap | None = None, share: float | None = None
-    ) -> None:
+    def __init__(self, offline: ReplayBuffer, online: ReplayBuffer, share: float | None = None) -> None:
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"expected a share of online steps in [0, 1], got {share}")
         if online.rings is None or offline.rings is not None:
             raise TypeError("expected an offline replay, of Episodes, and an online one (ReplayBuffer.online)")
         if offline.time_limit != online.time_limit:
             raise ValueError(f"expected one time_limit, got {offline.time_limit!r} and {online.time_limit!r}")
-        self.offline, self.online, self.rewards, self.share = offline, online, rewards or RewardMap(), share
+        self.offline, self.online, self.share = offline, online, share
 
     def __len__(self) -> int:
         return len(self.offline) + len(self.online)
@@ -79,9 +75,8 @@ class MixedReplay:
     def add(
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
     ) -> None:
-        """As `ReplayBuffer.add`, with the environment's own rewards."""
-        mapped = self.rewards(to_numpy(rewards))
-        self.online.add(observations, actions, mapped, terminated, truncated, next_observations)
+        """As `ReplayBuffer.add`."""
+        self.online.add(observations, actions, rewards, terminated, truncated, next_observations)
 
     def cut(self, lanes: Array) -> None:
         """As `ReplayBuffer.cut`."""

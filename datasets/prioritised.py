@@ -105,10 +105,12 @@ class PrioritisedReplay:
         discount: float,
         n_step: int = 1,
         importance_exponent: float = 1.0,
+        frame_stack: int = 1,
     ) -> Transitions:
         """Transitions `[B, …]` with their `indices` and `weights`; one from each of B equal parts of the total.
 
         importance_exponent: β.
+        frame_stack: as in `ReplayBuffer.gather`.
 
         Raises ValueError for more than one generator, and for a replay that holds nothing.
         """
@@ -122,7 +124,7 @@ class PrioritisedReplay:
         shares = self.tree[indices] / self.tree.total
         weights = (len(self.replay) * shares) ** -importance_exponent
         entries = torch.from_numpy(indices).to(self.replay.device)
-        batch = self.replay.gather(entries, discount=discount, n_step=n_step)
+        batch = self.replay.gather(entries, discount=discount, n_step=n_step, frame_stack=frame_stack)
         scaled = torch.from_numpy((weights / weights.max()).astype(np.float32)).to(self.replay.device)
         return replace(batch, indices=entries, weights=scaled)
 

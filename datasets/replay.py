@@ -74,12 +74,14 @@ class ReplayBuffer:
         device: torch.device | str = "cpu",
         time_limit: TimeLimit = "bootstrap",
         frame_stack: int = 1,
+        reward_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> ReplayBuffer:
         """An empty replay for `lanes` environments that step together and hold `capacity // lanes` steps each.
 
         `frame_stack` is the largest that will be gathered: a step leaves once a frame that it needs has left. The ring
         of observation rows has room for the final observations of episodes of 8 steps or more on average (of any
-        length up to 1024 steps a lane); where episodes are shorter, the oldest steps leave sooner.
+        length up to 1024 steps a lane); where episodes are shorter, the oldest steps leave sooner. `reward_transform`
+        changes rewards `[N]` when they are gathered, not those that are stored.
 
         Raises MemoryError with the number of bytes where it would not fit.
         """
@@ -104,11 +106,13 @@ class ReplayBuffer:
             positions=zeros(torch.int32),
         )
         self._drawable = self._returns_to_go = None
+        self._reward_transform = reward_transform
         self._rings, self._lanes, self.frame_stack = Rings(capacity, lanes, frame_stack), lanes, frame_stack
         return self
 
     def _fill(self, time_limit: TimeLimit, **tables: Any) -> None:
         self.time_limit = checked_time_limit(time_limit)
+        self._reward_transform: Callable[[Tensor], Tensor] | None = None
         self._observations: Tree = tables["observations"]  # leaves [rows, …]
         self._rows: Tensor = tables["rows"]  # [steps] the observation row of a step; its next observation follows
         self._actions: Tensor = tables["actions"]
@@ -249,7 +253,7 @@ class ReplayBuffer:
         segments = Segments(
             observations=self._observe(flat, frame_stack),
             actions=self._actions.index_select(0, flat),
-            rewards=masked(self._rewards),
+            rewards=torch.where(real, self._step_rewards(flat, 1, None), 0),
             mask=real,
             terminated=masked(self._terminated),
             truncated=masked(self._truncated),
@@ -293,7 +297,8 @@ class ReplayBuffer:
 
     def _step_rewards(self, entries: Tensor, frame_stack: int, reward: Reward | None) -> Tensor:
         if reward is None:
-            return self._rewards.index_select(0, entries)
+            rewards = self._rewards.index_select(0, entries)
+            return rewards if self._reward_transform is None else self._reward_transform(rewards)
         observations, following = self._observe(entries, frame_stack), self._observe(entries, frame_stack, after=1)
         terminated = self._terminated.index_select(0, entries)
         rewards = reward(observations, self._actions.index_select(0, entries), following, terminated)

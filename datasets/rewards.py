@@ -1,74 +1,87 @@
-"""Named reward transforms: explicit steps that a dataset records and a run names. Each is a scale and a shift."""
+"""Named reward transforms: explicit steps that a dataset records and a run names."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from herdbook.core.types import Array
 from herdbook.datasets.episodes import DataError, Episodes
 
-REWARD_TRANSFORMS = ("none", "minus_one", "return_range", "scale:X", "shift:X", "standardise")
+REWARD_TRANSFORMS = ("none", "minus_one", "clip", "return_range", "scale:X", "shift:X", "standardise")
 
 
 @dataclass(frozen=True, slots=True)
 class RewardMap:
-    """r · scale + shift; `text` is what a dataset records of it."""
+    """r · scale + shift, clipped to ± limit; `text` is what a dataset records of it."""
 
     text: str = "none"
     scale: float = 1.0
     shift: float = 0.0
+    limit: float | None = None
 
-    def __call__(self, rewards: Array) -> Array:
-        """Rewards of any shape."""
-        mapped: Array = rewards * self.scale + self.shift
-        return mapped
+    def __call__(self, rewards: Any) -> Any:
+        """Rewards of any shape, an array or a tensor."""
+        mapped = rewards * self.scale + self.shift
+        return mapped if self.limit is None else mapped.clip(-self.limit, self.limit)
 
 
-def reward_map(episodes: Episodes, name: str) -> RewardMap:
-    """The named transform, with what it takes from the data; also for rewards that are not of these data.
+def reward_map(name: str, episodes: Episodes | None = None) -> RewardMap:
+    """The named transform, with what it takes from data; it fits rewards that are not of these data too.
 
     - `none`: as they are.
     - `minus_one`: r − 1, for antmaze (Kostrikov et al. 2021, arXiv:2110.06169, section 5).
-    - `return_range`: r · 1000 / (max return − min return), for locomotion (the same).
+    - `clip`: r clipped to [−1, 1], for Atari (Mnih et al. 2015).
+    - `return_range`: r · 1000 / (max return − min return), for locomotion (the first again).
     - `scale:X`, `shift:X`: r · X, r + X.
     - `standardise`: (r − mean) / standard deviation. Subtracting a mean changes which policy is optimal wherever
       episodes can terminate.
 
-    Raises ValueError for an unknown name, `DataError` where all returns or all rewards are equal.
+    Raises ValueError for an unknown name, and for one that takes something from data where none are given; `DataError`
+    where all returns or all rewards are equal.
     """
     kind, _, number = name.partition(":")
     if name == "none":
         return RewardMap()
     if name == "minus_one":
         return RewardMap(name, shift=-1.0)
-    if name == "return_range":
-        low, high = float(episodes.returns().min()), float(episodes.returns().max())
-        if low == high:
-            raise DataError(f"{episodes.source}: return_range divides by the range of returns, but all are {low:g}")
-        return RewardMap(f"return_range (returns {low!r} to {high!r})", scale=1000.0 / (high - low))
-    if name == "standardise":
-        rewards = episodes.rewards
-        if rewards.min() == rewards.max():  # not std == 0: rounding gives equal rewards of 0.1 a deviation of 1e-17
-            raise DataError(
-                f"{episodes.source}: standardise divides by the standard deviation, but all are {rewards[0]:g}"
-            )
-        mean, std = float(rewards.mean()), float(rewards.std())
-        return RewardMap(f"standardise (mean {mean!r}, deviation {std!r})", scale=1 / std, shift=-mean / std)
+    if name == "clip":
+        return RewardMap(name, limit=1.0)
     if kind in ("scale", "shift"):
         value = _number(name, number)
         return RewardMap(name, scale=value) if kind == "scale" else RewardMap(name, shift=value)
+    if name in ("return_range", "standardise"):
+        if episodes is None:
+            raise ValueError(
+                f"expected none, minus_one, clip, scale:X or shift:X where rewards are an environment's, got {name}"
+            )
+        return _return_range(episodes) if name == "return_range" else _standardise(episodes)
     near = difflib.get_close_matches(kind, [n.split(":")[0] for n in REWARD_TRANSFORMS], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown reward transform {name!r}; expected one of {', '.join(REWARD_TRANSFORMS)}{hint}")
 
 
 def transform_rewards(episodes: Episodes, name: str) -> Episodes:
-    """The same steps with transformed rewards; what was done is recorded in `transforms`. Names as in `reward_map`."""
-    mapping = reward_map(episodes, name)
+    """The same steps with transformed rewards; what was done is recorded in `transforms`. As `reward_map`."""
+    mapping = reward_map(name, episodes)
     return episodes if name == "none" else episodes.with_rewards(mapping(episodes.rewards), mapping.text)
+
+
+def _return_range(episodes: Episodes) -> RewardMap:
+    low, high = float(episodes.returns().min()), float(episodes.returns().max())
+    if low == high:
+        raise DataError(f"{episodes.source}: return_range divides by the range of returns, but all are {low:g}")
+    return RewardMap(f"return_range (returns {low!r} to {high!r})", scale=1000.0 / (high - low))
+
+
+def _standardise(episodes: Episodes) -> RewardMap:
+    rewards = episodes.rewards
+    if rewards.min() == rewards.max():  # not std == 0: rounding gives equal rewards of 0.1 a deviation of 1e-17
+        raise DataError(f"{episodes.source}: standardise divides by the standard deviation, but all are {rewards[0]:g}")
+    mean, std = float(rewards.mean()), float(rewards.std())
+    return RewardMap(f"standardise (mean {mean!r}, deviation {std!r})", scale=1 / std, shift=-mean / std)
 
 
 def _number(name: str, text: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,17 @@ class Rollouts:
     """Filled step by step with `add`, as `ReplayBuffer` is, and emptied by `take`.
 
     time_limit: "terminal" makes every truncation a termination.
+    reward_transform: changes rewards `[lanes]` float32 as they are added.
     """
 
-    def __init__(self, *, device: torch.device | str = "cpu", time_limit: TimeLimit = "bootstrap") -> None:
+    def __init__(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        time_limit: TimeLimit = "bootstrap",
+        reward_transform: Callable[[Array], Array] | None = None,
+    ) -> None:
+        self.reward_transform = reward_transform
         self.device, self.time_limit = torch.device(device), checked_time_limit(time_limit)
         self._steps: list[dict[str, Tree]] = []
         self._positions: Array | None = None  # of each lane's next step in its episode
@@ -40,6 +48,8 @@ class Rollouts:
             rewards = np.asarray(rewards).astype(np.float32)
         if not np.isfinite(rewards).all():
             raise ValueError(f"expected rewards that float32 holds, got {rewards.tolist()}")
+        if self.reward_transform is not None:
+            rewards = self.reward_transform(rewards)
         values = (observations, actions, rewards, terminated, truncated, next_observations)
         if self.time_limit == "terminal":
             values = (observations, actions, rewards, terminated | truncated, truncated & ~truncated, next_observations)

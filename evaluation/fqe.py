@@ -95,6 +95,9 @@ def fitted_q_evaluation(
     c = config or FQEConfig()
     if time_limit not in ("bootstrap", "terminal"):
         raise ValueError(f'expected time_limit "bootstrap" or "terminal", got {time_limit!r}')
+    frames: int = getattr(policy, "frame_stack", 1)
+    if frames > 1:
+        raise ValueError(f"fitted Q evaluation: expected a policy of single observations, got one of {frames} at once")
     ended = episodes.terminated | episodes.truncated if time_limit == "terminal" else episodes.terminated
     data = _Data(policy, episodes, ended, c, seed, torch.device(device))
     with scoped_seed(seed):

@@ -30,10 +30,11 @@ class BCConfig:
     batch_size: int = 256
     lr: float = 3e-4
     hidden_sizes: tuple[int, ...] = (256, 256)
+    frame_stack: int = 1  # observations that the networks see at once
     standardise_observations: bool = True  # (s − μ) / (σ + 1e-3), vectors only
 
     def __post_init__(self) -> None:
-        require(self, batch_size=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
+        require(self, batch_size=COUNT, hidden_sizes=COUNT, frame_stack=COUNT, lr=POSITIVE)
 
 
 def regression_loss(actions: Tensor, data_actions: Tensor) -> Tensor:
@@ -54,10 +55,15 @@ class BC:
     def __init__(self, config: BCConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
-        self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
+        self.scaling = Scaling(
+            spec,
+            standardise=c.standardise_observations,
+            frame_stack=c.frame_stack,
+            device=setup.get("device", "cpu"),
+        )
         head = Head if self.scaling.discrete else DeterministicActor
         self.learner = Learner(
-            {"actor": lambda: head(spec.observation_space, self.scaling.action_size, c.hidden_sizes)},
+            {"actor": lambda: head(self.scaling.observation_space, self.scaling.action_size, c.hidden_sizes)},
             {"actor": Adam(lr=c.lr)},
             **setup,
         )
@@ -66,7 +72,8 @@ class BC:
         self.head: type[Categorical] | type[Deterministic] = Categorical if self.scaling.discrete else Deterministic
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
-        return replay.sample(self.config.batch_size, generators, discount=1.0)
+        c = self.config
+        return replay.sample(c.batch_size, generators, discount=1.0, frame_stack=c.frame_stack)
 
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1

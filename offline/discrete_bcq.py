@@ -39,11 +39,12 @@ class DiscreteBCQConfig:
     lr: float = 3e-4
     hidden_sizes: tuple[int, ...] = (256, 256)
     n_step: int = 1  # rewards summed before bootstrapping
+    frame_stack: int = 1  # observations that the networks see at once
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, threshold=(0, 0.9999), logit_penalty=NOT_NEGATIVE)
-        require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
+        require(self, batch_size=COUNT, n_step=COUNT, frame_stack=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
 
 
 def constrained_q(q: Tensor, logits: Tensor, threshold: float) -> Tensor:
@@ -60,8 +61,13 @@ class DiscreteBCQ:
     def __init__(self, config: DiscreteBCQConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
-        self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
-        space, actions = spec.observation_space, self.scaling.action_size
+        self.scaling = Scaling(
+            spec,
+            standardise=c.standardise_observations,
+            frame_stack=c.frame_stack,
+            device=setup.get("device", "cpu"),
+        )
+        space, actions = self.scaling.observation_space, self.scaling.action_size
         self.learner = Learner(
             {
                 "critic": lambda: Head(space, actions, c.hidden_sizes),
@@ -75,7 +81,7 @@ class DiscreteBCQ:
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
-        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step, frame_stack=c.frame_stack)
 
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1

@@ -36,11 +36,12 @@ class DiscreteCQLConfig:
     lr: float = 3e-4
     hidden_sizes: tuple[int, ...] = (256, 256)
     n_step: int = 1  # rewards summed before bootstrapping
+    frame_stack: int = 1  # observations that the networks see at once
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lr=POSITIVE)
-        require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
+        require(self, batch_size=COUNT, n_step=COUNT, frame_stack=COUNT, hidden_sizes=COUNT)
 
 
 def conservative_loss(q: Tensor, actions: Tensor) -> Tensor:
@@ -62,9 +63,14 @@ class DiscreteCQL:
     def __init__(self, config: DiscreteCQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
-        self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
+        self.scaling = Scaling(
+            spec,
+            standardise=c.standardise_observations,
+            frame_stack=c.frame_stack,
+            device=setup.get("device", "cpu"),
+        )
         self.learner = Learner(
-            {"critic": lambda: Head(spec.observation_space, self.scaling.action_size, c.hidden_sizes)},
+            {"critic": lambda: Head(self.scaling.observation_space, self.scaling.action_size, c.hidden_sizes)},
             {"critic": Adam(lr=c.lr)},
             targets=("critic",),
             **setup,
@@ -73,7 +79,7 @@ class DiscreteCQL:
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
-        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step, frame_stack=c.frame_stack)
 
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1

@@ -42,6 +42,7 @@ class DiscreteSACConfig:
     temperature_lr: float = 1e-3
     hidden_sizes: tuple[int, ...] = (128, 128)
     n_step: int = 1  # rewards summed before bootstrapping
+    frame_stack: int = 1  # observations that the networks see at once
     warmup_steps: int = 1_000  # before the first update
     updates_per_step: float = 0.5  # of the environment
     replay_steps: int = 100_000
@@ -49,7 +50,14 @@ class DiscreteSACConfig:
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
         require(self, initial_temperature=POSITIVE, entropy_share=UNIT, batch_size=COUNT, hidden_sizes=COUNT)
-        require(self, n_step=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+        require(
+            self,
+            n_step=COUNT,
+            frame_stack=COUNT,
+            warmup_steps=NOT_NEGATIVE,
+            updates_per_step=POSITIVE,
+            replay_steps=COUNT,
+        )
 
 
 def soft_value(q: Tensor, log_probs: Tensor, temperature: Tensor) -> Tensor:
@@ -77,8 +85,8 @@ class DiscreteSAC:
     def __init__(self, config: DiscreteSACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
-        self.scaling = Scaling(spec, device=setup.get("device", "cpu"))
-        space, size = spec.observation_space, self.scaling.action_size
+        self.scaling = Scaling(spec, frame_stack=c.frame_stack, device=setup.get("device", "cpu"))
+        space, size = self.scaling.observation_space, self.scaling.action_size
         self.target_entropy = c.entropy_share * math.log(size)
         self.learner = Learner(
             {
@@ -100,7 +108,7 @@ class DiscreteSAC:
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
-        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step, frame_stack=c.frame_stack)
 
     def update(self, batch: Transitions) -> Metrics:
         batch = self.scaling(batch)

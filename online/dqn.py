@@ -42,6 +42,7 @@ class DQNConfig:
     importance_exponent: float = 0.4  # β at the start, eq. 4
     importance_updates: int | None = None  # updates over which β grows to 1; by default those of the whole run
     n_step: int = 1
+    frame_stack: int = 1  # observations that the networks see at once
     discount: float = 0.99  # γ
     batch_size: int = 64
     lr: float = 1e-3
@@ -58,8 +59,16 @@ class DQNConfig:
 
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        require(self, priority_exponent=UNIT, importance_exponent=UNIT, importance_updates=COUNT, n_step=COUNT)
-        require(self, target_period=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT)
+        require(self, priority_exponent=UNIT, importance_exponent=UNIT, importance_updates=COUNT)
+        require(
+            self,
+            n_step=COUNT,
+            frame_stack=COUNT,
+            target_period=COUNT,
+            hidden_sizes=COUNT,
+            epsilon_start=UNIT,
+            epsilon_end=UNIT,
+        )
         require(self, epsilon_steps=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
 
     def for_run(self, steps: int) -> DQNConfig:
@@ -116,10 +125,10 @@ class DQN:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
         expect_together(c, "prioritised", "importance_updates")
-        self.scaling = Scaling(spec, device=setup.get("device", "cpu"))
+        self.scaling = Scaling(spec, frame_stack=c.frame_stack, device=setup.get("device", "cpu"))
         head = DuelingHead if c.dueling else Head
         self.learner = Learner(
-            {"critic": lambda: head(spec.observation_space, self.scaling.action_size, c.hidden_sizes)},
+            {"critic": lambda: head(self.scaling.observation_space, self.scaling.action_size, c.hidden_sizes)},
             {"critic": Adam(lr=c.lr, max_grad_norm=c.max_grad_norm)},
             targets=("critic",),
             **setup,
@@ -128,13 +137,12 @@ class DQN:
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
-        if not c.prioritised:
-            batch: Transitions = replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
-            return batch
-        importance = linear_schedule(c.importance_exponent, 1.0, c.importance_updates or 1, self.learner.updates)
-        batch = replay.sample(
-            c.batch_size, generators, discount=c.discount, n_step=c.n_step, importance_exponent=importance
-        )
+        options: dict[str, Any] = {"discount": c.discount, "n_step": c.n_step, "frame_stack": c.frame_stack}
+        if c.prioritised:
+            options["importance_exponent"] = linear_schedule(
+                c.importance_exponent, 1.0, c.importance_updates or 1, self.learner.updates
+            )
+        batch: Transitions = replay.sample(c.batch_size, generators, **options)
         return batch
 
     def update(self, batch: Transitions) -> Metrics:

@@ -53,7 +53,7 @@ def dataset(lengths: tuple[int, ...] = (3, 2), **fields: Any) -> Episodes:
 
 
 def mixed(share: float | None = None, rewards: RewardMap | None = None, added: int = 0, lanes: int = 1) -> MixedReplay:
-    replay = MixedReplay(ReplayBuffer(dataset()), ReplayBuffer.online(SPEC, 20, lanes), rewards, share)
+    replay = MixedReplay(ReplayBuffer(dataset()), ReplayBuffer.online(SPEC, 20, lanes, reward_transform=rewards), share)
     for step in range(added):
         play(replay, step, lanes)
     return replay
@@ -126,7 +126,7 @@ def test_new_rewards_are_mapped_as_the_datasets_were() -> None:
         ("scale:0.5", [0.0, 0.5]),
         ("standardise", [-12 / 2**0.5, -11 / 2**0.5]),  # mean 12, variance 2
     ):
-        replay = mixed(1.0, reward_map(data, name), added=2)
+        replay = mixed(1.0, reward_map(name, data), added=2)
         rewards = replay.sample(32, [torch.Generator().manual_seed(0)], discount=0.9).rewards.unique()
         assert rewards.tolist() == pytest.approx(expected, rel=1e-6), name
 
