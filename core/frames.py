@@ -1,7 +1,7 @@
 """Frame stacks: what a policy saw last, as one observation (Mnih et al. 2015), where a single frame hides what moves.
 
 Every frame is stored once, in data and in a replay, which gathers stacks `[*B, k, …]` when it is sampled. A policy
-keeps the last k frames in its carry. Both have the oldest frame first, and repeat the first one of an episode before it.
+keeps the last k frames in its carry. Both have the oldest frame first, and repeat an episode's first one before it.
 """
 
 from __future__ import annotations
