@@ -62,7 +62,7 @@ from herdbook.core.actor import Actor
 from herdbook.core.book import Evaluate
 from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.collection import Collector
-from herdbook.core.environments import EnvironmentSource, ReferenceScores
+from herdbook.core.environments import EnvironmentSource, ReferenceScores, whole_games
 from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.fine_tuning import FineTuned, score_of, watched
 from herdbook.core.joint import JointSpec
@@ -493,7 +493,7 @@ def evaluate_run(
     run = Run(path)
     device = choose_device(device)
     source = env if env is not None else environment_from_record(run.config.get("environment"))
-    bound = with_arguments(source, env_kwargs or {})
+    bound = whole_games(with_arguments(source, env_kwargs or {}) or source)
     recorded, trained_in = run.config.get("references"), run.config.get("environment")
     same = trained_in is not None and same_environment(env, env_kwargs or {}, spec_of_record(trained_in))
     references = ReferenceScores(**recorded) if recorded and same else None
@@ -502,7 +502,7 @@ def evaluate_run(
     for index, each in enumerate(run.seeds):
         built, spec, at = restore(run, algorithm, step, each, device, networks)
         task = Task(data=None, spec=spec, environment=bound, references=references, play=playing)
-        result = play(built.policy(index), bound, episodes, seed, task, device)  # type: ignore[arg-type]  # source is not None
+        result = play(built.policy(index), bound, episodes, seed, task, device)
         results.append({"seed": each, "step": at, **score_line(result, references)})
     return {
         "run": str(run.path),

@@ -44,8 +44,13 @@ def _environments() -> None:
         import gymnasium_robotics
 
         gymnasium.register_envs(gymnasium_robotics)
-    for name in sorted(gymnasium.registry):
-        show(name)
+    if importlib.util.find_spec("ale_py") is not None:
+        import ale_py
+
+        gymnasium.register_envs(ale_py)
+    for name, spec in sorted(gymnasium.registry.items()):
+        if name.startswith("ALE/") or not str(spec.entry_point).startswith("ale_py."):  # it has six old names a game
+            show(name)
     for name in joint_names():
         show(name)
     show("or your own, as module:callable")

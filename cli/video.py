@@ -12,7 +12,7 @@ from gymnasium.wrappers import RenderCollection
 from herdbook.cli.api import restore
 from herdbook.cli.assemble import environment_from_record, options_of, play_options, with_arguments
 from herdbook.cli.catalogue import UserError
-from herdbook.core.environments import EnvironmentSource, make_environment
+from herdbook.core.environments import EnvironmentSource, make_environment, whole_games
 from herdbook.core.joint import JointSpec
 from herdbook.core.joint_rollout import JointRollout
 from herdbook.core.runs import Run
@@ -43,6 +43,7 @@ def record(
     source = env if env is not None else environment_from_record(run.config["environment"])
     bound = with_arguments(source, {**(env_kwargs or {}), "render_mode": "rgb_array"})
     assert bound is not None  # source is not
+    bound = whole_games(bound)
     built, spec, _ = restore(run, algorithm, step, run.seeds[0], "cpu", None)
     frames = _film(built.policy(), bound, spec, seed, play_options(options_of(run)))
     if not frames or any(frame is None for frame in frames):

@@ -317,10 +317,12 @@ def whole_games(source: EnvironmentSource) -> EnvironmentSource:
     """The environment to evaluate in: of an Atari game whose episodes are single lives, the one of whole games."""
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
-    if not isinstance(source, EnvironmentSpec) or not atari.ends_with_a_life(source.to_gymnasium()):
+    if not isinstance(source, EnvironmentSpec) or source.gymnasium_json is None:
         return source
-    spec, _ = atari.with_arguments(source.to_gymnasium(), {"terminal_on_life_loss": False})
-    return replace(source, gymnasium_json=spec.to_json())
+    spec = source.to_gymnasium()
+    if not atari.ends_with_a_life(spec):
+        return source
+    return replace(source, gymnasium_json=atari.with_arguments(spec, {"terminal_on_life_loss": False})[0].to_json())
 
 
 def check_reset(env: Env, *, seed: int = 0, steps: int = 5) -> bool:

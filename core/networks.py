@@ -266,7 +266,7 @@ class Encoder(nn.Module):
         if self.kind == "discrete":
             return F.one_hot(observations.long() - self.start, self.size).float()
         if self.kind == "image":
-            images = _channels_first(observations, self.shape).float() / 255
+            images = _channels_first(observations, self.shape) / 255  # float32
             return self.convolutions(images.flatten(0, -4)).unflatten(0, images.shape[:-3])  # type: ignore[no-any-return]  # torch's is untyped
         return torch.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], -1)
 
