@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 import h5py
+import minari
 import numpy as np
 import pytest
 import torch
@@ -484,7 +485,12 @@ def test_the_loss_of_a_life_ends_no_game_that_is_evaluated(ale: None, minari_roo
     assert whole_games("ALE/Breakout-v5") == "ALE/Breakout-v5" and whole_games(Pixels) is Pixels
     played, _ = collect("random", env="ALE/Breakout-v5", env_kwargs=lives, episodes=2, out="tests/breakout/random-v0")
     assert played.terminated.sum() == 2 and played.lengths().min() > 60  # five lives
-    assert not preprocessing(load_dataset("tests/breakout/random-v0").environment)["terminal_on_life_loss"]
+    read = load_dataset("tests/breakout/random-v0")
+    assert not preprocessing(read.environment)["terminal_on_life_loss"]
+    assert np.array_equal(read.observations, played.observations)  # without loss, which Minari's own JPEG is not
+    plain = minari.load_dataset("tests/breakout/random-v0")
+    assert np.array_equal(plain[0].observations, played.observations[: int(played.lengths()[0]) + 1])
+    assert plain.recover_environment().observation_space == played.observation_space
 
 
 def test_pong_is_learned_online_collected_and_learned_offline(ale: None, minari_root: Path) -> None:
