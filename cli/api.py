@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ from herdbook.core.runs import (
 )
 from herdbook.core.specs import any_spec_from_state, any_spec_state
 from herdbook.core.types import Spec
-from herdbook.datasets.episodes import DataError
+from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.minari import minari_root
 from herdbook.datasets.prioritised import PrioritisedReplay
 
@@ -537,12 +538,14 @@ def collect(
 ) -> tuple[Data, Path]:
     """Play a run's policy, or `"random"`, and write the episodes as the Minari dataset `out`.
 
-    Episode i is reset with `seed + i`. `noise` is that of a `NoisyPolicy`. Returns the episodes and where they are.
+    Episode i is reset with `seed + i`. `noise` is that of a `NoisyPolicy`. Returns the episodes, which say who learned
+    the policy, and where they are.
 
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
     device = choose_device(device)
     _refuse_taken(out, data_dir)  # before an hour of play, rather than after it
+    learned_by: tuple[LearnedBy, ...] = ()
     if policy == "random":
         if env is None:
             raise UserError("expected env=, the environment to play in")
@@ -553,7 +556,8 @@ def collect(
     else:
         run = Run(policy)
         chosen = _seed_of(run, run_seed)
-        built, spec, _ = restore(run, algorithm, step, chosen, device, networks)
+        built, spec, at = restore(run, algorithm, step, chosen, device, networks)
+        learned_by = (LearnedBy(algorithm=run.algorithm, step=at, seed=chosen),)
         own = env if env is not None else environment_from_record(run.config["environment"])
         task = Task(
             data=None,
@@ -572,6 +576,7 @@ def collect(
         except ValueError as error:
             raise UserError(f"noise: {error}") from error
     played = play(player, task.environment, episodes, seed, task, device, num_envs, state=True)
+    played = replace(played, learned_by=learned_by)
     return played, write_any(played, out, data_dir)
 
 
@@ -590,8 +595,17 @@ def export_replay(
     Raises UserError for a run without such a replay, RunError, or DataError for an id that is taken.
     """
     _refuse_taken(out, data_dir)
-    run = Run(path)
-    index = run.seeds.index(_seed_of(run, run_seed))
+    episodes = replay_of(Run(path), run_seed, algorithm)
+    return episodes, write_any(episodes, out, data_dir)
+
+
+def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | None = None) -> Episodes:
+    """What the replay of a run's last checkpoint holds of one of its seeds, by default the first.
+
+    Raises UserError for a run without such a replay, RunError for one that cannot be read.
+    """
+    chosen_seed = _seed_of(run, seed)
+    index = run.seeds.index(chosen_seed)
     state = run.checkpoints.load()
     spec = any_spec_from_state(state["spec"])
     _, chosen = _algorithm_of(run, algorithm)
@@ -607,8 +621,12 @@ def export_replay(
     replay = kept.replay if isinstance(kept, PrioritisedReplay) else kept
     recorded = run.config["environment"]
     environment = None if ":" in recorded["id"] else spec_of_record(recorded)  # code is not named in data
-    episodes = replay.to_episodes(spec, environment=environment, source=f"replay of {run.path.name}")
-    return episodes, write_any(episodes, out, data_dir)
+    return replay.to_episodes(
+        spec,
+        environment=environment,
+        source=f"replay of {run.path.name}",
+        learned_by=(LearnedBy(algorithm=run.algorithm, step=int(state["step"]), seed=chosen_seed),),
+    )
 
 
 def _refuse_taken(out: str, data_dir: str | None) -> None:

@@ -92,7 +92,9 @@ def _list(parsed: ListArguments) -> None:
     for recipe in RECIPES.values():
         state = "made" if recipe.id in here else "not made yet"
         needs = "" if recipe.extra is None else f", needs herdbook[{recipe.extra}]"
-        show(f"  {recipe.name:<20} {recipe.description} ({state}{needs})")
+        first = recipe.training
+        trained = "" if first is None else f", trained first: {first.algorithm}, {first.steps:,} steps"
+        show(f"  {recipe.name:<28} {recipe.description} ({state}{needs}{trained})")
 
 
 def _show(parsed: ShowArguments) -> None:
@@ -120,6 +122,7 @@ def _show(parsed: ShowArguments) -> None:
     facts = {
         "dataset": episodes.source,
         "environment": "none recorded" if environment is None else environment.id,
+        "learned by": ", ".join(map(str, episodes.learned_by)) or "none recorded",
         **spaces,
         **numbers,
         "references": "none"

@@ -20,6 +20,7 @@ from herdbook.core.environments import EnvironmentSpec, ReferenceScores
 from herdbook.core.spaces import cast
 from herdbook.core.types import Array, Spec, Tree, tree_map
 from herdbook.datasets import validation
+from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.validation import DataError, located
 
 __all__ = ["DataError", "Episodes"]
@@ -65,6 +66,8 @@ class Episodes:
     """Dataset id or path; begins every error message."""
     transforms: tuple[str, ...] = ()
     """What was done to the recorded values, in order: `"rewards: minus_one"`."""
+    learned_by: tuple[LearnedBy, ...] = ()
+    """The learned policies that acted, as far as is known."""
     mask: Array | None = None
     """`[steps]` bool: the steps that a replay draws; None for all."""
 
@@ -241,8 +244,8 @@ class Episodes:
         """These episodes followed by those of `others`.
 
         Spaces, observation keys and reward transforms must be equal (DataError otherwise); environment and reference
-        scores are kept where all agree, and what reading noted (`transforms`) of every part. A part without a mask
-        counts as wholly drawn.
+        scores are kept where all agree, what reading noted (`transforms`) and who learned (`learned_by`) of every part.
+        A part without a mask counts as wholly drawn.
         """
         parts = (self, *others)
         for other in others:
@@ -275,6 +278,7 @@ class Episodes:
             ),
             source=" + ".join(dict.fromkeys(p.source for p in parts)),
             transforms=(*(note for _, note in notes), *self._rewards_done()),
+            learned_by=tuple(dict.fromkeys(policy for p in parts for policy in p.learned_by)),
         )
 
     def _rewards_done(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from herdbook.datasets.episodes import (
     space_text,
     split_numbers,
 )
+from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.validation import DataError, located
 
 logger = logging.getLogger("herdbook")
@@ -82,6 +83,8 @@ class JointEpisodes:
     """One mapping per episode (`seed`, …), or empty."""
     source: str = "episodes"
     """Dataset id or path; begins every error message."""
+    learned_by: tuple[LearnedBy, ...] = ()
+    """The learned policies that acted, as far as is known."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -275,7 +278,7 @@ class JointEpisodes:
         """These episodes followed by those of `others`.
 
         Specs must be equal, and all parts with or without the state (DataError otherwise); environment, packages and
-        reference scores are kept where all agree.
+        reference scores are kept where all agree, and who learned (`learned_by`) of every part.
         """
         parts = (self, *others)
         for other in others:
@@ -299,6 +302,7 @@ class JointEpisodes:
             spec=self.spec,
             episode_metadata=metadata if any(metadata) else (),
             source=" + ".join(dict.fromkeys(part.source for part in parts)),
+            learned_by=tuple(dict.fromkeys(policy for part in parts for policy in part.learned_by)),
             **agreed,
         )
 

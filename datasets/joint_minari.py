@@ -29,6 +29,7 @@ from herdbook.core.spaces import flatten_batch, unflatten_batch
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets import validation
 from herdbook.datasets.joint_episodes import JointEpisodes, masked_kinds, present_rows
+from herdbook.datasets.learned import learned_metadata, read_learned
 from herdbook.datasets.minari import (
     JOINT,
     STEPS,
@@ -102,7 +103,7 @@ def save_joint(
         ],
         episode_metadata=episodes.episode_metadata,
         references=episodes.reference_scores,
-        metadata={**metadata, JOINT: _record(episodes)},
+        metadata={**learned_metadata(episodes.learned_by), **metadata, JOINT: _record(episodes)},
     )
 
 
@@ -213,6 +214,7 @@ def read_joint(dataset: str | Path, *, data_dir: str | Path | None = None) -> Jo
         reference_scores=reference_scores(source, metadata, None),
         episode_metadata=stored.episode_metadata,
         source=source,
+        learned_by=read_learned(source, metadata),
     )
     team, total = stored.arrays["rewards"], episodes.rewards.sum(1)
     if not np.allclose(team, total):

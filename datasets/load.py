@@ -6,12 +6,15 @@ import difflib
 import logging
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from herdbook.core.environments import EnvironmentSpec
+from herdbook.core.runs import RunError, locked
 from herdbook.datasets.d4rl import read_d4rl, read_d4rl_package
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.joint_episodes import JointEpisodes
@@ -25,6 +28,9 @@ from herdbook.datasets.minari import (
     read_minari,
     write_minari,
 )
+
+if TYPE_CHECKING:
+    from herdbook.datasets.recipes.recipe import Recipe
 
 logger = logging.getLogger("herdbook")
 _D4RL = (".hdf5", ".h5")
@@ -42,7 +48,8 @@ def load_dataset(
     - a Minari id (`D4RL/pointmaze/umaze-v2`): from this machine, else downloaded where `download` allows it; without a
       version, the newest on this machine;
     - a recipe (`classic/pendulum`, or `herdbook/classic/pendulum-v0`), made on first use and stored as an ordinary
-      Minari dataset;
+      Minari dataset; where its policies are trained first, with their progress shown, an interrupted first use leaves
+      the run, and the next one goes on from there;
     - the path of a D4RL file (`.hdf5`) or of a Minari dataset's folder;
     - `d4rl:hopper-medium-v2`, through the `d4rl` package where it can be imported.
 
@@ -50,7 +57,8 @@ def load_dataset(
     observation_keys: the parts of a Dict observation that are used.
 
     Raises `DataError` for an unknown name (the nearest ones are named), a dataset that cannot be fetched without a
-    network (it says how to make or place one), and data that is corrupt or invalid.
+    network (it says how to make or place one), and data that is corrupt or invalid. Of a recipe, what `Recipe.make`
+    raises.
     """
     text = str(name)
     if text.startswith("d4rl:"):
@@ -149,14 +157,37 @@ def _make_recipe(name: str, data_dir: str | Path | None) -> Path | None:
         tried = ", ".join(map(str, dataset_roots(data_dir)))
         raise DataError(f"{recipe.id}: no folder to store it in is writable ({tried}); give one with data_dir")
     logger.info("making %s in %s", recipe.id, root)
-    episodes = recipe.make()
-    try:
-        return write_minari(episodes, recipe.id, data_dir=root, description=recipe.description, author="herdbook")
-    except DataError:  # another process was faster
-        found = find_dataset(recipe.id, data_dir=root)
-        if found is None:
-            raise
-        return found
+    with _workplace(recipe, root) as folder:
+        try:
+            if (found := find_dataset(recipe.id, data_dir=root)) is not None:  # since we asked
+                return found
+            episodes = recipe.make(folder)
+            return write_minari(episodes, recipe.id, data_dir=root, description=recipe.description, author="herdbook")
+        except DataError:  # another process was faster
+            found = find_dataset(recipe.id, data_dir=root)
+            if found is None:
+                raise
+            return found
+
+
+@contextmanager
+def _workplace(recipe: Recipe, root: Path) -> Iterator[Path | None]:
+    """Where the run of a recipe that is trained first lies until its data are stored; None for any other.
+
+    It stays where that is interrupted. Raises `DataError` where another process trains it.
+    """
+    if recipe.training is None:
+        yield None
+        return
+    folder = root / f".training-{recipe.id.replace('/', '-')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder))
+        except RunError as error:
+            raise DataError(f"{recipe.id}: another process is training it, in {folder}; wait for it") from error
+        yield folder
+        shutil.rmtree(folder)
 
 
 def _writable(root: Path) -> bool:

@@ -33,6 +33,7 @@ from herdbook.core.spaces import (
 from herdbook.core.types import Array, Tree
 from herdbook.datasets.d4rl import d4rl_references
 from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.learned import learned_metadata, read_learned
 from herdbook.datasets.validation import located
 
 REFERENCE_SOURCE = "herdbook_reference_source"
@@ -120,6 +121,7 @@ def read_minari(
         reference_scores=reference_scores(source, metadata, environment),
         source=source,
         transforms=tuple(metadata.get(TRANSFORMS, ())),
+        learned_by=read_learned(source, metadata),
     )
 
 
@@ -422,7 +424,7 @@ def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | 
         columns=columns,
         episode_metadata=episodes.episode_metadata,
         references=episodes.reference_scores,
-        metadata={**metadata, **known},
+        metadata={**learned_metadata(episodes.learned_by), **metadata, **known},
     )
 
 

@@ -128,7 +128,7 @@ class Counted:
             reference_scores=ReferenceScores(0, 1, "ours"),
         )
 
-        def make(_: Any) -> Episodes:
+        def make(_: Any, folder: Path | None) -> Episodes:
             self.made += 1
             if fails:
                 raise KeyboardInterrupt

@@ -1,10 +1,13 @@
-"""What a recipe is: a dataset that herdbook makes by itself, from scripted controllers in a real environment."""
+"""What a recipe is: a dataset that herdbook makes by itself in a real environment, from scripted controllers or from
+policies that it trains first."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,10 @@ from herdbook.core.random import derive, generator
 from herdbook.core.rollout import Rollout, fixed_episodes
 from herdbook.core.types import Policy
 from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.recipes.training import Training
 
 OWN_SCORES = "herdbook: mean returns of a random and of a scripted policy, measured by ourselves"
-"""The source that is recorded with the reference scores of every recipe."""
+"""The source that is recorded with the reference scores of scripted recipes."""
 LANES = 16
 """Environments stepped side by side; part of what determines a recipe's bytes."""
 
@@ -37,15 +41,16 @@ class Behaviour:
 class Recipe:
     """A dataset that can be made on a machine without a network: the same bytes each time.
 
-    The same bytes are promised for the same versions of the environment, NumPy and torch.
+    The same bytes are promised for the same versions of the environment, NumPy and torch; where policies are trained
+    first, on the same kind of processor.
     """
 
     id: str
     """The Minari id that it is stored under: `herdbook/classic/pendulum-v0`."""
     description: str
     environment: EnvironmentSpec
-    behaviours: Callable[[], Sequence[Behaviour]]
-    """Who acts. A function, since a controller may need the environment (a maze)."""
+    behaviours: Callable[[], Sequence[Behaviour]] | Training
+    """Who acts. A function, since a controller may need the environment (a maze); or what is trained first."""
     reference_scores: ReferenceScores
     extra: str | None = None
     """The extra of herdbook that brings the environment; None where the base installation does."""
@@ -56,18 +61,37 @@ class Recipe:
         """The short name: `classic/pendulum`."""
         return self.id.removeprefix("herdbook/").rpartition("-v")[0]
 
-    def make(self) -> Episodes:
+    @property
+    def training(self) -> Training | None:
+        """What is trained first; None where everyone is scripted."""
+        return self.behaviours if isinstance(self.behaviours, Training) else None
+
+    def make(self, folder: Path | None = None) -> Episodes:
         """Make the episodes: each behaviour acts for its number of them, every episode with a reset seed of its own.
+
+        folder: where the run lies of what is trained first, which goes on from there if it was interrupted; None: in a
+        temporary one.
 
         Raises:
             EnvironmentUnavailable: the environment's package is missing; the message names the extra.
+            DataError, RunFailed: the training cannot be begun, or cannot go on.
         """
         try:
-            behaviours = self.behaviours()
-            parts = [collect(self.environment, b, derive(self.seed, i)) for i, b in enumerate(behaviours)]
+            parts = self._parts(folder)
         except EnvironmentUnavailable as error:
             raise EnvironmentUnavailable(f"{self.id} cannot be made: {error}") from error
         return replace(parts[0].concat(*parts[1:]), reference_scores=self.reference_scores, source=self.id)
+
+    def _parts(self, folder: Path | None) -> list[Episodes]:
+        if not isinstance(self.behaviours, Training):
+            return [collect(self.environment, b, derive(self.seed, i)) for i, b in enumerate(self.behaviours())]
+        # The one import up the layers, allowed by name in tests/test_packaging.py: algorithms are known above.
+        from herdbook.cli.recipes import trained_episodes
+
+        environment = environment_spec(self.environment)
+        with TemporaryDirectory() as temporary:
+            parts = trained_episodes(self, self.behaviours, Path(temporary) if folder is None else folder)
+        return [replace(part, environment=environment) for part in parts]
 
 
 def collect(environment: EnvironmentSpec, behaviour: Behaviour, seed: int) -> Episodes:
