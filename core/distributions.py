@@ -16,6 +16,9 @@ from torch import Tensor
 LOG_2PI = math.log(2 * math.pi)
 BOUND = 1 - 1e-6
 """Actions are clamped to ±BOUND before atanh: recorded actions lie on the bound itself, where atanh is infinite."""
+FAR = 1_000.0
+"""Standard deviations beyond which a tail, whose mass is e^−500,000 there, gets no slope: torch's own is wrong by a
+factor of its size further off, and in the end infinite or NaN."""
 
 
 def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -98,7 +101,7 @@ class ClippedNormal:
         inverse_std = (-self.log_std).exp()
         z = (actions - self.mean) * inverse_std
         inside = -0.5 * (z.square() + LOG_2PI) - self.log_std
-        beyond = torch.special.log_ndtr(torch.where(actions > 0, -z, z))
+        beyond = torch.special.log_ndtr(torch.where(actions > 0, -z, z).clamp(-FAR, FAR))
         return torch.where(self.at_bound(actions), beyond, inside).sum(-1)
 
     @staticmethod

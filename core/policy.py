@@ -14,8 +14,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.distributions import Categorical, ClippedNormal, Deterministic
 from herdbook.core.frames import Frames
+from herdbook.core.distributions import BOUND, Categorical, ClippedNormal, Deterministic
 from herdbook.core.types import Carry, Distribution, Spec, Step, Transitions, Tree
 
 STD_OFFSET = 1e-3
@@ -41,6 +41,7 @@ class Scaling:
         self.observation_space = spec.observation_space if self.frames is None else self.frames.space
         self.mean: Tensor | None = None
         self.center: Tensor | None = None
+        self.rounding: Tensor | None = None
         if standardise and isinstance(spec.observation_space, spaces.Box) and len(spec.observation_space.shape) == 1:
             if spec.observation_mean is None or spec.observation_std is None:
                 raise ValueError("expected observation_mean and _std in the Spec, to standardise by; got None")
@@ -57,6 +58,9 @@ class Scaling:
             high = torch.as_tensor(space.high.reshape(-1), dtype=torch.float32, device=device)
             if not bool((low == -1).all() and (high == 1).all()):
                 self.low, self.high, self.center, self.half = low, high, (high + low) / 2, (high - low) / 2
+                rounding = 2 * torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs()) / self.half
+                if bool((rounding > 1 - BOUND).any()):
+                    self.rounding = rounding
         else:
             raise ValueError(f"expected Discrete actions or a bounded Box, got {space}")
 
@@ -70,10 +74,17 @@ class Scaling:
         return scaled if self.frames is None else self.frames(scaled)
 
     def actions(self, raw: Tensor) -> Tensor:
-        """Raw actions to [−1, 1], or to indices from 0."""
+        """Raw actions to [−1, 1], or to indices from 0.
+
+        In a Box that is narrow and far from 0 float32 has few numbers: those that rounding may have put beside a bound
+        are on it (of [1000.1, 1000.3], the first and the last 0.0002).
+        """
         if self.discrete:
             return raw.long() - self.start if self.start else raw.long()
-        return raw if self.center is None else (raw - self.center) / self.half
+        if self.center is None:
+            return raw
+        scaled = (raw - self.center) / self.half
+        return scaled if self.rounding is None else torch.where(scaled.abs() > 1 - self.rounding, scaled.sign(), scaled)
 
     def raw_actions(self, actions: Tensor) -> Tensor:
         """The inverse of `actions`; rounding cannot put the result outside the space."""

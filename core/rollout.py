@@ -240,7 +240,7 @@ class Rollout:
             if padding is None
             else _stack([padding if row is None else row for row in results.rows])
         )
-        return self._not_finite(lanes, results)
+        return self._not_finite(results)
 
     def _give_up(self, lane: int, failure: EnvironmentFailed) -> None:
         """The lane's episode ends with the step before, and its next one begins. Raises where nobody is to be told."""
@@ -440,13 +440,13 @@ class Rollout:
         assert isinstance(space, spaces.Box)
         return list(actions.reshape(-1, *space.shape).astype(space.dtype))
 
-    def _not_finite(self, lanes: list[int], results: _Results) -> dict[int, EnvironmentFailed]:
-        """Which of the lanes that were stepped gave what is not finite."""
+    def _not_finite(self, results: _Results) -> dict[int, EnvironmentFailed]:
+        """Which lanes gave what is not finite, also those that were stepped before another one failed."""
         leaves = _leaves(results.observations)
         if np.isfinite(results.rewards).all() and all(np.isfinite(leaf).all() for leaf in leaves):
             return {}
         failed = {}
-        for lane in lanes:
+        for lane in (lane for lane, row in enumerate(results.rows) if row is not None):
             if not np.isfinite(results.rewards[lane]):
                 failed[lane] = self._failed(lane, f"gave the reward {results.rewards[lane]}")
             elif not all(np.isfinite(leaf[lane]).all() for leaf in leaves):

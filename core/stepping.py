@@ -132,15 +132,19 @@ class _Seat:
     def __init__(
         self, source: EnvironmentSource, spec: Spec, seed: int, num_envs: int, device: str | torch.device
     ) -> None:
-        self.seed, self.failures, self.lost_in_a_row, self.replaying = seed, list[str](), 0, False
+        self.seed, self.failures, self.lost_in_a_row = seed, list[str](), 0
+        self.replay_ends_at: int | None = None  # failures, while unfinished episodes are replayed
         self.schedule = EndlessEpisodes(seed, RESETS)
         self.rollout = Rollout(source, num_envs, self.schedule, spec=spec, device=device, on_failure=self._lost)
         self.generator = generator(seed, NOISE, device=device)
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
 
     def _lost(self, failure: EnvironmentFailed) -> None:
-        if self.replaying:
+        if self.replay_ends_at is not None:
             warnings.warn(f"an episode that was unfinished at the checkpoint is lost: {failure}", stacklevel=2)
+            self.replay_ends_at -= 1
+            if self.replay_ends_at == 0:
+                raise RunFailed(f"the environment fails where the run goes on: {failure}") from failure
             return
         self.failures.append(str(failure))
         self.lost_in_a_row += 1
@@ -185,6 +189,7 @@ class _Seat:
         self.schedule.begun = {int(lane): count for lane, count in state["begun"].items()}
         self.returns, self.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
         restore_generator(self.generator, state["generator"], self.seed, NOISE, sum(self.schedule.begun.values()))
-        self.replaying = True
+        self.failures.clear()  # of the episodes that were begun when this was made, which are other ones
+        self.replay_ends_at = len(self.lengths) + FAILURES  # one of each lane may not be had back
         self.rollout.load_state_dict(state["rollout"])
-        self.replaying = False
+        self.replay_ends_at = None

@@ -62,7 +62,17 @@ class DiscreteSACConfig:
 
 def soft_value(q: Tensor, log_probs: Tensor, temperature: Tensor) -> Tensor:
     """Eq. 1. q: Q_i(s, ·) [critics, B, n]; log_probs: log π(·|s) [B, n] → [B]."""
-    return (log_probs.exp() * (q.amin(0) - temperature * log_probs)).sum(-1)
+    return (log_probs.exp() * (q.amin(0) - temperature * possible(log_probs))).sum(-1)
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """H(π(·|s)) of eq. 4. log_probs: log π(·|s) [B, n] → [B]."""
+    return -(log_probs.exp() * possible(log_probs)).sum(-1)
+
+
+def possible(log_probs: Tensor) -> Tensor:
+    """log π with 0 for −∞: what an actor forbids has no share in an expectation, where 0 · ∞ would be NaN."""
+    return log_probs.masked_fill(log_probs == -torch.inf, 0.0)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
@@ -76,7 +86,7 @@ def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: f
 
 
 class DiscreteSAC:
-    """`networks` may replace `actor` ([B, …] → logits [B, n]) and `critic` ([B, …] → Q_i [critics, B, n])."""
+    """`networks` may replace `actor` ([B, …] → logits [B, n], −∞ to forbid) and `critic` ([B, …] → Q_i [critics, B, n])."""
 
     action_space: ClassVar[ActionKind] = "discrete"
     round_steps: ClassVar[int] = 1
@@ -134,10 +144,10 @@ class DiscreteSAC:
         log_probs = self.actor(params["actor"], batch.observations).log_softmax(-1)  # [B, n]
         q = self.critic(params["critic"], batch.observations)  # [2, B, n]
         loss = -soft_value(q, log_probs, temperature).mean()  # eq. 3
-        entropy = -(log_probs.exp() * log_probs).sum(-1)  # [B]
+        spread = entropy(log_probs)  # [B]
         if self.config.tune_temperature:
-            loss = loss + temperature_loss(log_temperature, entropy, self.target_entropy)  # eq. 4
-        return loss, {"entropy": entropy.mean(), "temperature": temperature}
+            loss = loss + temperature_loss(log_temperature, spread, self.target_entropy)  # eq. 4
+        return loss, {"entropy": spread.mean(), "temperature": temperature}
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
         """The most probable action, or a sample; `step` changes nothing."""

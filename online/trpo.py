@@ -152,6 +152,7 @@ class TRPO:
                 fraction *= c.shrinkage
             else:
                 _move(own, before, moving, torch.zeros_like(step))
+                gain, divergence = torch.zeros_like(gain), torch.zeros_like(divergence)
         return {
             "loss/policy": -objective.detach(),
             "gain": gain,

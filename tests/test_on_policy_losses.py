@@ -623,6 +623,22 @@ def test_the_clipped_normal_is_finite_and_has_the_right_slope_however_far_its_me
         assert slopes[0].item() == pytest.approx(expected, rel=0.02, abs=1e-6)  # 1 % off at z = −370: torch's log_ndtr
 
 
+@pytest.mark.parametrize("action", [-1.0, 0.25, 1.0])
+@pytest.mark.parametrize("distance", [-1e12, -1e6, -3e4, -1.5e4, 1.5e4, 3e4, 1e6, 1e12])
+def test_the_clipped_normal_has_slopes_at_any_number_of_deviations(action: float, distance: float) -> None:
+    """The mean lies so many σ below or above the action. Inside, the slope by μ is −z/σ; a bound's is 0 or none."""
+    std = 1e-3
+    centre, spread = T([action + distance * std], requires_grad=True), T([math.log(std)], requires_grad=True)
+    score = ClippedNormal(centre, spread).log_prob(T([action]))
+    slopes = torch.autograd.grad(score, (centre, spread))
+    assert all(bool(value.isfinite().all()) for value in (score, *slopes))
+    if action == 0.25:
+        assert slopes[0].item() == pytest.approx(-distance / std, rel=1e-4)
+    else:
+        assert slopes[0].item() == 0
+        assert score.item() == (0 if action * distance > 0 else pytest.approx(-500_007.8, rel=1e-6))
+
+
 def test_masses_at_the_bounds_have_no_unit_and_make_one_with_the_density_of_raw_actions() -> None:
     scaling = Scaling(Spec(VECTOR, spaces.Box(-3, 5, (1,))))
     distribution = ScaledDistribution(ClippedNormal(T([0.4]), T([-0.5])), scaling)
@@ -788,3 +804,5 @@ def test_trpo_takes_the_first_step_that_is_within_bounds_or_stays(
         assert float(metrics["divergence"]) == pytest.approx(-x + math.exp(2 * x) / 2 - 0.5, rel=1e-4)
         ratios = math.exp(x), math.exp(x - 0.405 * (math.exp(2 * x) - 1))
         assert float(metrics["gain"]) == pytest.approx((ratios[0] - ratios[1]) / 2, rel=1e-4)
+    else:  # the policy stays, so nothing is gained and nothing moves, whatever the last step tried would have done
+        assert (float(metrics["gain"]), float(metrics["divergence"])) == (0.0, 0.0)

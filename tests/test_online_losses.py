@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from herdbook.core.exploration import gaussian_noise, uniform_box, updates_after
 from herdbook.core.types import Spec, Transitions
 from herdbook.online import ddpg, discrete_sac, dqn, sac, td3
-from herdbook.online.discrete_sac import DiscreteSAC, DiscreteSACConfig
+from herdbook.online.discrete_sac import DiscreteSAC, DiscreteSACConfig, entropy, soft_value
 from herdbook.online.dqn import DQN, DQNConfig, DuelingHead
 from herdbook.online.sac import SAC, SACConfig
 
@@ -321,6 +321,47 @@ def test_a_discrete_policy_without_entropy_has_finite_losses_and_gradients(size:
     assert (float(metrics["entropy"]), float(metrics["temperature"])) == (0.0, 0.5)
     after = float(algorithm.learner.parameters_of("temperature")["value"].exp())
     assert after > 0.5 if tuned else after == 0.5  # too little entropy: α rises
+
+
+class Forbids(nn.Module):
+    """A user's actor of three actions, of which the second is never taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        logits: Tensor = self.linear(observations)
+        return logits.masked_fill(torch.tensor([False, True, False]), -torch.inf)
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_actions_that_an_actor_forbids_leave_losses_and_parameters_finite(tuned: bool) -> None:
+    config = DiscreteSACConfig(hidden_sizes=(4,), tune_temperature=tuned, initial_temperature=0.5)
+    algorithm = DiscreteSAC(config, Spec(_vector(2), spaces.Discrete(3)), networks={"actor": Forbids})
+    before = algorithm.learner.parameters_of("actor")["linear.weight"].clone()
+    batch = Transitions(
+        torch.randn(8, 2), torch.arange(8) % 3, torch.randn(8), torch.full((8,), 0.9), torch.randn(8, 2)
+    )
+    for _ in range(3):
+        metrics = algorithm.update(batch)
+        assert all([bool(value.isfinite()) for value in metrics.values()])
+        assert 0 < float(metrics["entropy"]) <= math.log(2)
+    for name, parameters in algorithm.learner.params.frozen.items():
+        assert all([bool(value.isfinite().all()) for value in parameters.values()]), name
+    after = algorithm.learner.parameters_of("actor")["linear.weight"]
+    assert torch.equal(after[1], before[1]) and not torch.equal(after[0], before[0])
+
+
+def test_what_is_forbidden_counts_as_if_it_were_not_there() -> None:
+    """(½, 0, ½) with values 1, 9, 3 and α = ½: 2 + ½ log 2, of entropy log 2."""
+    logits = T([[0.0, -math.inf, 0.0]], requires_grad=True)
+    log_probs = logits.log_softmax(-1)
+    value = soft_value(T([[[1.0, 9.0, 3.0]]]), log_probs, T(0.5))
+    assert value.tolist() == pytest.approx([2 + 0.5 * math.log(2)])
+    assert entropy(log_probs).tolist() == pytest.approx([math.log(2)])
+    slopes = _slope(value.sum() + entropy(log_probs).sum(), logits)[0]
+    torch.testing.assert_close(slopes, T([[-0.5, 0.0, 0.5]]))  # π (Q − E[Q]), and none where all are equally likely
 
 
 @pytest.mark.parametrize("output", [[1e3, -1e3], [-1e3, -1e3], [1e3, 1e3], [0.0, -1e3], [0.0, 1e3]], ids=str)

@@ -169,6 +169,31 @@ def test_a_deterministic_policys_distribution_is_its_action() -> None:
     assert distribution.log_prob(distribution.mode()).tolist() == [0.0] * 4
 
 
+@pytest.mark.parametrize(("low", "high"), [(1000.1, 1000.3), (-7e4, -6.9998e4), (-0.3, 0.7), (1e6, 1.5e6), (-2, 2)])
+def test_an_action_on_a_bound_is_scored_as_on_it_however_narrow_and_far_the_box_is(low: float, high: float) -> None:
+    """Whether the environment clipped there, or the policy: [1000.1, 1000.3] has 3,277 numbers of float32."""
+    scaling = Scaling(Spec(spaces.Box(-1, 1, (1,)), box([low], [high])))
+    base = ClippedNormal(torch.zeros(1), torch.zeros(1))
+    distribution = ScaledDistribution(base, scaling)
+    bounds = torch.tensor([[low], [high]])
+    played = scaling.raw_actions(torch.tensor([[-1.0], [1.0]]))
+    mass = math.log(0.5 * math.erfc(1 / math.sqrt(2)))
+    for actions in (bounds, played):
+        assert distribution.log_prob(actions).tolist() == pytest.approx([mass, mass], rel=1e-6)
+    middle = torch.tensor([[(low + high) / 2]])
+    density = -math.log(math.sqrt(2 * math.pi) * (high - low) / 2)
+    assert float(distribution.log_prob(middle)) == pytest.approx(density, abs=1e-3)
+
+
+def test_a_box_that_float32_holds_well_is_scaled_as_before() -> None:
+    for low, high in ((-2, 2), (0, 1000), (2.1, 9.4)):
+        assert scaling(box([low], [high])).rounding is None
+    narrow = scaling(box([1000.1, -2], [1000.3, 2]))
+    inside = torch.tensor([[1000.15, 1.5], [1000.25, -1.999]])
+    torch.testing.assert_close(narrow.actions(inside), torch.tensor([[-0.5, 0.75], [0.5, -0.9995]]), atol=1e-3, rtol=0)
+    assert narrow.actions(inside)[1, 1] == -1.999 / 2  # only what is narrow is rounded to its bounds
+
+
 def test_a_clipped_dimension_has_a_mass_that_knows_no_units() -> None:
     """Actions in [0, 4]²: (2, 4) is (0, 1) in [−1, 1], whose first part is a density over half widths of 2."""
     scaling = Scaling(Spec(spaces.Box(-1, 1, (1,)), spaces.Box(0.0, 4.0, (2,))))

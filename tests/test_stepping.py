@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,34 @@ def test_an_environment_that_fails_loses_its_episode_and_no_other(nan: bool) -> 
                 assert goes_on != (ended or bool(stepped.cut[lane]))
                 assert not stepped.cut[lane] or (before % 3 == 0 and at == 2)
             previous = (over, after.tolist())
+
+
+def test_what_is_not_finite_is_found_beside_another_lanes_failure() -> None:
+    """In one step lane 0 raises and lane 1 gives NaN: both lose their episode, and nobody is given a NaN."""
+
+    class Either(Counter):
+        def __init__(self, lane: int) -> None:
+            super().__init__(nan=lane == 1)
+            self.lane = lane
+
+        def _broken(self, step: int) -> bool:
+            return self.lane < 2 and step == 2
+
+    lost: list[EnvironmentFailed] = []
+    rollout = Rollout(Counter, 3, EndlessEpisodes(0), on_failure=lost.append)
+    seeds = [env.seed for env in rollout.envs]  # type: ignore[attr-defined]  # a Counter's
+    for lane in range(3):
+        rollout.envs[lane] = Either(lane)
+        rollout.envs[lane].reset(seed=seeds[lane])
+    policy = RandomPolicy(rollout.action_space)
+    rollout.step(policy)
+    stepped = rollout.step(policy)
+    assert [str(failure).split(" (")[0] for failure in lost] == [
+        "Either raised RuntimeError: it broke",
+        "Either gave the reward nan",
+    ]
+    assert stepped.cut.tolist() == [True, True, False] and stepped.rewards.tolist() == [1, 1, 1]
+    assert stepped.next_observations[:, 1].tolist() == [1, 1, 2]
 
 
 def test_a_reset_that_fails_is_passed_over() -> None:
@@ -447,6 +476,48 @@ def test_unfinished_episodes_that_cannot_be_replayed_are_lost_with_a_warning() -
     with pytest.warns(UserWarning, match="unfinished at the checkpoint is lost: .*came to another observation"):
         run, continued = resume("run", steps=120, env=Moody, quiet=True)
     assert continued and run.metrics()[-1]["step"] == 120 and run.metrics()[-1]["collected/lost"] == 0
+
+
+def test_episodes_lost_before_the_first_step_are_counted_once_over_a_resume() -> None:
+    """Those that are begun when a run goes on again were counted when it began."""
+
+    class Late(Counter):
+        """Every second episode cannot be begun."""
+
+        def __init__(self) -> None:
+            super().__init__(every=2, breaks=0)
+
+    options: dict[str, Any] = {"env": Late, "num_envs": 6, "eval_episodes": 0, "seeds": (0,), "checkpoint_every": 30}
+    whole = go("dqn", "whole", steps=60, **options)
+    go("dqn", "parts", steps=30, **options)
+    parts, _ = resume("parts", steps=60, env=Late, quiet=True)
+    assert whole.metrics()[-1]["collected/lost"] > 6
+    assert parts.metrics()[-1] == whole.metrics()[-1] and equal(state_of(parts), state_of(whole))
+
+
+def test_an_environment_that_no_longer_resets_ends_a_resume_with_the_cause() -> None:
+    class Worn(Counter):
+        """It can be begun so often, in all."""
+
+        left = 1_000
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            Worn.left -= 1
+            if Worn.left < 0:
+                raise RuntimeError("worn out")
+            return super().reset(seed=seed)
+
+    go("dqn", env=Worn, steps=40, num_envs=2, eval_episodes=0, seeds=(0,))
+    told = []
+    for left in range(1, 12):  # it breaks in its first steps, or as lanes begin, or unfinished episodes are replayed
+        Worn.left = left
+        with (
+            warnings.catch_warnings(record=True),
+            pytest.raises((RunFailed, EnvironmentFailed), match="worn") as caught,
+        ):
+            resume("run", steps=80, env=Worn, quiet=True)
+        told.append(str(caught.value))
+    assert any("fails where the run goes on" in each for each in told)
 
 
 def test_a_policy_that_fails_stops_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
