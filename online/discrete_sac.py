@@ -86,7 +86,10 @@ def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: f
 
 
 class DiscreteSAC:
-    """`networks` may replace `actor` ([B, …] → logits [B, n], −∞ to forbid) and `critic` ([B, …] → Q_i [critics, B, n])."""
+    """`networks` may replace `actor` ([B, …] → logits [B, n]) and `critic` ([B, …] → Q_i [critics, B, n]).
+
+    An actor forbids actions by logits of −∞.
+    """
 
     action_space: ClassVar[ActionKind] = "discrete"
     round_steps: ClassVar[int] = 1

@@ -33,6 +33,7 @@ from herdbook.core.rollout import EnvironmentFailed
 from herdbook.core.runs import JSONLines, Run, RunError, RunFailed
 from herdbook.datasets.episodes import DataError
 from herdbook.datasets.joint_episodes import JointEpisodes
+from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.load import load_dataset, recorded_environment
 
 GAME = '''
@@ -360,6 +361,9 @@ def test_a_trained_run_is_collected_by_the_command(game: str, minari_root: Path)
     run = go(game)
     words = ["collect", str(run.path), "--env", game, "--episodes", "4", "--out", "test/sides-v0", "--run-seed", "1"]
     assert main(words) == 0
+    policy = LearnedBy(algorithm="vdn", step=run.checkpoints.last(), seed=1)
+    data = load_dataset("test/sides-v0")
+    assert data.learned_by == data.concat(data).learned_by == data.select([0]).learned_by == (policy,)
     assert main([*words[:-1], "7"]) == 2  # no such seed
     assert main(["collect", "random", "--episodes", "4", "--out", "test/x-v0"]) == 2  # no environment
 
