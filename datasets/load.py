@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -186,8 +186,12 @@ def _workplace(recipe: Recipe, root: Path) -> Iterator[Path | None]:
             held.enter_context(locked(folder))
         except RunError as error:
             raise DataError(f"{recipe.id}: another process is training it, in {folder}; wait for it") from error
-        yield folder
-        shutil.rmtree(folder)
+        try:
+            yield folder
+            shutil.rmtree(folder)
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # where nothing was begun
 
 
 def _writable(root: Path) -> bool:

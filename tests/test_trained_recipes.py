@@ -287,7 +287,7 @@ def test_what_cannot_be_trained_is_told_with_the_recipes_name(
     monkeypatch.setattr(registry, "RECIPES", {wrong.id: wrong})
     with pytest.raises(DataError, match=rf"{TINY.id} cannot be made: .*{message}"):
         load_dataset(NAME)
-    assert list_datasets() == []
+    assert list_datasets() == [] and (not (known / LEFT).exists() or (known / LEFT / "recipe.json").is_file())
 
 
 def test_an_algorithm_whose_package_is_missing_names_the_extra(
