@@ -14,8 +14,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.frames import Frames
 from herdbook.core.distributions import BOUND, Categorical, ClippedNormal, Deterministic
+from herdbook.core.frames import Frames
 from herdbook.core.types import Carry, Distribution, Spec, Step, Transitions, Tree
 
 STD_OFFSET = 1e-3
