@@ -414,6 +414,8 @@ class _Trainer:
             )
         if self.stepper is None and self.plan is None:
             return
+        for one in self.player.algorithms if self.offline else ():
+            one.begin()
         train_online(
             self.player,
             self.played_into,

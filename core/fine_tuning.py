@@ -32,6 +32,11 @@ class FineTuned:
         self.action_space, self.noise = action_space, noise
         self.policy(deterministic=False)  # raises for the noise
 
+    def begin(self) -> None:
+        """Tell an algorithm that has a `go_online` that its updates are those of fine-tuning from now on."""
+        if (go_online := getattr(self.algorithm, "go_online", None)) is not None:
+            go_online()
+
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Any:
         return self.algorithm.sample(replay, generators)
 

@@ -31,6 +31,7 @@ class TD3BCConfig:
 
     algorithm: ClassVar[str] = "td3_bc"
     alpha: float = 2.5  # α, weight of the value against cloning, eq. 3
+    online_alpha: float | None = None  # α of fine-tuning, where Beeson & Montana (arXiv:2211.11802) raise it; None: α
     discount: float = 0.99  # γ
     tau: float = 0.005  # speed of the targets
     policy_noise: float = 0.2  # σ, eq. 1
@@ -46,7 +47,7 @@ class TD3BCConfig:
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
         require(self, policy_delay=COUNT, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
-        require(self, alpha=NOT_NEGATIVE, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT)
+        require(self, alpha=NOT_NEGATIVE, online_alpha=NOT_NEGATIVE, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
@@ -81,6 +82,7 @@ class TD3BC:
             **setup,
         )
         self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.alpha = c.alpha
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
@@ -110,7 +112,11 @@ class TD3BC:
         actions = self.actor(params["actor"], batch.observations)  # [B, A]
         first = self.critic.first_copy(params["critic"])  # the actor climbs Q_1 alone
         q = self.critic(first, batch.observations, actions)[0]  # [B]
-        return actor_loss(q, actions, batch.actions, self.config.alpha), {}
+        return actor_loss(q, actions, batch.actions, self.alpha), {}
+
+    def go_online(self) -> None:
+        """From now on what it plays joins the dataset."""
+        self.alpha = self.config.alpha if self.config.online_alpha is None else self.config.online_alpha
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
         """The actor; it has no noise, so `deterministic` changes nothing."""

@@ -187,6 +187,17 @@ def test_the_policy_that_plays_has_the_noise_and_the_evaluated_one_has_none() ->
     assert not isinstance(quiet.policy(deterministic=False), NoisyPolicy)
 
 
+def test_the_weight_of_cloning_changes_where_playing_begins() -> None:
+    algorithm = TD3BC(TD3BCConfig(hidden_sizes=(8,), alpha=2.0, online_alpha=5.0), dataset().spec())
+    player = FineTuned(algorithm, SPEC.action_space)
+    assert algorithm.alpha == 2.0
+    player.begin()
+    assert algorithm.alpha == 5.0
+    same = TD3BC(TD3BCConfig(hidden_sizes=(8,), alpha=2.0), dataset().spec())
+    FineTuned(same, SPEC.action_space).begin()
+    assert same.alpha == 2.0
+
+
 def test_updates_keep_to_their_ratio() -> None:
     algorithm = TD3BC(TD3BCConfig(hidden_sizes=(8,)), dataset().spec())
     player = FineTuned(algorithm, SPEC.action_space, updates_per_step=0.5)
@@ -208,7 +219,7 @@ def test_which_scores_have_collapsed() -> None:
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "td3_bc": {},
+    "td3_bc": {"online_alpha": 10.0},
     "cql": {"num_actions": 2},
     "iql": {"reward_transform": "return_range", "online_share": 0.5},
 }
@@ -291,6 +302,12 @@ def test_a_run_goes_on_in_the_environment(pendulum: Episodes) -> None:
     assert not torch.equal(replays[0]["rewards"], replays[1]["rewards"])
     assert [one["updates"] for one in state["state"]["seed_by_seed"]] == [160, 160]  # 40, and two for each step
     assert {"collected/lost", "loss/critic"} <= run.metrics()[-1].keys()
+
+
+def test_the_last_part_is_that_of_its_own_weight(pendulum: Episodes) -> None:
+    ends = [go(pendulum, f"run-{alpha}", online_alpha=alpha, seeds=(0,)).checkpoints for alpha in (None, 0.0)]
+    offline, tuned = ([end.load(step)["state"]["seed_by_seed"][0]["online"] for end in ends] for step in (40, None))
+    assert equal(*offline) and not equal(*tuned)
 
 
 @pytest.mark.parametrize("algorithm", CONFIGS)
