@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
+
+_Config = TypeVar("_Config", bound=Any)
 
 POSITIVE = (math.ulp(0.0), sys.float_info.max)
 NOT_NEGATIVE = (0.0, sys.float_info.max)
@@ -62,6 +64,11 @@ def expect_together(config: Any, switch: str, length: str) -> None:
         raise ValueError(f"{type(config).__name__}: expected {length} beside {switch} (a run gives its own), got None")
     if value is not None and not on:
         raise ValueError(f"{type(config).__name__}: expected {switch} beside {length}={value}, got {on}")
+
+
+def with_decay(config: _Config, steps: int) -> _Config:
+    """The config of a run of so many environment steps: a rate that decays does so over all of them."""
+    return replace(config, decay_steps=max(steps, 1)) if config.decay_lr and config.decay_steps is None else config
 
 
 def _is_number(value: Any, whole: bool) -> bool:

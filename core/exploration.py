@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from fractions import Fraction
+from typing import Any, Protocol
 
 import torch
 from gymnasium import Space, spaces
@@ -61,14 +63,47 @@ def epsilon_greedy(values: Tensor, legal: Tensor | None, epsilon: float) -> Cate
     return Categorical((probs + torch.zeros_like(values).scatter_(-1, best, 1 - epsilon)).log())
 
 
-def linear_schedule(start: float, end: float, steps: int, step: int | None) -> float:
+def linear_schedule(start: float, end: float, steps: int, step: float | None) -> float:
     """From `start` to `end` over so many steps, and `end` ever after, or where no step is given."""
     return end if step is None else start + (end - start) * min(step / steps, 1.0)
 
 
 def updates_after(steps: int, warmup_steps: int, updates_per_step: float) -> int:
     """How many updates should have been made after so many environment steps, of which the first are a warm-up."""
-    return int(max(steps - warmup_steps, 0) * updates_per_step)
+    return int(max(steps - warmup_steps, 0) * _simplest(updates_per_step))
+
+
+@functools.lru_cache
+def _simplest(number: float) -> Fraction:
+    """What was meant by a float: 29/100 for 0.29, which is a little less, and 1/3 for 1 / 3.
+
+    A fraction of a denominator up to 10⁹ that is written as this float, and the float's own value where there is none.
+    """
+    simple = Fraction(float(number)).limit_denominator(10**9)
+    return simple if float(simple) == float(number) else Fraction(float(number))
+
+
+class UpdateSettings(Protocol):
+    """What the schedules of an algorithm that learns from a replay are made of."""
+
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def updates_per_step(self) -> float: ...
+    @property
+    def decay_steps(self) -> int | None: ...
+
+
+def steps_before(settings: UpdateSettings, updates: int) -> float:
+    """The inverse of `updates_after`: environment steps at which so many updates have been made."""
+    return settings.warmup_steps + updates / settings.updates_per_step
+
+
+def decayed(settings: UpdateSettings, updates: int) -> float:
+    """What is left of the rates after so many updates: all, or linearly to 0 over `decay_steps` environment steps."""
+    if settings.decay_steps is None:
+        return 1.0
+    return linear_schedule(1.0, 0.0, settings.decay_steps, steps_before(settings, updates))
 
 
 class NoisyPolicy:

@@ -43,7 +43,7 @@ class RunningMoments:
         if state["mean"].shape != self.mean.shape:
             raise ValueError(f"expected moments of shape {list(self.mean.shape)}, got {list(state['mean'].shape)}")
         self.count = int(state["count"])
-        self.mean, self.squares = (state[name].clone() for name in ("mean", "squares"))
+        self.mean, self.squares = (state[name].to("cpu", torch.float64, copy=True) for name in ("mean", "squares"))
 
 
 class RewardScale:
@@ -59,6 +59,15 @@ class RewardScale:
 
     def __call__(self, rewards: Tensor, first: Tensor) -> Tensor:
         """Take these rewards into account, and scale them. Both [lanes, T]; first: an episode begins with the step."""
+        self.follow(rewards, first)
+        return self.scaled(rewards)
+
+    def scaled(self, rewards: Tensor) -> Tensor:
+        """Rewards, or sums of them, in units of the deviation so far. [*B] → [*B]"""
+        return rewards / self.moments.std.to(rewards)
+
+    def follow(self, rewards: Tensor, first: Tensor) -> None:
+        """Take these rewards into account. Both [lanes, T]; first: an episode begins with the step."""
         sums = torch.zeros_like(rewards[:, 0]) if self.sums is None else self.sums.to(rewards)
         seen = []
         for reward, begins in zip(rewards.unbind(1), first.unbind(1), strict=True):
@@ -66,7 +75,11 @@ class RewardScale:
             seen.append(sums)
         self.sums = sums
         self.moments.update(torch.stack(seen))
-        return rewards / self.moments.std.to(rewards)
+
+    def end(self, lanes: Tensor) -> None:
+        """The episodes of these lanes (a mask `[lanes]`) are over: their sums begin anew."""
+        if self.sums is not None:
+            self.sums = torch.where(lanes, 0.0, self.sums)
 
     def state_dict(self) -> dict[str, Any]:
         return {"moments": self.moments.state_dict(), "sums": self.sums}

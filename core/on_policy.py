@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.moments import RewardScale, RunningMoments
 from herdbook.core.networks import OnPolicyActor, OnPolicyValue
-from herdbook.core.policy import Scaling
 from herdbook.core.returns import generalised_advantage
 from herdbook.core.types import Segments, Spec, Tree, batch_type, tree_map
+from herdbook.core.units import RunningSettings, RunningUnits
 
 
 @batch_type
@@ -31,23 +29,17 @@ class Experience:
     """log π_old(a|s)."""
 
 
-class UnitSettings(Protocol):
+class UnitSettings(RunningSettings, Protocol):
     """What `Units` reads of an algorithm's config."""
 
-    @property
-    def discount(self) -> float: ...
     @property
     def hidden_sizes(self) -> tuple[int, ...]: ...
     @property
     def initial_std(self) -> float: ...
-    @property
-    def normalise_observations(self) -> bool: ...
-    @property
-    def scale_rewards(self) -> bool: ...
 
 
 class Units:
-    """The units of what a policy sees and earns.
+    """The units of what a policy sees and earns, and networks in them.
 
     Those of observations follow each rollout after it was learned from, as it was played in the old ones; the scale of
     rewards takes a rollout's own into account.
@@ -56,15 +48,12 @@ class Units:
     """
 
     def __init__(self, spec: Spec, settings: UnitSettings, device: str | torch.device) -> None:
-        self.space, self.settings = spec.observation_space, settings
-        self.device, self.scaling = torch.device(device), Scaling(spec, device=device)
-        self.moments: RunningMoments | None = None
-        if settings.normalise_observations:
-            space = spec.observation_space
-            if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-                raise ValueError(f"normalise_observations: expected a vector, got observations in {space}")
-            self.moments = RunningMoments(*space.shape)
-        self.reward_scale = RewardScale(settings.discount) if settings.scale_rewards else None
+        self.space, self.settings, self.running = spec.observation_space, settings, RunningUnits(spec, settings, device)
+        self.scaling, self.moments, self.reward_scale = (
+            self.running.scaling,
+            self.running.moments,
+            self.running.reward_scale,
+        )
 
     def make_actor(self) -> OnPolicyActor:
         """A new policy over the actions, in these units."""
@@ -93,38 +82,18 @@ class Units:
 
     def follow(self, rollout: Segments) -> None:
         """Take the observations of a rollout, as the environment gave them, into account from now on."""
-        if self.moments is not None:
-            self.moments.update(rollout.observations)
-            self._apply(self.moments)
-
-    def _apply(self, moments: RunningMoments) -> None:
-        if moments.count:
-            self.scaling.follow(moments.mean.to(self.device, torch.float32), moments.std.to(self.device, torch.float32))
-        else:
-            self.scaling.mean = None
+        self.running.see(rollout.observations)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "moments": None if self.moments is None else self.moments.state_dict(),
-            "reward_scale": None if self.reward_scale is None else self.reward_scale.state_dict(),
-        }
+        return self.running.state_dict()
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if the `units` of an algorithm's state are others."""
-        for name, own in self.state_dict().items():
-            saved = state.get("units", {}).get(name, own)
-            if (saved is None) != (own is None):
-                raise ValueError(
-                    f"the state does not fit: its units are {'without' if saved is None else 'with'} {name}"
-                )
+        self.running.check(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave."""
-        if self.moments is not None:
-            self.moments.load_state_dict(state["moments"])
-            self._apply(self.moments)
-        if self.reward_scale is not None:
-            self.reward_scale.load_state_dict(state["reward_scale"])
+        self.running.load_state_dict(state)
 
 
 def advantages_of(

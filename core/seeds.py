@@ -23,7 +23,10 @@ class Interactive(Algorithm, Protocol):
     acting: tuple[str, ...]
     """Of many agents: the networks that its policies read."""
     round_steps: int
-    """Of one agent: how many steps it takes in each of its environments between updates."""
+    """Of one agent: how many steps it takes in each of its environments between updates.
+
+    One of one agent may also have `follows` (None: nothing): what takes every step in, once, as its replay does.
+    """
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Any: ...
     def update(self, batch: Any) -> Metrics: ...
@@ -108,6 +111,7 @@ class Member:
 
     def __init__(self, algorithm: Interactive, replay: Any, generator: torch.Generator) -> None:
         self.algorithm, self.replay, self.generator = algorithm, replay, generator
+        self.follows = getattr(algorithm, "follows", None)
         self.rounds = self.episodes = self.steps = self.updates = self.lost = self.lost_in_a_row = 0
         self.metrics: Metrics = {}
 
@@ -116,6 +120,8 @@ class Member:
         self.rounds += 1
         self.steps += played.count
         played.add_to(self.replay)
+        if self.follows is not None:
+            played.add_to(self.follows)
         if played.failures or self.rounds == 1:
             self.lost += len(played.failures)
             self._count("lost", float(self.lost))

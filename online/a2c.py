@@ -11,13 +11,13 @@ Adam a rollout, where the paper has RMSprop.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
 from herdbook.core.on_policy import Experience, Units, advantages_of, standardised, steps_of
@@ -53,7 +53,7 @@ class A2CConfig:
 
     def for_run(self, steps: int) -> A2CConfig:
         """The config of a run of so many environment steps."""
-        return replace(self, decay_steps=max(steps, 1)) if self.decay_lr and self.decay_steps is None else self
+        return with_decay(self, steps)
 
 
 def policy_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:

@@ -5,7 +5,8 @@
     L_π = −mean Q(s, π(s))                (3)
 
 It explores by N(0, σ²) on actions in [−1, 1], where the paper has an Ornstein-Uhlenbeck process: uncorrelated noise
-does as well (Fujimoto et al. 2018). Widths, rates and batch are those of that paper's code for TD3.
+does as well (Fujimoto et al. 2018); or by noise on the actor's parameters (core/parameter_noise.py). Widths, rates and
+batch are those of Fujimoto et al.'s code for TD3.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
-from herdbook.core.exploration import exploring_actor, updates_after
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
+from herdbook.core.exploration import decayed, exploring_actor, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, DeterministicActor
-from herdbook.core.policy import Scaling
+from herdbook.core.off_policy import restore_state, whole_state
+from herdbook.core.parameter_noise import noise_on_actor
 from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+from herdbook.core.units import RunningUnits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class DDPGConfig:
     discount: float = 0.99  # γ
     tau: float = 0.005  # speed of the targets
     exploration_noise: float = 0.1  # σ, on actions in [−1, 1]
+    parameter_noise: float | None = None  # instead: noise on parameters that moves actions by this (δ); the paper: 0.2
     batch_size: int = 256
     actor_lr: float = 3e-4
     critic_lr: float = 3e-4
@@ -41,12 +45,22 @@ class DDPGConfig:
     n_step: int = 1  # rewards summed before bootstrapping
     warmup_steps: int = 1_000  # of uniform actions, before the first update
     updates_per_step: float = 1.0  # of the environment
+    max_grad_norm: float | None = None  # of actor and critic each; None: gradients are not clipped
+    decay_lr: bool = False  # linearly to 0 …
+    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
+    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
+    scale_rewards: bool = False  # by the running deviation of their discounted sum
     replay_steps: int = 1_000_000
 
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, batch_size=COUNT)
         require(self, exploration_noise=NOT_NEGATIVE, hidden_sizes=COUNT, n_step=COUNT)
         require(self, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+        require(self, max_grad_norm=POSITIVE, decay_steps=COUNT, parameter_noise=POSITIVE)
+
+    def for_run(self, steps: int) -> DDPGConfig:
+        """The config of a run of so many environment steps."""
+        return with_decay(self, steps)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
@@ -64,29 +78,38 @@ class DDPG:
     def __init__(self, config: DDPGConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
-        self.scaling = Scaling(spec, device=setup.get("device", "cpu"))
+        expect_together(c, "decay_lr", "decay_steps")
+        self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
+        self.scaling, self.follows = self.units.scaling, self.units.follows
         space, size = spec.observation_space, self.scaling.action_size
         self.learner = Learner(
             {
                 "actor": lambda: DeterministicActor(space, size, c.hidden_sizes),
                 "critic": lambda: Critic(space, size, c.hidden_sizes, copies=1),
             },
-            {"critic": Adam(lr=c.critic_lr), "actor": Adam(lr=c.actor_lr)},
+            {
+                "critic": Adam(lr=c.critic_lr, max_grad_norm=c.max_grad_norm),
+                "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),
+            },
             targets=("actor", "critic"),
             **setup,
         )
         self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.noise = noise_on_actor(self.learner, self.scaling, c.parameter_noise)
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
         return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
 
     def update(self, batch: Transitions) -> Metrics:
-        batch = self.scaling(batch)
+        batch = self.units(batch)
+        self.learner.rate_scale = decayed(self.config, self.learner.updates)
         self.learner.updates += 1
         metrics = self.learner.step("critic", self.critic_objective, batch)
         metrics |= self.learner.step("actor", self.actor_objective, batch)
         self.learner.move_targets(self.config.tau)
+        if self.noise is not None:
+            metrics |= self.noise.adapt(batch.observations)
         return metrics
 
     def critic_objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
@@ -104,6 +127,8 @@ class DDPG:
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
         """The actor, or with its noise: as at environment step `step`, which may be in the warm-up."""
         c, actor = self.config, self.learner.parameters_of("actor", seed_index)
+        if self.noise is not None and not deterministic and (step is None or step >= c.warmup_steps):
+            return self.noise.policies[seed_index]
         return exploring_actor(
             self.scaling,
             lambda o: self.actor(actor, o),
@@ -118,7 +143,7 @@ class DDPG:
         return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict()
+        return whole_state(self.learner, self.units, self.noise)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(state)
+        restore_state(state, self.learner, self.units, self.noise)

@@ -16,14 +16,16 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
 from herdbook.core.distributions import Categorical
-from herdbook.core.exploration import updates_after
+from herdbook.core.exploration import decayed, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Head, Scalar
-from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.off_policy import restore_state, whole_state
+from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+from herdbook.core.units import RunningUnits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +47,22 @@ class DiscreteSACConfig:
     frame_stack: int = 1  # observations that the networks see at once
     warmup_steps: int = 1_000  # before the first update
     updates_per_step: float = 0.5  # of the environment
+    max_grad_norm: float | None = None  # of actor and critic each; None: gradients are not clipped
+    decay_lr: bool = False  # linearly to 0 …
+    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
+    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
+    scale_rewards: bool = False  # by the running deviation of their discounted sum
     replay_steps: int = 100_000
 
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
         require(self, initial_temperature=POSITIVE, entropy_share=UNIT, batch_size=COUNT, hidden_sizes=COUNT)
-        require(
-            self,
-            n_step=COUNT,
-            frame_stack=COUNT,
-            warmup_steps=NOT_NEGATIVE,
-            updates_per_step=POSITIVE,
-            replay_steps=COUNT,
-        )
+        require(self, n_step=COUNT, frame_stack=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE)
+        require(self, replay_steps=COUNT, max_grad_norm=POSITIVE, decay_steps=COUNT)
+
+    def for_run(self, steps: int) -> DiscreteSACConfig:
+        """The config of a run of so many environment steps."""
+        return with_decay(self, steps)
 
 
 def soft_value(q: Tensor, log_probs: Tensor, temperature: Tensor) -> Tensor:
@@ -98,7 +103,9 @@ class DiscreteSAC:
     def __init__(self, config: DiscreteSACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
-        self.scaling = Scaling(spec, frame_stack=c.frame_stack, device=setup.get("device", "cpu"))
+        expect_together(c, "decay_lr", "decay_steps")
+        self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
+        self.scaling, self.follows = self.units.scaling, self.units.follows
         space, size = self.scaling.observation_space, self.scaling.action_size
         self.target_entropy = c.entropy_share * math.log(size)
         self.learner = Learner(
@@ -108,8 +115,8 @@ class DiscreteSAC:
                 "temperature": lambda: Scalar(math.log(c.initial_temperature)),  # log α
             },
             {
-                "critic": Adam(lr=c.critic_lr),
-                "actor": Adam(lr=c.actor_lr),
+                "critic": Adam(lr=c.critic_lr, max_grad_norm=c.max_grad_norm),
+                "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),
                 "temperature": Adam(lr=c.temperature_lr),
             },
             targets=("critic",),
@@ -124,7 +131,8 @@ class DiscreteSAC:
         return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step, frame_stack=c.frame_stack)
 
     def update(self, batch: Transitions) -> Metrics:
-        batch = self.scaling(batch)
+        batch = self.units(batch)
+        self.learner.rate_scale = decayed(self.config, self.learner.updates)
         self.learner.updates += 1
         metrics = self.learner.step("critic", self.critic_objective, batch)
         metrics |= self.learner.step(self.actor_optimisers, self.actor_objective, batch)
@@ -162,7 +170,7 @@ class DiscreteSAC:
         return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict()
+        return whole_state(self.learner, self.units)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(state)
+        restore_state(state, self.learner, self.units)

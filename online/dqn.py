@@ -8,6 +8,7 @@
 
 R is the sum of n discounted rewards, s′ the observation after them (n-step: Sutton & Barto 2018, 7.1); an episode that
 ends before shortens it. The weights of (4) are divided by the largest in the batch, and β grows to 1.
+It explores ε-greedily, or by noise on the parameters of Q (core/parameter_noise.py).
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ import torch.nn.functional as F
 from gymnasium import Space
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require
-from herdbook.core.exploration import epsilon_greedy, linear_schedule, updates_after
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
+from herdbook.core.exploration import decayed, epsilon_greedy, linear_schedule, steps_before, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import MLP, Encoder, Head
-from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.off_policy import restore_state, whole_state
+from herdbook.core.parameter_noise import greedy_divergence, noise_on_values
+from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Spec, Transitions, Tree
+from herdbook.core.units import RunningUnits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +57,13 @@ class DQNConfig:
     epsilon_start: float = 1.0  # ε of exploration at environment step 0 …
     epsilon_end: float = 0.05  # … and after
     epsilon_steps: int = 10_000  # environment steps of linear decay between the two
+    parameter_noise: bool = False  # instead of ε after the warm-up: noise on parameters that changes as much as ε would
     warmup_steps: int = 1_000  # before the first update
     updates_per_step: float = 0.5  # of the environment
+    decay_lr: bool = False  # linearly to 0 …
+    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
+    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
+    scale_rewards: bool = False  # by the running deviation of their discounted sum
     replay_steps: int = 100_000
 
     def __post_init__(self) -> None:
@@ -70,12 +79,16 @@ class DQNConfig:
             epsilon_end=UNIT,
         )
         require(self, epsilon_steps=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+        require(self, decay_steps=COUNT)
+        if self.parameter_noise and self.frame_stack > 1:
+            raise ValueError(f"DQNConfig: expected frame_stack=1 beside parameter_noise, got {self.frame_stack}")
 
     def for_run(self, steps: int) -> DQNConfig:
-        """The config of a run of so many environment steps: β grows over all its updates."""
+        """The config of a run of so many environment steps: β grows and rates decay over all of it."""
+        c = with_decay(self, steps)
         if not self.prioritised or self.importance_updates is not None:
-            return self
-        return replace(self, importance_updates=max(updates_after(steps, self.warmup_steps, self.updates_per_step), 1))
+            return c
+        return replace(c, importance_updates=max(updates_after(steps, self.warmup_steps, self.updates_per_step), 1))
 
 
 def td_errors(q: Tensor, actions: Tensor, target: Tensor) -> Tensor:
@@ -125,7 +138,9 @@ class DQN:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
         expect_together(c, "prioritised", "importance_updates")
-        self.scaling = Scaling(spec, frame_stack=c.frame_stack, device=setup.get("device", "cpu"))
+        expect_together(c, "decay_lr", "decay_steps")
+        self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
+        self.scaling, self.follows = self.units.scaling, self.units.follows
         head = DuelingHead if c.dueling else Head
         self.learner = Learner(
             {"critic": lambda: head(self.scaling.observation_space, self.scaling.action_size, c.hidden_sizes)},
@@ -134,6 +149,8 @@ class DQN:
             **setup,
         )
         self.critic = self.learner.networks["critic"]
+        noisy = c.parameter_noise
+        self.noise = noise_on_values(self.learner, self.scaling, self.divergence_after) if noisy else None
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
@@ -146,11 +163,22 @@ class DQN:
         return batch
 
     def update(self, batch: Transitions) -> Metrics:
+        batch = self.units(batch)
+        self.learner.rate_scale = decayed(self.config, self.learner.updates)
         self.learner.updates += 1
-        metrics = self.learner.step("critic", self.objective, self.scaling(batch))
+        metrics = self.learner.step("critic", self.objective, batch)
         if self.learner.updates % self.config.target_period == 0:
             self.learner.move_targets(self.config.tau)
+        if self.noise is not None:
+            metrics |= self.noise.adapt(batch.observations)
         return metrics
+
+    def divergence_after(self, updates: int) -> float:
+        """How far noise on parameters is to move the policy: as far as the ε of so many updates would."""
+        c = self.config
+        step = steps_before(c, updates)
+        epsilon = linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, step)
+        return greedy_divergence(epsilon, self.scaling.action_size)
 
     def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
         q = self.critic(params["critic"], batch.observations)  # [B, n]
@@ -163,8 +191,10 @@ class DQN:
         return td_loss(errors, batch.weights), metrics  # eq. 5
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule)."""
+        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule), or greedy under its noise."""
         c = self.config
+        if self.noise is not None and not deterministic and (step is None or step >= c.warmup_steps):
+            return self.noise.policies[seed_index]
         critic = self.learner.parameters_of("critic", seed_index)
         epsilon = 0.0 if deterministic else linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, step)
         return FeedForwardPolicy(
@@ -176,7 +206,7 @@ class DQN:
         return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict()
+        return whole_state(self.learner, self.units, self.noise)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(state)
+        restore_state(state, self.learner, self.units, self.noise)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
 from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
@@ -56,7 +56,7 @@ class PPOConfig:
 
     def for_run(self, steps: int) -> PPOConfig:
         """The config of a run of so many environment steps."""
-        return replace(self, decay_steps=max(steps, 1)) if self.decay_lr and self.decay_steps is None else self
+        return with_decay(self, steps)
 
 
 def policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:

@@ -18,13 +18,25 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FINITE, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
-from herdbook.core.exploration import uniform_box, updates_after
+from herdbook.core.config import (
+    COUNT,
+    FINITE,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UNIT,
+    expect_together,
+    require,
+    with_decay,
+)
+from herdbook.core.exploration import decayed, uniform_box, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
-from herdbook.core.policy import FeedForwardPolicy, Scaling
+from herdbook.core.off_policy import restore_state, whole_state
+from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+from herdbook.core.units import RunningUnits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +57,11 @@ class SACConfig:
     n_step: int = 1  # rewards summed before bootstrapping
     warmup_steps: int = 1_000  # of uniform actions, before the first update; the paper: 10,000 on HalfCheetah and Ant
     updates_per_step: float = 1.0  # of the environment
+    max_grad_norm: float | None = None  # of actor and critic each; None: gradients are not clipped
+    decay_lr: bool = False  # linearly to 0 …
+    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
+    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
+    scale_rewards: bool = False  # by the running deviation of their discounted sum
     replay_steps: int = 1_000_000
 
     def __post_init__(self) -> None:
@@ -52,6 +69,11 @@ class SACConfig:
         require(self, initial_temperature=POSITIVE, batch_size=COUNT, hidden_sizes=COUNT, n_step=COUNT)
         require(self, target_entropy=FINITE)
         require(self, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+        require(self, max_grad_norm=POSITIVE, decay_steps=COUNT)
+
+    def for_run(self, steps: int) -> SACConfig:
+        """The config of a run of so many environment steps."""
+        return with_decay(self, steps)
 
 
 def soft_target(rewards: Tensor, discounts: Tensor, q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
@@ -84,7 +106,9 @@ class SAC:
     def __init__(self, config: SACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
-        self.scaling = Scaling(spec, device=setup.get("device", "cpu"))
+        expect_together(c, "decay_lr", "decay_steps")
+        self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
+        self.scaling, self.follows = self.units.scaling, self.units.follows
         space, size = spec.observation_space, self.scaling.action_size
         self.target_entropy = -float(size) if c.target_entropy is None else c.target_entropy
         self.learner = Learner(
@@ -94,8 +118,8 @@ class SAC:
                 "temperature": lambda: Scalar(math.log(c.initial_temperature)),  # log α
             },
             {
-                "critic": Adam(lr=c.critic_lr),
-                "actor": Adam(lr=c.actor_lr),
+                "critic": Adam(lr=c.critic_lr, max_grad_norm=c.max_grad_norm),
+                "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),
                 "temperature": Adam(lr=c.temperature_lr),
             },
             targets=("critic",),
@@ -110,7 +134,8 @@ class SAC:
         return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
 
     def update(self, batch: Transitions) -> Metrics:
-        batch = self.scaling(batch)
+        batch = self.units(batch)
+        self.learner.rate_scale = decayed(self.config, self.learner.updates)
         self.learner.updates += 1
         shape = batch.actions.shape[-2:]  # [B, A]
         metrics = self.learner.step("critic", self.critic_objective, batch, self.learner.normal(*shape))
@@ -151,7 +176,7 @@ class SAC:
         return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.learner.state_dict()
+        return whole_state(self.learner, self.units)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(state)
+        restore_state(state, self.learner, self.units)

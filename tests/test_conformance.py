@@ -39,15 +39,25 @@ SMALL = {
     "critic_epochs": 2,
 }
 """Fields that make any algorithm fast, where it has them."""
+STABLE = {"normalise_observations": True, "scale_rewards": True}
+SLOWED = {"max_grad_norm": 0.05, "decay_lr": True, "decay_steps": 2_000}
+NOISY = {"parameter_noise": 0.2}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cql": [{"lagrange": True, "deterministic_backup": False}, {"max_target_backup": True}],
     "td3_bc": [{"policy_delay": 1}],
     "bc": [{"frame_stack": 3}],
     "discrete_bcq": [{"frame_stack": 3, "standardise_observations": True}],
     "discrete_cql": [{"frame_stack": 3, "n_step": 3}],
-    "dqn": [{"dueling": True, "double_q": False, "n_step": 3}, {"target_period": 1, "tau": 0.01, "frame_stack": 2}],
-    "sac": [{"tune_temperature": False}],
-    "discrete_sac": [{"tune_temperature": False, "frame_stack": 2}],
+    "dqn": [
+        {"dueling": True, "double_q": False, "n_step": 3},
+        {"target_period": 1, "tau": 0.01, "frame_stack": 2},
+        {**STABLE, **SLOWED},
+        {"parameter_noise": True},
+    ],
+    "ddpg": [{**STABLE, **SLOWED}, NOISY],
+    "td3": [{**STABLE, **SLOWED}, NOISY],
+    "sac": [{"tune_temperature": False}, {**STABLE, **SLOWED}],
+    "discrete_sac": [{"tune_temperature": False, "frame_stack": 2}, {**STABLE, **SLOWED}],
     "ppo": [{"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "decay_steps": 500}],
     "a2c": [{"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "decay_steps": 500}],
     "trpo": [{"normalise_observations": True, "scale_rewards": True}],
@@ -143,6 +153,15 @@ class Played:
         return rollouts.take()
 
 
+def play(episodes: Episodes, follows: Any) -> None:
+    """Hand every step to what follows them, as where they enter a replay."""
+    for number, row in enumerate(episodes.step_rows):
+        observations = (episodes.observations[row][None], episodes.observations[row + 1][None])
+        terminated, truncated = (flags[[number]] for flags in (episodes.terminated, episodes.truncated))
+        rewards = episodes.rewards[[number]]
+        follows.add(observations[0], episodes.actions[[number]], rewards, terminated, truncated, observations[1])
+
+
 class Trial:
     """An algorithm with a replay and a generator for each seed."""
 
@@ -158,6 +177,8 @@ class Trial:
         self.algorithm = cls(config(**{**small, **changes}), self.spec, **setup)
         self.replay: Any = Played(self.spec) if name in ON_POLICY else ReplayBuffer(episodes)
         self.generators = [torch.Generator().manual_seed(100 + seed) for seed in self.algorithm.learner.seeds]
+        if getattr(self.algorithm, "follows", None) is not None:
+            play(episodes, self.algorithm.follows)
 
     def train(self, updates: int) -> list[dict[str, Tensor]]:
         return [self.algorithm.update(self.batch()) for _ in range(updates)]
@@ -248,6 +269,9 @@ def test_state_round_trips_to_the_bit(
     checkpoint.save(tmp_path / "state", source.algorithm.state_dict())
     other.algorithm.load_state_dict(checkpoint.load(tmp_path / "state"))
     assert_same_bits(other.algorithm.state_dict(), source.algorithm.state_dict())
+    for index in range(len(seeds)):
+        one, two = (trial.algorithm.policy(index) for trial in (source, other))
+        assert torch.equal(one(source.step(), one.initial(6))[0], two(source.step(), two.initial(6))[0])
     for _ in range(2):
         batch = source.batch()
         assert_same_bits(other.algorithm.update(batch), source.algorithm.update(batch))
@@ -295,10 +319,12 @@ def test_every_kind_of_observation_trains_and_acts(name: str, observations: str)
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize(
-    ("name", "actions"), [(name, actions) for name in NAMES for actions in ACTIONS if fits(name, actions)]
+    ("name", "changes", "actions"),
+    [(name, {}, actions) for name in NAMES for actions in ACTIONS if fits(name, actions)]
+    + [(name, changes, own_actions(name)) for name, changes in SETTINGS if changes.keys() & {*STABLE, *NOISY}],
 )
-def test_the_policy_contract(name: str, actions: str, deterministic: bool) -> None:
-    trial = Trial(name, {}, actions=actions)
+def test_the_policy_contract(name: str, changes: dict[str, Any], actions: str, deterministic: bool) -> None:
+    trial = Trial(name, changes, actions=actions)
     trial.train(2)
     policy = trial.algorithm.policy(deterministic=deterministic)
     step, space = trial.step(), trial.spec.action_space
@@ -335,6 +361,35 @@ def test_a_deterministic_policy_acts_on_each_observation_as_if_it_were_alone(nam
     for number in range(6):
         alone, _ = policy(tree_map(lambda x, i=number: x[i : i + 1], step), policy.initial(1))
         torch.testing.assert_close(alone[0], together[number])
+
+
+OPTIONS: dict[str, set[str]] = {
+    "normalise_observations": {"dqn", "ddpg", "td3", "sac", "discrete_sac", "reinforce", "a2c", "ppo", "trpo"},
+    "scale_rewards": {"dqn", "ddpg", "td3", "sac", "discrete_sac", "reinforce", "a2c", "ppo", "trpo"},
+    "decay_lr": {"dqn", "ddpg", "td3", "sac", "discrete_sac", "a2c", "ppo"},
+    "max_grad_norm": {"dqn", "ddpg", "td3", "sac", "discrete_sac", "a2c", "ppo"},
+    "parameter_noise": {"dqn", "ddpg", "td3"},
+}
+"""Who has which, as docs/online.md says."""
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_table_of_options_is_that_of_the_configs(option: str, repo_root: Path) -> None:
+    has = {n for n in NAMES if option in {field.name for field in dataclasses.fields(config_class(algorithm_class(n)))}}
+    online = {name for name in has if ALGORITHMS[name].startswith("herdbook.online.")}
+    assert online == OPTIONS[option]
+    rows = [line.split("|")[1:-1] for line in (repo_root / "docs" / "online.md").read_text("utf-8").splitlines()]
+    table = {cells[0].strip(): cells[1:] for cells in rows if len(cells) == 6}
+    column = [cell.strip() for cell in table["algorithm"]].index(f"`--{option.replace('_', '-')}`")
+    names = {name.strip("`"): cells[column].strip() for name, cells in table.items() if name.startswith("`")}
+    assert {name for name, cell in names.items() if cell == "yes"} == OPTIONS[option]
+    assert set(names) == {name for name in NAMES if ALGORITHMS[name].startswith("herdbook.online.")}
+
+
+@pytest.mark.parametrize(("option", "name"), [(option, name) for option, names in OPTIONS.items() for name in names])
+def test_every_option_is_tried_on_every_algorithm_that_has_it(option: str, name: str) -> None:
+    default = next(f.default for f in dataclasses.fields(config_class(algorithm_class(name))) if f.name == option)
+    assert default not in (None, False) or any(option in changes for changes in VARIANTS.get(name, []))
 
 
 @pytest.mark.parametrize("name", ON_POLICY)
@@ -430,6 +485,7 @@ BAD = {
     "replay_steps": [0],
     "target_period": [0],
     "max_grad_norm": [0.0],
+    "parameter_noise": [0.0, -0.1, float("inf")],
     "epsilon_start": [-0.1, 1.1],
     "epsilon_end": [-0.1, 1.1],
     "epsilon_steps": [0],
