@@ -77,10 +77,11 @@ def updates_after(steps: int, warmup_steps: int, updates_per_step: float) -> int
 def _simplest(number: float) -> Fraction:
     """What was meant by a float: 29/100 for 0.29, which is a little less, and 1/3 for 1 / 3.
 
-    A fraction of a denominator up to 10⁹ that is written as this float, and the float's own value where there is none.
+    A fraction of a denominator up to 10⁹ whose float it is, and where there is none what is printed of it.
     """
-    simple = Fraction(float(number)).limit_denominator(10**9)
-    return simple if float(simple) == float(number) else Fraction(float(number))
+    number = float(number)
+    simple = Fraction(number).limit_denominator(10**9)
+    return simple if float(simple) == number else Fraction(repr(number))
 
 
 class UpdateSettings(Protocol):

@@ -407,7 +407,8 @@ class Rollout:
         return np.zeros((len(self.envs), *self.action_space.shape), dtype=np.float32)  # type: ignore[misc]  # a Box
 
     def _placed(self, leaf: torch.Tensor | None) -> torch.Tensor | None:
-        return None if leaf is None else leaf.to(self.device)
+        # In memory of its own: products round otherwise where a file's bytes are not aligned as an allocation is.
+        return None if leaf is None else leaf.to(self.device, copy=True)
 
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)

@@ -425,6 +425,18 @@ def test_noise_of_no_size_is_none() -> None:
         (7, 0, 0.25, 1),
         (8, 0, 0.25, 2),
         (10**9, 0, 1.0, 10**9),
+        (100, 0, 0.29, 29),  # the float is a little less than 29/100, and the product of floats 28.999…
+        (1100, 1000, 0.29, 29),
+        (99, 0, 0.29, 28),
+        (1000, 0, 0.001, 1),
+        (999, 0, 0.001, 0),
+        (10**7, 0, 1.1, 11 * 10**6),
+        (3, 0, 1 / 3, 1),
+        (300, 0, 1 / 3, 100),
+        (2, 0, 1 / 3, 0),
+        (10**12, 0, 1e-12, 1),
+        (10**12 - 1, 0, 1e-12, 0),
+        (10, 0, math.pi, 31),
     ],
 )
 def test_updates_follow_the_steps_after_the_warm_up(steps: int, warmup: int, per_step: float, updates: int) -> None:

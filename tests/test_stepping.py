@@ -50,6 +50,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "ddpg": {"env": "Pendulum-v1"},
     "discrete_sac": {"env": "CartPole-v1", "num_envs": 2},
 }
+STABLE: dict[str, Any] = {"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "max_grad_norm": 0.5}
+"""Every option that steadies an algorithm which learns from a replay, but for noise on parameters."""
 
 
 class Counter(gymnasium.Env[Any, Any]):
@@ -81,6 +83,16 @@ class Counter(gymnasium.Env[Any, Any]):
 
     def _look(self) -> Any:
         return np.array([self.seed, self.t], np.float64)
+
+
+class Short(Counter):
+    """Episodes of 6 steps with continuous actions, which are worth themselves."""
+
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, infos = super().step(action)
+        return observation, float(action[0]), terminated, truncated, infos
 
 
 def go(algorithm: str, path: Path | str = "run", **options: Any) -> Run:
@@ -325,7 +337,35 @@ def test_a_round_comes_back_from_a_checkpoint() -> None:
 def test_a_run_that_dies_anywhere_resumes_to_the_bit(
     algorithm: str, when: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = go(algorithm, "whole")
+    die_and_resume(algorithm, when, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "when", "options"),
+    [
+        ("dqn", ("add", 77), {"parameter_noise": True}),
+        ("dqn", ("checkpoint", 3), {"parameter_noise": True, "env": "Acrobot-v1"}),
+        ("ddpg", ("add", 99), {"parameter_noise": 0.2, "num_envs": 3}),
+        ("ddpg", ("checkpoint", 2), {"parameter_noise": 0.2, "warmup_steps": 0}),
+        ("ddpg", ("add", 130), {"parameter_noise": 0.2, "env": Short, "num_envs": 2}),
+        ("td3", ("update", 60), {"parameter_noise": 0.2}),
+        ("sac", ("update", 150), {}),
+        ("sac", ("link", 4), {}),
+        ("discrete_sac", ("line", 9), {}),
+    ],
+)
+def test_a_run_with_every_option_resumes_to_the_bit(
+    algorithm: str, when: tuple[str, int], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = die_and_resume(algorithm, when, monkeypatch, **STABLE, **options)
+    (state, _) = whole.checkpoints.load()["state"]["seed_by_seed"]
+    assert state["units"]["moments"]["count"] >= 130 and state["units"]["reward_scale"]["sums"].any()
+    assert ("parameter_noise" in options) == (state["noise"] is not None)
+
+
+def die_and_resume(algorithm: str, when: tuple[str, int], monkeypatch: pytest.MonkeyPatch, **options: Any) -> Run:
+    """A whole run, after one that was killed and resumed was found equal to it."""
+    whole = go(algorithm, "whole", **options)
     kind, number = when
     owner, name = {
         "update": (algorithm_class(algorithm), "update"),
@@ -348,10 +388,12 @@ def test_a_run_that_dies_anywhere_resumes_to_the_bit(
 
     monkeypatch.setattr(owner, name, die)
     with pytest.raises(Killed):
-        go(algorithm, "cut")
+        go(algorithm, "cut", **options)
     monkeypatch.setattr(owner, name, original)
-    cut, continued = resume("cut", quiet=True)
+    own = {"env": options["env"]} if callable(options.get("env")) else {}
+    cut, continued = resume("cut", quiet=True, **own)
     assert continued and same(cut, whole)
+    return whole
 
 
 def test_resume_extends_to_the_bit() -> None:
@@ -601,6 +643,26 @@ def test_a_trained_policy_is_loaded_and_acts() -> None:
     actor = herdbook.load(run.path)
     assert spaces.Box(-2, 2, (1,)).contains(actor.act(np.zeros(3, np.float32)))
     assert json.loads((run.path / "config.json").read_text())["environment"]["id"] == "Pendulum-v1"
+
+
+def test_a_loaded_policy_normalises_as_the_run_did() -> None:
+    run = go("sac", seeds=(0,), normalise_observations=True)
+    saved = run.checkpoints.load()["state"]["seed_by_seed"][0]
+    spec = Spec(spaces.Box(-np.inf, np.inf, (3,)), spaces.Box(-2, 2, (1,)))
+    plain = SAC(SACConfig(hidden_sizes=(8, 8)), spec)
+    plain.load_state_dict({name: value for name, value in saved.items() if name != "units"})
+    moments = saved["units"]["moments"]
+    seen = np.array([0.3, -0.9, 2.0], np.float32)
+    std = (moments["squares"] / moments["count"]).sqrt()
+    flags = torch.zeros(1, dtype=torch.bool)
+
+    def by_hand(observation: Any) -> float:
+        step = Step(torch.as_tensor(observation, dtype=torch.float32)[None], flags, flags, flags, flags)
+        return float(plain.policy()(step, None)[0])
+
+    expected = by_hand((torch.as_tensor(seen) - moments["mean"]) / (std + 1e-3))
+    assert float(herdbook.load(run.path).act(seen)[0]) == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - by_hand(seen)) > 1e-3
 
 
 def test_warm_up_is_uniform_and_exploration_follows_its_schedule() -> None:
