@@ -61,7 +61,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "ppo": [{"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "decay_steps": 500}],
     "a2c": [{"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "decay_steps": 500}],
     "trpo": [{"normalise_observations": True, "scale_rewards": True}],
-    "reinforce": [{"normalise_observations": True, "scale_rewards": True}, {"baseline": False}],
+    "reinforce": [{**STABLE, "max_grad_norm": 0.05}, {"baseline": False}],
 }
 """Further settings under which the learner does something else."""
 
@@ -367,7 +367,7 @@ OPTIONS: dict[str, set[str]] = {
     "normalise_observations": {"dqn", "ddpg", "td3", "sac", "discrete_sac", "reinforce", "a2c", "ppo", "trpo"},
     "scale_rewards": {"dqn", "ddpg", "td3", "sac", "discrete_sac", "reinforce", "a2c", "ppo", "trpo"},
     "decay_lr": {"dqn", "ddpg", "td3", "sac", "discrete_sac", "a2c", "ppo"},
-    "max_grad_norm": {"dqn", "ddpg", "td3", "sac", "discrete_sac", "a2c", "ppo"},
+    "max_grad_norm": {"dqn", "ddpg", "td3", "sac", "discrete_sac", "reinforce", "a2c", "ppo"},
     "parameter_noise": {"dqn", "ddpg", "td3"},
 }
 """Who has which, as docs/online.md says."""

@@ -345,7 +345,7 @@ def test_a_run_that_dies_anywhere_resumes_to_the_bit(
     [
         ("dqn", ("add", 77), {"parameter_noise": True}),
         ("dqn", ("checkpoint", 3), {"parameter_noise": True, "env": "Acrobot-v1"}),
-        ("ddpg", ("add", 99), {"parameter_noise": 0.2, "num_envs": 3}),
+        ("ddpg", ("add", 71), {"parameter_noise": 0.2, "num_envs": 3}),
         ("ddpg", ("checkpoint", 2), {"parameter_noise": 0.2, "warmup_steps": 0}),
         ("ddpg", ("add", 130), {"parameter_noise": 0.2, "env": Short, "num_envs": 2}),
         ("td3", ("update", 60), {"parameter_noise": 0.2}),
