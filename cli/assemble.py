@@ -461,6 +461,11 @@ def step_replay(spec: Spec, algorithm: Any, options: RunOptions, device: str) ->
     if getattr(algorithm, "on_policy", False):
         return Rollouts(**shared)
     c, lanes = algorithm.config, lanes_of(options, algorithm)
+    if getattr(c, "scale_rewards", False) and options.reward_transform != "none":
+        raise UserError(
+            "scale_rewards: expected reward_transform none beside it, for the scale is that of rewards as they were "
+            f"played; got {options.reward_transform}"
+        )
     try:
         replay = ReplayBuffer.online(spec, c.replay_steps, lanes, frame_stack=getattr(c, "frame_stack", 1), **shared)
     except (ValueError, MemoryError) as error:

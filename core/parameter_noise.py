@@ -121,9 +121,10 @@ class ParameterNoise:
 
 
 class PerturbedPolicy:
-    """The policy of a perturbed network. Its carry holds θ̃ of each lane, which is drawn where an episode begins.
+    """The policy of a perturbed network.
 
-    The carry goes on from round to round of a run, and is in its checkpoint.
+    Its carry is a tuple: θ̃ of each lane, which of them were drawn, and the last frames where the scaling stacks them.
+    One that is no tuple is that of the policy of the warm-up, of frames alone.
     """
 
     def __init__(self, noise: ParameterNoise, seed_index: int, scaling: Scaling) -> None:
@@ -132,15 +133,18 @@ class PerturbedPolicy:
 
     def initial(self, num_envs: int) -> Carry:
         """Without noise, until it is drawn."""
-        parameters = self.noise.learner.parameters_of(self.noise.name, self.seed_index)
-        return {
-            "drawn": torch.zeros(num_envs, dtype=torch.bool, device=self.noise.learner.device),
-            "parameters": {key: value.expand(num_envs, *value.shape) for key, value in parameters.items()},
-        }
+        return self._begun(num_envs, None)
+
+    def _begun(self, num_envs: int, frames: Tree | None) -> Carry:
+        theta = self.noise.learner.parameters_of(self.noise.name, self.seed_index)
+        parameters = {key: value.expand(num_envs, *value.shape) for key, value in theta.items()}
+        return parameters, torch.zeros(num_envs, dtype=torch.bool, device=self.noise.learner.device), frames
 
     @torch.no_grad()
     def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
-        lanes = (step.reset | ~carry["drawn"]).nonzero()[:, 0].tolist()
+        if not isinstance(carry, tuple):
+            carry = self._begun(len(step.reset), carry)
+        lanes = (step.reset | ~carry[1]).nonzero()[:, 0].tolist()
         if lanes:
             carry = self._redrawn(carry, lanes, generator)
         distribution, carry = self.distribution(step, carry)
@@ -148,28 +152,28 @@ class PerturbedPolicy:
 
     def _redrawn(self, carry: Carry, lanes: list[int], generator: torch.Generator | None) -> Carry:
         """The carry with new parameters for some lanes."""
-        noise, drawn = self.noise, carry["drawn"].clone()
+        noise, (parameters, drawn, frames) = self.noise, carry
         theta = noise.learner.parameters_of(noise.name, self.seed_index)
-        parameters = {
-            key: value.clone(memory_format=torch.contiguous_format) for key, value in carry["parameters"].items()
-        }
+        parameters = {key: value.clone(memory_format=torch.contiguous_format) for key, value in parameters.items()}
+        drawn = drawn.clone()
         for lane in lanes:
             normal = torch.empty(sum(noise.sizes), device=drawn.device).normal_(generator=generator)
             for key, value in noise.perturbed(theta, normal, noise.sigma[self.seed_index]).items():
                 parameters[key][lane] = value
             drawn[lane] = True
-        return {"drawn": drawn, "parameters": parameters}
+        return parameters, drawn, frames
 
     @torch.no_grad()
     def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:
         """All mass on the action under the carry's parameters."""
-        seen, parameters = self.scaling.observations(step.observations), carry["parameters"]
-        if len(carry["drawn"]) == 1:
+        parameters, drawn, frames = carry
+        seen, frames = self.scaling.see(step, frames)
+        if len(drawn) == 1:
             outputs = self.network({key: value[0] for key, value in parameters.items()}, seen)
         else:
             outputs = torch.vmap(self._alone)(parameters, seen)
         chosen = greedy(Categorical(outputs)) if self.scaling.discrete else Deterministic(outputs)
-        return ScaledDistribution(chosen, self.scaling), carry
+        return ScaledDistribution(chosen, self.scaling), (parameters, drawn, frames)
 
     def _alone(self, parameters: Parameters, observation: Tree) -> Tensor:
         output: Tensor = self.network(parameters, tree_map(lambda leaf: leaf[None], observation))[0]

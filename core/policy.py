@@ -73,6 +73,13 @@ class Scaling:
         scaled = raw if self.mean is None else (raw - self.mean) * self.inverse_std
         return scaled if self.frames is None else self.frames(scaled)
 
+    def see(self, step: Step, stacks: Tree | None) -> tuple[Tree, Tree | None]:
+        """What networks are given of a step, and the stacks that end with it; None where nothing is stacked."""
+        if self.frames is None:
+            return self.observations(step.observations), stacks
+        stacks = self.frames.push(stacks, step.observations, step.reset)
+        return self.observations(stacks), stacks
+
     def actions(self, raw: Tensor) -> Tensor:
         """Raw actions to [−1, 1], or to indices from 0.
 
@@ -168,21 +175,14 @@ class FeedForwardPolicy:
 
     @torch.no_grad()
     def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
-        observations, carry = self._see(step, carry)
+        observations, carry = self.scaling.see(step, carry)
         distribution = self.function(observations)
         actions = distribution.mode() if self.deterministic else distribution.sample(generator)
         return self.scaling.raw_actions(actions), carry
 
     @torch.no_grad()
     def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:
-        observations, carry = self._see(step, carry)
+        observations, carry = self.scaling.see(step, carry)
         distribution = self.function(observations)
         base = greedy(distribution) if self.deterministic else distribution
         return ScaledDistribution(base, self.scaling), carry
-
-    def _see(self, step: Step, carry: Carry) -> tuple[Tree, Carry]:
-        """What the function is given, and the next carry."""
-        if self.scaling.frames is None:
-            return self.scaling.observations(step.observations), carry
-        stacks = self.scaling.frames.push(carry, step.observations, step.reset)
-        return self.scaling.observations(stacks), stacks

@@ -35,9 +35,10 @@ class RunningUnits:
     Raises ValueError where observations are to be normalised that are not a vector.
     """
 
-    def __init__(self, spec: Spec, settings: RunningSettings, device: str | torch.device) -> None:
-        self.device = torch.device(device)
-        self.scaling = Scaling(spec, frame_stack=getattr(settings, "frame_stack", 1), device=device)
+    def __init__(
+        self, spec: Spec, settings: RunningSettings, device: str | torch.device, *, frame_stack: int = 1
+    ) -> None:
+        self.device, self.scaling = torch.device(device), Scaling(spec, frame_stack=frame_stack, device=device)
         self.moments: RunningMoments | None = None
         if settings.normalise_observations:
             space = spec.observation_space

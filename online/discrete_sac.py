@@ -57,8 +57,15 @@ class DiscreteSACConfig:
     def __post_init__(self) -> None:
         require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
         require(self, initial_temperature=POSITIVE, entropy_share=UNIT, batch_size=COUNT, hidden_sizes=COUNT)
-        require(self, n_step=COUNT, frame_stack=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE)
-        require(self, replay_steps=COUNT, max_grad_norm=POSITIVE, decay_steps=COUNT)
+        require(
+            self,
+            n_step=COUNT,
+            frame_stack=COUNT,
+            warmup_steps=NOT_NEGATIVE,
+            updates_per_step=POSITIVE,
+            replay_steps=COUNT,
+        )
+        require(self, max_grad_norm=POSITIVE, decay_steps=COUNT)
 
     def for_run(self, steps: int) -> DiscreteSACConfig:
         """The config of a run of so many environment steps."""
@@ -104,7 +111,7 @@ class DiscreteSAC:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
         expect_together(c, "decay_lr", "decay_steps")
-        self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
+        self.units = RunningUnits(spec, c, setup.get("device", "cpu"), frame_stack=c.frame_stack)
         self.scaling, self.follows = self.units.scaling, self.units.follows
         space, size = self.scaling.observation_space, self.scaling.action_size
         self.target_entropy = c.entropy_share * math.log(size)

@@ -80,8 +80,6 @@ class DQNConfig:
         )
         require(self, epsilon_steps=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
         require(self, decay_steps=COUNT)
-        if self.parameter_noise and self.frame_stack > 1:
-            raise ValueError(f"DQNConfig: expected frame_stack=1 beside parameter_noise, got {self.frame_stack}")
 
     def for_run(self, steps: int) -> DQNConfig:
         """The config of a run of so many environment steps: β grows and rates decay over all of it."""
@@ -139,7 +137,7 @@ class DQN:
         check_action_space(spec.action_space, self.action_space, c.algorithm)
         expect_together(c, "prioritised", "importance_updates")
         expect_together(c, "decay_lr", "decay_steps")
-        self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
+        self.units = RunningUnits(spec, c, setup.get("device", "cpu"), frame_stack=c.frame_stack)
         self.scaling, self.follows = self.units.scaling, self.units.follows
         head = DuelingHead if c.dueling else Head
         self.learner = Learner(

@@ -374,8 +374,8 @@ def test_perturbed_policies_by_hand() -> None:
     torch.testing.assert_close(actions, expected([one, three]))
     again, _ = policy(step_of(seen), carry, generator)  # the carry of before is as it was
     torch.testing.assert_close(again, expected([one, two]))
-    assert after["parameters"]["norm.weight"].tolist() == [[1.0], [1.0]]
-    assert after["parameters"]["fixed"].tolist() == [[1.0], [1.0]]
+    assert after[0]["norm.weight"].tolist() == [[1.0], [1.0]]
+    assert after[0]["fixed"].tolist() == [[1.0], [1.0]]
     alone, _ = policy(step_of(seen[:1], [True]), policy.initial(1), generators(1)[0])
     torch.testing.assert_close(alone, expected([one, two])[:1])
 
@@ -390,7 +390,7 @@ def test_a_perturbed_critic_is_followed_greedily_after_the_warm_up() -> None:
     algorithm.noise.sigma.fill_(3.0)  # type: ignore[union-attr]  # it has one
     policy, seen = algorithm.policy(deterministic=False, step=5), torch.randn(400, 2)
     actions, carry = policy(step_of(seen, [True] * 400), policy.initial(400), generators(1)[0])
-    values = torch.einsum("lij,lj->li", carry["parameters"]["weight"], seen) + carry["parameters"]["bias"]
+    values = torch.einsum("lij,lj->li", carry[0]["weight"], seen) + carry[0]["bias"]
     assert torch.equal(actions, values.argmax(1)) and len(actions.unique()) == 3
     again, _ = policy(step_of(seen), carry, generators(1)[0])
     assert torch.equal(again, actions)  # the same state, the same action
@@ -427,5 +427,6 @@ def test_what_a_policy_remembers_outlives_a_checkpoint(tmp_path: Path) -> None:
     copied = torch.Generator()
     copied.set_state(noise.get_state())
     for _ in range(200):
-        ours, theirs = (r.step(policy, g, keep_carry=True).actions for r, g in ((one, noise), (other, copied)))
-        assert np.array_equal(ours, theirs)
+        assert np.array_equal(
+            one.step(policy, noise, keep_carry=True).actions, other.step(policy, copied, keep_carry=True).actions
+        )

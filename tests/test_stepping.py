@@ -345,6 +345,7 @@ def test_a_run_that_dies_anywhere_resumes_to_the_bit(
     [
         ("dqn", ("add", 77), {"parameter_noise": True}),
         ("dqn", ("checkpoint", 3), {"parameter_noise": True, "env": "Acrobot-v1"}),
+        ("dqn", ("add", 90), {"parameter_noise": True, "frame_stack": 3, "num_envs": 1}),
         ("ddpg", ("add", 71), {"parameter_noise": 0.2, "num_envs": 3}),
         ("ddpg", ("checkpoint", 2), {"parameter_noise": 0.2, "warmup_steps": 0}),
         ("ddpg", ("add", 130), {"parameter_noise": 0.2, "env": Short, "num_envs": 2}),
@@ -643,6 +644,12 @@ def test_a_trained_policy_is_loaded_and_acts() -> None:
     actor = herdbook.load(run.path)
     assert spaces.Box(-2, 2, (1,)).contains(actor.act(np.zeros(3, np.float32)))
     assert json.loads((run.path / "config.json").read_text())["environment"]["id"] == "Pendulum-v1"
+
+
+def test_rewards_are_not_scaled_by_the_deviation_of_other_ones() -> None:
+    with pytest.raises(UserError, match="scale_rewards: expected reward_transform none beside it.*got clip"):
+        go("dqn", scale_rewards=True, reward_transform="clip")
+    assert not Path("run").exists()
 
 
 def test_a_loaded_policy_normalises_as_the_run_did() -> None:
