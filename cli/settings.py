@@ -77,9 +77,21 @@ SETTINGS: tuple[Setting, ...] = (
             algorithm=name,
             patterns=("mpe2/*",),
             config={"hidden_sizes": (128, 128), "episodes_per_update": 0.5},
-            source="ours: from VDN on spread; independent Q has not reached its number yet (docs/results/marl.md)",
+            source="ours, chosen with VDN on spread (docs/results/marl.md)",
         )
         for name in ("independent_q", "vdn")
+    ),
+    Setting(
+        algorithm="independent_q",
+        patterns=("mpe2/*",),
+        config={"target_period": 1, "tau": 0.01},
+        source="Papoudakis et al. 2021, arXiv:2006.07869: soft targets",
+    ),
+    Setting(
+        algorithm="independent_q",
+        patterns=("mpe2/simple_spread_v3", "mpe2/simple_speaker_listener_v4"),
+        config={"reward_centring": True},
+        source="the same, whose rewards are standardised; all episodes of these are of one length",
     ),
     *(
         Setting(
