@@ -51,20 +51,31 @@ class Steps:
             replay.add(s.observations, s.actions, s.rewards, s.terminated, s.truncated, s.next_observations)
 
     def state_dict(self) -> dict[str, Any]:
-        """As dicts, lists and tensors, for a checkpoint; without the environments' infos."""
+        """As dicts, lists and tensors, for a checkpoint; without the environments' infos.
+
+        The tensors are those of all steps together, `[T, …]`: each costs a checkpoint more than its bytes do.
+        """
+        columns: dict[str, Any] = {}
+        for name in _COLUMNS if self.steps else ():
+            rows = [getattr(step, name) for step in self.steps]
+            columns[name] = tree_map(lambda *leaves: torch.from_numpy(np.stack(leaves)), *rows)
         return {
-            "steps": [
-                {f.name: tree_map(torch.from_numpy, getattr(s, f.name)) for f in fields(s) if f.name != "infos"}
-                for s in self.steps
-            ],
+            "steps": columns,
             **{name: getattr(self, name) for name in ("returns", "lengths", "failures", "policy_failed")},
         }
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Steps:
         """The inverse of `state_dict`."""
-        steps = [Stepped(**to_numpy(saved), infos=({},) * len(saved["first"])) for saved in state["steps"]]
+        columns = to_numpy(state["steps"])
+        steps = [
+            Stepped(**tree_map(lambda leaf, at=number: leaf[at], columns), infos=({},) * len(columns["first"][number]))
+            for number in range(len(columns["first"]) if columns else 0)
+        ]
         return cls(**{**state, "steps": steps})
+
+
+_COLUMNS = tuple(field.name for field in fields(Stepped) if field.name != "infos")
 
 
 class Stepper:

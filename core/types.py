@@ -194,4 +194,6 @@ def to_numpy(tree: Tree) -> Tree:
 
 def tree_map(function: Any, tree: Tree, *rest: Tree) -> Tree:
     """Apply `function` to corresponding leaves of trees of the same structure."""
+    if isinstance(tree, (Tensor, np.ndarray)):  # most trees are one leaf
+        return function(tree, *rest)
     return pytree.tree_map(function, tree, *rest)
