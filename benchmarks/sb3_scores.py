@@ -85,7 +85,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines that are there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # a last one without its end was cut off
+    return [json.loads(line) for line in lines]
 
 
 def table(rows: list[dict[str, Any]]) -> str:

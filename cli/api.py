@@ -251,6 +251,8 @@ def resume(
         raise UserError(f"steps: {run.path} is fine-tuned after {options.steps}; expected online_steps, got {steps}")
     if not options.online_steps and online_steps is not None:
         raise UserError(f"online_steps: expected steps, {run.path} was begun without fine-tuning; got {online_steps}")
+    if online_steps is not None and online_steps < 1:
+        raise UserError(f"online_steps: expected 1 or more, got {online_steps}")
     options = merge(options, steps=steps, online_steps=online_steps)
     if last is not None and options.total_steps < last:
         name, before = ("online_steps", options.steps) if begun.online_steps else ("steps", 0)
@@ -341,6 +343,8 @@ class _Trainer:
         joint, self.offline = isinstance(task.spec, JointSpec), task.data is not None
         if joint and options.online_steps:
             raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
+        if options.online_steps and options.workers:
+            raise UserError(f"workers: expected 0, the learner steps one agent itself; got {options.workers}")
         self.algorithm = build_algorithm(
             algorithm,
             config,
@@ -401,29 +405,27 @@ class _Trainer:
             "extra": self.extra,
             "device": self.device,
         }
-        offline_steps, at = options.steps if self.offline else 0, run.checkpoints.last()
-        if self.offline and (not options.online_steps or at is None or at < offline_steps):
+        at = run.checkpoints.last()
+        if self.offline and (not options.online_steps or at is None or at < options.steps):
             train_offline(
                 self.algorithm,
                 self.replays[0],
                 run,
-                steps=offline_steps,
+                steps=options.steps,
                 evaluate=self.evaluate,
                 more=options.online_steps > 0,
                 **shared,
             )
         if self.stepper is None and self.plan is None:
             return
-        for one in self.player.algorithms if self.offline else ():
-            one.begin()
         train_online(
             self.player,
             self.played_into,
             self.stepper or Collector(self.plan, run.seeds, workers_of(self.options)),  # type: ignore[arg-type]  # one of them is there
             run,
             steps=total,
-            start=offline_steps,
-            evaluate=self._watched(run, offline_steps, reporter) if self.offline else self.evaluate,
+            start=options.steps if self.offline else None,
+            evaluate=self._watched(run, options.steps, reporter) if self.offline else self.evaluate,
             **shared,
         )
 
@@ -612,7 +614,10 @@ def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | No
     spec = any_spec_from_state(state["spec"])
     _, chosen = _algorithm_of(run, algorithm)
     if run.config["dataset"] is not None or isinstance(spec, JointSpec) or getattr(chosen, "on_policy", False):
-        raise UserError(f"{run.path}: expected a run of one agent that keeps a replay, got one of {run.algorithm}")
+        raise UserError(
+            f"{run.path}: expected a run of one agent that learned in an environment alone and keeps a replay, got one "
+            f"of {run.algorithm}" + (" on a dataset" if run.config["dataset"] is not None else "")
+        )
     config = config_from_values(config_class(chosen), state["config"])
     one = build_algorithm(chosen, config, spec, seeds=run.seeds, device="cpu").algorithms[index]
     kept = step_replay(spec, one, options_of(run), "cpu")

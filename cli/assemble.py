@@ -479,6 +479,11 @@ def transform_of(name: str, data: Recorded | None = None) -> RewardMap | None:
     Raises UserError or DataError.
     """
     given = None if data is None else data.given
+    if isinstance(given, Episodes) and (changed := [t for t in given.transforms if t.startswith("rewards:")]):
+        raise UserError(
+            f"online_steps: expected the rewards of {given.source} as the environment gives them, they were changed: "
+            f"{', '.join(changed)}; give the raw data, and --reward-transform"
+        )
     try:
         return None if name == "none" else reward_map(name, given if isinstance(given, Episodes) else None)
     except DataError:

@@ -26,7 +26,7 @@ class RunOptions:
     """Updates for each of these steps."""
     online_noise: float | None = None
     """Noise of the policy that plays: a deviation, where actions are [-1, 1], or the share of random discrete actions;
-    by default 0.1 where the algorithm's own policy is deterministic, else 0."""
+    by default 0.1 for td3_bc, and for bc of a Box, whose own policies have none, else 0."""
     online_share: float | None = None
     """Of every batch that is new, as 0.5; by default all steps are drawn alike, old and new."""
     online_replay: int = 1_000_000
@@ -97,6 +97,10 @@ class RunOptions:
         noise, share = self.online_noise, self.online_share
         check(noise is None or 0 <= noise < math.inf, "online_noise", "a finite number of 0 or more", noise)
         check(share is None or 0 <= share <= 1, "online_share", "a number in [0, 1]", share)
+        for name in ("online_updates", "online_noise", "online_share", "online_replay"):
+            value = getattr(self, name)
+            idle = self.online_steps == 0 and value != type(self).__dataclass_fields__[name].default
+            check(not idle, name, "--online-steps beside it", value)
         check(self.online_replay >= 1, "online_replay", "1 or more", self.online_replay)
         check(self.workers is None or self.workers >= 0, "workers", "0 or more", self.workers)
         check(self.eval_episodes >= 0, "eval_episodes", "0 or more", self.eval_episodes)

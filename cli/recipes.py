@@ -77,7 +77,7 @@ def _trained(recipe: Recipe, training: Training, folder: Path) -> Run:
     if note.is_file() and note.read_text(encoding="utf-8") == text and (path / "config.json").is_file():
         try:
             return resume(path, algorithm=training.algorithm, env=recipe.environment)[0]
-        except (RunError, CheckpointError) as error:
+        except (RunError, CheckpointError, UserError) as error:
             logger.warning("%s is begun again: %s", recipe.id, error)
     else:
         logger.info(

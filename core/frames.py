@@ -72,6 +72,6 @@ def _laid_out(stacks: Tensor, shape: tuple[int, ...] | None) -> Tensor:
         return stacks.flatten(-2)
     if len(shape) == 2:
         return stacks.movedim(-3, -1)
-    if shape[0] == 1:
+    if shape[0] == 1 and shape[-1] not in (1, 3):
         return stacks.squeeze(-3).movedim(-3, -1)
     return stacks.movedim(-4, -2).flatten(-2)

@@ -105,7 +105,7 @@ def train_online(
     reporter: Reporter | None = None,
     extra: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
-    start: int = 0,
+    start: int | None = None,
 ) -> dict[int, Stopped]:
     """Train all seeds of `run` for `steps` environment steps each, from its last checkpoint if it has one.
 
@@ -114,15 +114,20 @@ def train_online(
     fewest; a cadence falls due with the round that reaches it. Arguments and errors as in `train_offline`; RunFailed
     also where an environment keeps failing.
 
-    With `start`, the run has so many offline updates behind it, which count as steps and as updates: it goes on from
-    the checkpoint of step `start`, which is kept, to step `steps`.
+    With `start`, algorithms that were trained on a dataset so far are fine-tuned (`FineTuned`): so many updates are
+    behind them, which count as steps and as updates. The run goes on from the checkpoint of step `start`, which is
+    kept, to step `steps`.
     """
     reporter = reporter or Reporter(run.path, steps, run.seeds, quiet=True)
     with collector, Book(algorithm, run, reporter, extra or {}, device) as book, Signals() as signals:
         members = [Member(*parts) for parts in zip(algorithm.algorithms, replays, book.generators, strict=True)]
         step = book.restore()
-        book.protected.update({start} if start else ())
-        played: Mapping[int, Played] | None = _restore(book, step, start, members, collector)
+        if start is not None:
+            book.protected.add(start)
+            for one in algorithm.algorithms:
+                one.begin()
+        behind = start or 0
+        played: Mapping[int, Played] | None = _restore(book, step, behind, members, collector)
         book.reporter.start(step)
         if played is None:
             collector.start({index: members[index] for index in book.active})
@@ -135,9 +140,9 @@ def train_online(
             collector.start({index: members[index] for index in book.active})
             for index in book.active:
                 members[index].learn()
-            before, step = step, min(steps, *(start + members[index].steps for index in book.active))
-            book.updates = start + min(members[index].updates for index in book.active)
-            book.metrics.update(stacked([member.metrics for member in members]))
+            before, step = step, min(steps, *(behind + members[index].steps for index in book.active))
+            book.updates = behind + min(members[index].updates for index in book.active)
+            book.metrics.update(stacked([member.metrics for member in members], book.active))
             book.reporter.advance(step)
             interrupted = signals.received
             log = _falls_due(cadence.log, before, step, steps)
@@ -194,12 +199,12 @@ def _checkpoint(
 
 
 def _restore(
-    book: Book, step: int, start: int, members: Sequence[Member], collector: Collector | Stepper
+    book: Book, step: int, behind: int, members: Sequence[Member], collector: Collector | Stepper
 ) -> Mapping[int, Played] | None:
-    """Counters, replays, and what had been played already; None where playing begins."""
+    """Counters, replays, and what had been played already; None where playing begins, `behind` updates being made."""
     if not book.loop:
-        if start:
-            book.updates, book.timed = start, (start, start, book.seconds)
+        if behind:
+            book.updates, book.timed = behind, (behind, behind, book.seconds)
         return None
     try:
         replays = book.run.checkpoints.load_replay(book.restored)["replays"]
@@ -209,6 +214,6 @@ def _restore(
         collector.load_state_dict(book.loop.get("collector", {}))
     except (CheckpointError, ValueError, KeyError) as error:
         raise RunError(f"{book.run.checkpoints.path(step)}: its replay cannot be restored: {error}") from error
-    book.updates = start + min(member.updates for member in members)
+    book.updates = behind + min(members[index].updates for index in book.active)
     book.timed = (step, book.updates, book.seconds)
     return {int(index): collector.restored(batch) for index, batch in book.loop["played"].items()}

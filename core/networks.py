@@ -280,7 +280,7 @@ def _channels_first(images: Tensor, shape: Sequence[int]) -> Tensor:
     """Images `[*B, *shape]`, HWC, HW or 1HW, as `[*B, C, H, W]`."""
     if len(shape) == 2:
         return images.unsqueeze(-3)
-    return images if shape[0] == 1 else images.movedim(-1, -3)
+    return images if shape[0] == 1 and shape[-1] not in (1, 3) else images.movedim(-1, -3)
 
 
 def _convolutions(shape: Sequence[int]) -> nn.Module:

@@ -131,6 +131,11 @@ class PerturbedPolicy:
         self.noise, self.seed_index, self.scaling = noise, seed_index, scaling
         self.network: Network = noise.network
 
+    @property
+    def frame_stack(self) -> int:
+        """How many observations it acts on."""
+        return self.scaling.frame_stack
+
     def initial(self, num_envs: int) -> Carry:
         """Without noise, until it is drawn."""
         return self._begun(num_envs, None)

@@ -73,6 +73,11 @@ class Scaling:
         scaled = raw if self.mean is None else (raw - self.mean) * self.inverse_std
         return scaled if self.frames is None else self.frames(scaled)
 
+    @property
+    def frame_stack(self) -> int:
+        """How many observations the networks see at once."""
+        return 1 if self.frames is None else self.frames.count
+
     def see(self, step: Step, stacks: Tree | None) -> tuple[Tree, Tree | None]:
         """What networks are given of a step, and the stacks that end with it; None where nothing is stacked."""
         if self.frames is None:
@@ -168,7 +173,7 @@ class FeedForwardPolicy:
     @property
     def frame_stack(self) -> int:
         """How many observations it acts on."""
-        return 1 if self.scaling.frames is None else self.scaling.frames.count
+        return self.scaling.frame_stack
 
     def initial(self, num_envs: int) -> Carry:
         return None

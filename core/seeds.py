@@ -169,9 +169,16 @@ class Member:
 _COUNTERS = ("rounds", "episodes", "steps", "updates", "lost", "lost_in_a_row")
 
 
-def stacked(metrics: Sequence[Metrics]) -> Metrics:
-    """Metrics of single seeds, each a scalar, as `[S]` (a scalar for one seed): those that every seed has."""
+def stacked(metrics: Sequence[Metrics], active: Sequence[int] | None = None) -> Metrics:
+    """Metrics of single seeds, each a scalar, as `[S]` (a scalar for one seed): those that every active seed has.
+
+    active: indices, by default all; where another seed lacks one of them, it is NaN.
+    """
     if len(metrics) == 1:
         return metrics[0]
-    common = [name for name in metrics[0] if all(name in each for each in metrics)]
-    return {name: torch.stack([each[name] for each in metrics]) for name in common}
+    first, *others = [metrics[index] for index in (range(len(metrics)) if active is None else active)]
+    common = {name: value for name, value in first.items() if all(name in each for each in others)}
+    return {
+        name: torch.stack([each.get(name, torch.full_like(value, torch.nan)) for each in metrics])
+        for name, value in common.items()
+    }

@@ -67,6 +67,10 @@ class Steps:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Steps:
         """The inverse of `state_dict`."""
+        if isinstance(state["steps"], list):
+            raise ValueError(
+                "expected a tensor for each field of what was played, the checkpoint is of an older version"
+            )
         columns = to_numpy(state["steps"])
         steps = [
             Stepped(**tree_map(lambda leaf, at=number: leaf[at], columns), infos=({},) * len(columns["first"][number]))

@@ -188,7 +188,7 @@ def _workplace(recipe: Recipe, root: Path) -> Iterator[Path | None]:
             raise DataError(f"{recipe.id}: another process is training it, in {folder}; wait for it") from error
         try:
             yield folder
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
         finally:
             with suppress(OSError):
                 folder.rmdir()  # where nothing was begun

@@ -65,7 +65,11 @@ class MixedReplay:
             numbers = drawn_numbers(len(self), batch_size, generators, device)
             old = numbers < len(self.offline)
             return numbers[old], numbers[~old] - len(self.offline)
-        new = round(self.share * batch_size) if len(self.online) else 0
+        new = round(self.share * batch_size)
+        if 0 < self.share < 1 < batch_size:
+            new = min(max(new, 1), batch_size - 1)
+        if not len(self.online):
+            new = 0
         empty = torch.empty(0, dtype=torch.int64, device=device)
         return (
             drawn_numbers(len(self.offline), batch_size - new, generators, device) if new < batch_size else empty,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from herdbook.core.config import COUNT, POSITIVE, require
@@ -55,6 +56,7 @@ class BC:
     def __init__(self, config: BCConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.action_space, c.algorithm)
+        self.online_noise = 0.0 if isinstance(spec.action_space, spaces.Discrete) else 0.1  # where it is fine-tuned
         self.scaling = Scaling(
             spec,
             standardise=c.standardise_observations,

@@ -16,6 +16,7 @@ from herdbook.cli.api import resume
 from herdbook.cli.catalogue import UserError
 from herdbook.cli.main import main
 from herdbook.core.book import Book
+from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.fine_tuning import FineTuned, collapsed, score_of, watched
 from herdbook.core.loop import train_online
@@ -24,7 +25,7 @@ from herdbook.core.types import Spec, Step
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rewards import RewardMap, reward_map
+from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
 from herdbook.offline.cql import CQL
 from herdbook.offline.iql import IQL
 from herdbook.offline.td3_bc import TD3BC, TD3BCConfig
@@ -103,7 +104,7 @@ def test_a_batch_is_what_both_replays_hold() -> None:
     assert batch.next_action_mask is not None and batch.next_action_mask.shape == (200,)
 
 
-@pytest.mark.parametrize(("share", "new"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+@pytest.mark.parametrize(("share", "new"), [(0.0, 0), (0.01, 1), (0.25, 2), (0.5, 4), (0.99, 7), (1.0, 8)])
 def test_a_share_is_kept_in_every_batch(share: float, new: int) -> None:
     replay = mixed(share, added=2)
     for seed in range(5):
@@ -317,7 +318,7 @@ def test_the_first_part_is_the_offline_run(pendulum: Episodes, algorithm: str) -
         if algorithm == "iql"
         else go(pendulum, "both", algorithm, seeds=(0,))
     )
-    alone = go(pendulum, "alone", algorithm, seeds=(0,), online_steps=0)
+    alone = go(pendulum, "alone", algorithm, seeds=(0,), online_steps=0, online_share=None)
     offline = alone.checkpoints.load()["state"]
     assert equal(both.checkpoints.load(40)["state"]["seed_by_seed"][0], offline)
     lines = [line for line in both.evaluations() if line["step"] <= 40]
@@ -419,6 +420,7 @@ def test_discrete_actions_are_fine_tuned_too(algorithm: str) -> None:
 def test_it_can_begin_without_an_offline_part(pendulum: Episodes) -> None:
     run = go(pendulum, steps=0)
     assert [line["step"] for line in run.evaluations() if line["seed"] == 0] == [0, 25, 50, 60]
+    assert run.checkpoints.steps()[0] == 0  # kept
 
 
 class Fickle(gymnasium.Env[Any, Any]):
@@ -466,6 +468,8 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(pendulum: Episodes) -> No
         (r"online_share: expected a number in \[0, 1\], got 2", {"online_share": 2.0}),
         ("online_replay: expected 1 or more, got 0", {"online_replay": 0}),
         ("online_replay: expected .* a capacity of at least one step a lane", {"online_replay": 2, "num_envs": 3}),
+        ("online_share: expected --online-steps beside it, got 0.5", {"online_share": 0.5, "online_steps": 0}),
+        ("workers: expected 0, the learner steps one agent itself; got 2", {"workers": 2}),
         ("online_steps: random pendulum names no environment to play in; name one with --env", {"env": None}),
     ):
         with pytest.raises(UserError, match=words):
@@ -484,6 +488,8 @@ def test_what_cannot_be_extended_is_said(pendulum: Episodes, capsys: pytest.Capt
     go(pendulum, "plain", online_steps=0)
     with pytest.raises(UserError, match="steps: tuned is fine-tuned after 40; expected online_steps, got 80"):
         resume("tuned", steps=80, dataset=pendulum)
+    with pytest.raises(UserError, match="online_steps: expected 1 or more, got 0"):
+        resume("tuned", online_steps=0, dataset=pendulum)
     with pytest.raises(UserError, match="online_steps: expected at least 60, where tuned is, got 10"):
         resume("tuned", online_steps=10, dataset=pendulum)
     with pytest.raises(UserError, match="online_steps: expected steps, plain was begun without fine-tuning; got 9"):
@@ -492,13 +498,37 @@ def test_what_cannot_be_extended_is_said(pendulum: Episodes, capsys: pytest.Capt
     assert "finished at step 100; nothing to do (--online-steps N extends it)" in capsys.readouterr().out
 
 
-def test_the_environment_of_a_dataset_is_not_trusted_more_than_elsewhere() -> None:
-    from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable
-
-    data = dataset(environment=EnvironmentSpec(id="os:getcwd"))
-    with pytest.raises((EnvironmentUnavailable, UserError)):
+def test_code_that_a_dataset_names_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("sentinel_code.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(Path.cwd())
+    data = dataset(environment=EnvironmentSpec(id="sentinel_code:make"))
+    with pytest.raises(EnvironmentUnavailable, match="code that a file names is not imported"):
         go(data, env=None)
     assert not Path("run").exists()
+
+
+def test_rewards_that_were_changed_before_are_refused(pendulum: Episodes) -> None:
+    with pytest.raises(UserError, match=r"they were changed: rewards: scale:0.5; give the raw data"):
+        go(transform_rewards(pendulum, "scale:0.5"))
+
+
+def test_a_seed_that_stopped_offline_hides_no_other(pendulum: Episodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of those that go on are read anew, and one that fails later stops too."""
+    update, calls = TD3BC.update, dict[int, int]()
+
+    def failing(self: TD3BC, batch: Any) -> Any:
+        seed = self.learner.seeds[0]
+        calls[seed] = calls.get(seed, 0) + 1
+        metrics = update(self, batch)
+        bad = (seed == 0 and calls[seed] == 20) or (seed == 1 and calls[seed] == 70)
+        return metrics | ({"loss/critic": torch.tensor(torch.nan)} if bad else {})
+
+    monkeypatch.setattr(TD3BC, "update", failing)
+    run = go(pendulum, seeds=(0, 1, 2))
+    lines = {seed: [line for line in run.metrics() if line["seed"] == seed] for seed in (0, 1, 2)}
+    assert [lines[seed][-1]["step"] for seed in (0, 1, 2)] == [20, 70, 100]
+    later = [line["loss/critic"] for line in lines[2] if line["step"] > 40]
+    assert len(set(later)) == len(later) == 6 and "collected/lost" in lines[2][-1]
 
 
 def test_the_record_says_how_it_was_tuned(pendulum: Episodes) -> None:
