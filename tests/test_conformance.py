@@ -387,7 +387,9 @@ def test_the_table_of_options_is_that_of_the_configs(option: str, repo_root: Pat
     assert set(names) == {name for name in NAMES if ALGORITHMS[name].startswith("herdbook.online.")}
 
 
-@pytest.mark.parametrize(("option", "name"), [(option, name) for option, names in OPTIONS.items() for name in names])
+@pytest.mark.parametrize(
+    ("option", "name"), [(option, name) for option, names in OPTIONS.items() for name in sorted(names)]
+)
 def test_every_option_is_tried_on_every_algorithm_that_has_it(option: str, name: str) -> None:
     default = next(f.default for f in dataclasses.fields(config_class(algorithm_class(name))) if f.name == option)
     assert default not in (None, False) or any(option in changes for changes in VARIANTS.get(name, []))
