@@ -170,7 +170,7 @@ def test_prioritised_sampling_begins_at_its_exponent_and_ends_at_one() -> None:
         algorithm.sample(asked, [])
     assert [options.pop("importance_exponent") for options in asked.options] == pytest.approx([0.4, 0.7, 1.0, 1.0])
     DQN(DQNConfig(**settings), spec).sample(asked, [])  # and a replay without priorities is not asked for any
-    assert asked.options == [settings] * 5
+    assert asked.options == [settings | {"frame_stack": 1}] * 5
 
 
 def test_priorities_are_the_size_of_the_error_and_never_zero() -> None:
