@@ -117,8 +117,15 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         algorithm="matd3_bc",
         patterns=("mpe2/*",),
-        config={"hidden_sizes": (128, 128), "batch_size": 256, "alpha": 0.1, "actor_lr": 2e-3},
-        source="ours: an expert on spread is cloned, by the defaults it was not (docs/results/marl.md)",
+        config={
+            "hidden_sizes": (128, 128),
+            "batch_size": 256,
+            "alpha": 1.0,
+            "discount": 0.9,
+            "actor_lr": 2e-3,
+            "decay_lr": True,
+        },
+        source="ours: one setting for an expert's data and for half-way ones, on spread (docs/results/marl.md)",
     ),
     *(
         Setting(
