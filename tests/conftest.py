@@ -7,7 +7,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; what asks for it fails at once
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,42 @@ def _seeded() -> Iterator[None]:
 def _away_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_minari_root: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(session_minari_root))
+
+
+@pytest.fixture
+def die_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, type, Callable[[], object]], None]:
+    """`die_at(kind, number, algorithm, function)`: run the function up to its nth update of the algorithm, checkpoint,
+    rename (`link`), line of a file or addition to a replay, where it dies as by kill -9."""
+    from herdbook.core.book import Book
+    from herdbook.core.runs import JSONLines
+    from herdbook.datasets.replay import ReplayBuffer
+
+    class Killed(BaseException):
+        """Nothing of ours runs after it."""
+
+    def run(kind: str, number: int, algorithm: type, function: Callable[[], object]) -> None:
+        owner, name = {
+            "update": (algorithm, "update"),
+            "checkpoint": (Book, "checkpoint"),
+            "link": (os, "replace"),
+            "line": (JSONLines, "write"),
+            "add": (ReplayBuffer, "add"),
+        }[kind]
+        original, calls = getattr(owner, name), 0
+
+        def die(*arguments: object, **keywords: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise Killed
+            return original(*arguments, **keywords)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, die)
+            with pytest.raises(Killed):
+                function()
+
+    return run
 
 
 @pytest.fixture

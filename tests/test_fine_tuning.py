@@ -1,7 +1,6 @@
 """Fine-tuning: the mixed replay, the policy that plays, the run that goes on in an environment, and its mistakes."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,18 @@ from gymnasium import spaces
 
 import herdbook
 from herdbook.cli.api import resume
-from herdbook.cli.catalogue import UserError
+from herdbook.cli.catalogue import UserError, algorithm_class
 from herdbook.cli.main import main
-from herdbook.core.book import Book
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.fine_tuning import FineTuned, collapsed, score_of, watched
 from herdbook.core.loop import train_online
-from herdbook.core.runs import JSONLines, Run
+from herdbook.core.runs import Run
 from herdbook.core.types import Spec, Step
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
-from herdbook.offline.cql import CQL
-from herdbook.offline.iql import IQL
 from herdbook.offline.td3_bc import TD3BC, TD3BCConfig
 
 FILES = ("metrics.jsonl", "evaluations.jsonl")
@@ -344,33 +340,10 @@ def test_a_seed_is_the_same_alone_and_beside_others(pendulum: Episodes) -> None:
     ],
 )
 def test_a_run_that_dies_anywhere_resumes_to_the_bit(
-    pendulum: Episodes, algorithm: str, when: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+    pendulum: Episodes, algorithm: str, when: tuple[str, int], die_at: Any
 ) -> None:
     whole = go(pendulum, "whole", algorithm)
-    kind, number = when
-    owner, name = {
-        "update": ({"td3_bc": TD3BC, "cql": CQL, "iql": IQL}[algorithm], "update"),
-        "checkpoint": (Book, "checkpoint"),
-        "link": (os, "replace"),
-        "line": (JSONLines, "write"),
-        "add": (ReplayBuffer, "add"),
-    }[kind]
-    original, calls = getattr(owner, name), 0
-
-    class Killed(BaseException):
-        """Stands for kill -9: nothing of ours runs after it."""
-
-    def die(*arguments: object, **keywords: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise Killed
-        return original(*arguments, **keywords)
-
-    monkeypatch.setattr(owner, name, die)
-    with pytest.raises(Killed):
-        go(pendulum, "cut", algorithm)
-    monkeypatch.setattr(owner, name, original)
+    die_at(*when, algorithm_class(algorithm), lambda: go(pendulum, "cut", algorithm))
     cut, continued = resume("cut", dataset=pendulum, quiet=True)
     assert continued and same(cut, whole)
     assert resume("cut", dataset=pendulum, quiet=True)[1] is False

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,12 +20,11 @@ from herdbook.cli.api import export_replay, resume
 from herdbook.cli.catalogue import UserError, algorithm_class, config_class
 from herdbook.cli.collect import CollectArguments
 from herdbook.cli.main import main
-from herdbook.core.book import Book
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.moments import RewardScale
 from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, RandomPolicy, Rollout, Stepped, fixed_episodes
-from herdbook.core.runs import JSONLines, Run, RunFailed
+from herdbook.core.runs import Run, RunFailed
 from herdbook.core.stepping import Steps
 from herdbook.core.types import Spec, Step
 from herdbook.datasets.learned import LearnedBy
@@ -334,10 +332,8 @@ def test_a_round_comes_back_from_a_checkpoint() -> None:
         ("reinforce", ("link", 3)),
     ],
 )
-def test_a_run_that_dies_anywhere_resumes_to_the_bit(
-    algorithm: str, when: tuple[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    die_and_resume(algorithm, when, monkeypatch)
+def test_a_run_that_dies_anywhere_resumes_to_the_bit(algorithm: str, when: tuple[str, int], die_at: Any) -> None:
+    die_and_resume(algorithm, when, die_at)
 
 
 @pytest.mark.parametrize(
@@ -356,41 +352,18 @@ def test_a_run_that_dies_anywhere_resumes_to_the_bit(
     ],
 )
 def test_a_run_with_every_option_resumes_to_the_bit(
-    algorithm: str, when: tuple[str, int], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    algorithm: str, when: tuple[str, int], options: dict[str, Any], die_at: Any
 ) -> None:
-    whole = die_and_resume(algorithm, when, monkeypatch, **STABLE, **options)
+    whole = die_and_resume(algorithm, when, die_at, **STABLE, **options)
     (state, _) = whole.checkpoints.load()["state"]["seed_by_seed"]
     assert state["units"]["moments"]["count"] >= 130 and state["units"]["reward_scale"]["sums"].any()
     assert ("parameter_noise" in options) == (state["noise"] is not None)
 
 
-def die_and_resume(algorithm: str, when: tuple[str, int], monkeypatch: pytest.MonkeyPatch, **options: Any) -> Run:
+def die_and_resume(algorithm: str, when: tuple[str, int], die_at: Any, **options: Any) -> Run:
     """A whole run, after one that was killed and resumed was found equal to it."""
     whole = go(algorithm, "whole", **options)
-    kind, number = when
-    owner, name = {
-        "update": (algorithm_class(algorithm), "update"),
-        "checkpoint": (Book, "checkpoint"),
-        "link": (os, "replace"),
-        "line": (JSONLines, "write"),
-        "add": (ReplayBuffer, "add"),
-    }[kind]
-    original, calls = getattr(owner, name), 0
-
-    class Killed(BaseException):
-        """Stands for kill -9: nothing of ours runs after it."""
-
-    def die(*arguments: object, **keywords: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise Killed
-        return original(*arguments, **keywords)
-
-    monkeypatch.setattr(owner, name, die)
-    with pytest.raises(Killed):
-        go(algorithm, "cut", **options)
-    monkeypatch.setattr(owner, name, original)
+    die_at(*when, algorithm_class(algorithm), lambda: go(algorithm, "cut", **options))
     own = {"env": options["env"]} if callable(options.get("env")) else {}
     cut, continued = resume("cut", quiet=True, **own)
     assert continued and same(cut, whole)
