@@ -30,7 +30,7 @@ from herdbook.core.joint import JointEpisode
 from herdbook.core.joint_actor import JointActor
 from herdbook.core.learner import Learner
 from herdbook.core.rollout import EnvironmentFailed
-from herdbook.core.runs import JSONLines, Run, RunError, RunFailed
+from herdbook.core.runs import Run, RunError, RunFailed
 from herdbook.datasets.episodes import DataError
 from herdbook.datasets.joint_episodes import JointEpisodes
 from herdbook.datasets.learned import LearnedBy
@@ -147,40 +147,14 @@ def test_a_run_learns_and_says_what_it_did(game: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "when", [("update", 1), ("update", 31), ("checkpoint", 2), ("link", 3), ("line", 9), ("add", 7)]
+    "when", [("update", 1), ("update", 31), ("checkpoint", 2), ("link", 3), ("line", 9), ("add_joint", 7)]
 )
-def test_a_run_that_dies_anywhere_resumes_to_the_bit(
-    game: str, monkeypatch: pytest.MonkeyPatch, when: tuple[str, int]
-) -> None:
-    from herdbook.datasets.joint_replay import JointReplay
+def test_a_run_that_dies_anywhere_resumes_to_the_bit(game: str, die_at: Any, when: tuple[str, int]) -> None:
     from herdbook.marl.vdn import VDN
 
     cadence = {"log_every": 20, "evaluate_every": 70, "checkpoint_every": 50}
     whole = go(game, "whole", **cadence)
-    kind, number = when
-    owner, name = {
-        "update": (VDN, "update"),
-        "checkpoint": (Book, "checkpoint"),
-        "link": (os, "replace"),
-        "line": (JSONLines, "write"),
-        "add": (JointReplay, "add"),
-    }[kind]
-    original, calls = getattr(owner, name), 0
-
-    class Killed(BaseException):
-        """Stands for kill -9: nothing of ours runs after it."""
-
-    def die(*arguments: object, **keywords: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise Killed
-        return original(*arguments, **keywords)
-
-    monkeypatch.setattr(owner, name, die)
-    with pytest.raises(Killed):
-        go(game, "cut", **cadence)
-    monkeypatch.setattr(owner, name, original)
+    die_at(*when, VDN, lambda: go(game, "cut", **cadence))
     cut, continued = resume("cut", env=game, quiet=True)
     assert continued and same(cut, whole)
 
