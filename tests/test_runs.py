@@ -19,7 +19,6 @@ from herdbook.cli.api import evaluate_run, resume
 from herdbook.cli.assemble import config_from_values, config_values
 from herdbook.cli.catalogue import UserError
 from herdbook.core import runs
-from herdbook.core.book import Book
 from herdbook.core.checkpoint import CheckpointError, Checkpoints
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores
 from herdbook.core.loop import Cadence
@@ -118,39 +117,12 @@ def test_zero_steps_evaluate_the_untrained_policy(small_dataset: str) -> None:
     assert [line["step"] for line in run.evaluations()] == [0, 0]
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing of ours runs after it."""
-
-
 @pytest.mark.parametrize("when", [("update", 1), ("update", 23), ("checkpoint", 2), ("link", 3), ("line", 17)])
-def test_a_run_that_dies_anywhere_resumes_to_the_bit(
-    small_dataset: str, monkeypatch: pytest.MonkeyPatch, when: tuple[str, int]
-) -> None:
+def test_a_run_that_dies_anywhere_resumes_to_the_bit(small_dataset: str, die_at: Any, when: tuple[str, int]) -> None:
     whole = go(small_dataset, "whole", log_every=3, evaluate_every=7, checkpoint_every=5)
-    import os
-
     import user_code
 
-    kind, number = when
-    owner, name = {
-        "update": (user_code.Mine, "update"),
-        "checkpoint": (Book, "checkpoint"),
-        "link": (os, "replace"),
-        "line": (JSONLines, "write"),
-    }[kind]
-    original, calls = getattr(owner, name), 0
-
-    def die(*arguments: object, **keywords: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise Killed
-        return original(*arguments, **keywords)
-
-    monkeypatch.setattr(owner, name, die)
-    with pytest.raises(Killed):
-        go(small_dataset, "cut", log_every=3, evaluate_every=7, checkpoint_every=5)
-    monkeypatch.setattr(owner, name, original)
+    die_at(*when, user_code.Mine, lambda: go(small_dataset, "cut", log_every=3, evaluate_every=7, checkpoint_every=5))
     with (Path("cut") / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 999, "half')  # what a killed write may leave
     cut, continued = resume("cut", algorithm=MINE, quiet=True)
