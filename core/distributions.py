@@ -173,3 +173,37 @@ class Categorical:
         log_probs, others = self.logits.log_softmax(-1), other.logits.log_softmax(-1)
         ratio = torch.where(log_probs == -torch.inf, 0.0, log_probs - others)  # what is illegal adds nothing
         return (log_probs.exp() * ratio).sum(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class EpsilonGreedy:
+    """The best legal action, but with probability ε any legal one, each as likely. Actions are indices [*B].
+
+    values: [*B, n]; legal: a mask that broadcasts to it, None for all.
+    """
+
+    values: Tensor
+    legal: Tensor | None
+    epsilon: float
+
+    @property
+    def probs(self) -> Tensor:
+        best = F.one_hot(self.mode(), self.values.shape[-1]).to(self.values.dtype)
+        if self.legal is None:
+            return self.epsilon / self.values.shape[-1] + (1 - self.epsilon) * best
+        return self.epsilon * self.legal / self.legal.sum(-1, keepdim=True) + (1 - self.epsilon) * best
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        best, device = self.mode(), self.values.device
+        if self.legal is None:
+            other = torch.randint(self.values.shape[-1], best.shape, generator=generator, device=device)
+        else:
+            other = Categorical(torch.where(self.legal, 0.0, -torch.inf).expand_as(self.values)).sample(generator)
+        return torch.where(torch.rand(best.shape, generator=generator, device=device) < self.epsilon, other, best)
+
+    def mode(self) -> Tensor:
+        values = self.values if self.legal is None else self.values.masked_fill(~self.legal, -torch.inf)
+        return values.argmax(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return self.probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1).log()

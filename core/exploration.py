@@ -13,7 +13,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from herdbook.core.distributions import Categorical, Deterministic, Normal
+from herdbook.core.distributions import Deterministic, Normal
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.rollout import RandomPolicy, Uniform
 from herdbook.core.types import Carry, Distribution, Policy, Step, Tree
@@ -51,18 +51,6 @@ def exploring_actor(
     return FeedForwardPolicy(scaling, lambda o: gaussian_noise(act(o), sigma), deterministic=False)
 
 
-def epsilon_greedy(values: Tensor, legal: Tensor | None, epsilon: float) -> Categorical:
-    """ε shared by all legal actions, and the rest for the best of them. values: [*B, n]; legal: None for all."""
-    if legal is None:
-        share = epsilon / values.shape[-1]
-        probs = torch.full_like(values, share).scatter_(-1, values.argmax(-1, keepdim=True), 1 - epsilon + share)
-        return Categorical(probs.log())
-    best = values.masked_fill(~legal, -torch.inf).argmax(-1, keepdim=True)
-    uniform = legal.float() / legal.sum(-1, keepdim=True)
-    probs = (epsilon * uniform).expand_as(values)
-    return Categorical((probs + torch.zeros_like(values).scatter_(-1, best, 1 - epsilon)).log())
-
-
 def linear_schedule(start: float, end: float, steps: int, step: float | None) -> float:
     """From `start` to `end` over so many steps, and `end` ever after, or where no step is given."""
     return end if step is None else start + (end - start) * min(step / steps, 1.0)
@@ -70,7 +58,14 @@ def linear_schedule(start: float, end: float, steps: int, step: float | None) ->
 
 def updates_after(steps: int, warmup_steps: int, updates_per_step: float) -> int:
     """How many updates should have been made after so many environment steps, of which the first are a warm-up."""
-    return int(max(steps - warmup_steps, 0) * _simplest(updates_per_step))
+    rate = _simplest(updates_per_step)
+    return max(steps - warmup_steps, 0) * rate.numerator // rate.denominator
+
+
+def steps_between_updates(updates_per_step: float, num_envs: int) -> int:
+    """How many steps each environment takes in a row: 4 for 1/4 and one environment, 1 where each step is due more."""
+    rate = _simplest(updates_per_step)
+    return max(rate.denominator // (rate.numerator * num_envs), 1)
 
 
 @functools.lru_cache

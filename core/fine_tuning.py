@@ -9,7 +9,7 @@ import torch
 from gymnasium import Space
 
 from herdbook.core.book import Evaluate
-from herdbook.core.exploration import NoisyPolicy, updates_after
+from herdbook.core.exploration import NoisyPolicy, steps_between_updates, updates_after
 from herdbook.core.types import Metrics, OffPolicy, Policy, Replay
 
 
@@ -22,7 +22,6 @@ class FineTuned:
     Raises ValueError for noise that does not fit the actions.
     """
 
-    round_steps: ClassVar[int] = 1
     num_envs: ClassVar[int] = 1
 
     def __init__(
@@ -47,6 +46,10 @@ class FineTuned:
         """The algorithm's own, with the noise unless `deterministic`; the same at every `step`."""
         policy = self.algorithm.policy(seed_index, deterministic=deterministic)
         return policy if deterministic or not self.noise else NoisyPolicy(policy, self.action_space, self.noise)
+
+    def round_steps(self, num_envs: int) -> int:
+        """How many steps each environment takes between updates."""
+        return steps_between_updates(self.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many environment steps."""

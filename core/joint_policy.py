@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdbook.core.distributions import Categorical, Normal
-from herdbook.core.exploration import epsilon_greedy
+from herdbook.core.distributions import Categorical, EpsilonGreedy, Normal
 from herdbook.core.joint import ByKind, JointSegments, JointSpec, JointTransitions
 from herdbook.core.joint_actions import JointActions, only_legal
 from herdbook.core.joint_networks import AgentNetworks, JointCritic, Sharing, row_times, rows_present
@@ -238,8 +237,8 @@ class AgentValues:
         """ε-greedy in the outputs, which are values of actions; greedy where `deterministic`."""
         epsilon = 0.0 if deterministic else epsilon
 
-        def act(step: Step, carry: Carry) -> tuple[Categorical, Carry]:
+        def act(step: Step, carry: Carry) -> tuple[EpsilonGreedy, Carry]:
             values, carry = self.at(parameters, step, carry)
-            return epsilon_greedy(values, self.actions.legal(step.action_mask), epsilon), carry
+            return EpsilonGreedy(values, self.actions.legal(step.action_mask), epsilon), carry
 
         return JointPolicy(self.actions, act, self.initial, deterministic=deterministic)

@@ -127,7 +127,7 @@ class _Optimiser:
         self._step = torch.zeros((), device=self.leaves[0].device)
 
     @torch.no_grad()
-    def apply(self, gradients: Sequence[Tensor], batched: bool, rate_scale: float) -> None:
+    def apply(self, gradients: tuple[Tensor, ...], batched: bool, rate_scale: float) -> None:
         settings, rate = self.settings, self.settings.lr * rate_scale
         if settings.max_grad_norm is not None:
             gradients = clip_per_seed(gradients, settings.max_grad_norm, batched)
@@ -321,15 +321,17 @@ class Learner:
             restore_generator(own, saved_state, seed, _NOISE, self.updates)
 
 
-def clip_per_seed(gradients: Sequence[Tensor], max_norm: float, batched: bool) -> tuple[Tensor, ...]:
+def clip_per_seed(gradients: tuple[Tensor, ...] | list[Tensor], max_norm: float, batched: bool) -> tuple[Tensor, ...]:
     """Scale each seed's gradient so that its norm over all tensors is at most `max_norm`.
 
     gradients: each [S, …] if `batched`, else without the axis. As torch.nn.utils.clip_grad_norm_, but per seed.
     """
-    axes = 1 if batched else 0
-    squares = torch.stack([g.reshape(*g.shape[:axes], -1).square().sum(-1) for g in gradients])  # [tensors, S or none]
-    scale = (max_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)  # [] or [S]
-    return tuple(g * scale.reshape(scale.shape + (1,) * (g.dim() - scale.dim())) for g in gradients)
+    if not batched:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return tuple(torch._foreach_mul(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0)))
+    squares = torch.stack([g.reshape(len(g), -1).square().sum(-1) for g in gradients])  # [tensors, S]
+    scale = (max_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)  # [S]
+    return tuple(g * scale.reshape(-1, *[1] * (g.dim() - 1)) for g in gradients)
 
 
 def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:

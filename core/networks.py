@@ -79,20 +79,21 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        lead: tuple[int, ...] = x.shape[:-1]
-        if self.copies is not None:
-            x = x.reshape(-1, x.shape[-1])
-            copies = cast(Linear, self.layers[0]).weight.shape[0]  # one, where the first copy alone is asked for
-            lead = (copies, *lead)
-            x = x.expand(copies, *x.shape)
-            if x.shape[1] > ROWS and self.activation is F.relu and x.is_cpu and not torch.compiler.is_compiling():
-                parameters = list(self.layers.parameters())
-                return chunked_perceptron(x, *parameters)[0].reshape(*lead, -1)
+        if self.copies is None:
+            *before, last = [cast(Any, layer._parameters) for layer in self.layers]  # a call would cost as its product
+            for parameters in before:
+                x = self.activation(F.linear(x, parameters["weight"], parameters["bias"]))
+            return F.linear(x, last["weight"], last["bias"])
+        copies = cast(Linear, self.layers[0]).weight.shape[0]  # one, where the first copy alone is asked for
+        lead = (copies, *x.shape[:-1])
+        x = x.reshape(-1, x.shape[-1])
+        x = x.expand(copies, *x.shape)
+        if x.shape[1] > ROWS and self.activation is F.relu and x.is_cpu and not torch.compiler.is_compiling():
+            return chunked_perceptron(x, *self.layers.parameters())[0].reshape(*lead, -1)
         *hidden, last = self.layers  # a slice would make a new ModuleList each time
         for layer in hidden:
             x = self.activation(layer(x))
-        x = last(x)
-        return x.reshape(*lead, x.shape[-1])
+        return last(x).reshape(*lead, -1)  # type: ignore[no-any-return]  # torch's is untyped
 
 
 class GRU(nn.Module):
@@ -312,7 +313,8 @@ class Head(nn.Module):
         self.mlp = MLP(self.encoder.size, outputs, hidden_sizes, copies=copies, activation=activation)
 
     def forward(self, observations: Tree) -> Tensor:
-        return self.mlp(self.encoder(observations))  # type: ignore[no-any-return]
+        vector = self.encoder.kind == "vector"  # which the encoder would pass through
+        return self.mlp(observations if vector else self.encoder(observations))  # type: ignore[no-any-return]
 
 
 class StateValue(Head):

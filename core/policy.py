@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.distributions import BOUND, Categorical, ClippedNormal, Deterministic
+from herdbook.core.distributions import BOUND, Categorical, ClippedNormal, Deterministic, EpsilonGreedy
 from herdbook.core.frames import Frames
 from herdbook.core.types import Carry, Distribution, Spec, Step, Transitions, Tree
 
@@ -151,8 +151,8 @@ class ScaledDistribution:
 
 def greedy(distribution: Any) -> Any:
     """All mass on the mode."""
-    if isinstance(distribution, Categorical):
-        best = torch.nn.functional.one_hot(distribution.mode(), distribution.logits.shape[-1])
+    if isinstance(distribution, (Categorical, EpsilonGreedy)):
+        best = torch.nn.functional.one_hot(distribution.mode(), distribution.probs.shape[-1])
         return Categorical(best.float().log())
     return Deterministic(distribution.mode())
 
@@ -178,12 +178,12 @@ class FeedForwardPolicy:
     def initial(self, num_envs: int) -> Carry:
         return None
 
-    @torch.no_grad()
     def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
-        observations, carry = self.scaling.see(step, carry)
-        distribution = self.function(observations)
-        actions = distribution.mode() if self.deterministic else distribution.sample(generator)
-        return self.scaling.raw_actions(actions), carry
+        with torch.no_grad():
+            observations, carry = self.scaling.see(step, carry)
+            distribution = self.function(observations)
+            actions = distribution.mode() if self.deterministic else distribution.sample(generator)
+            return self.scaling.raw_actions(actions), carry
 
     @torch.no_grad()
     def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:

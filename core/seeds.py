@@ -16,22 +16,22 @@ FAILURES = 10
 class Interactive(Algorithm, Protocol):
     """An algorithm that learns from what its own policies play. It trains one seed.
 
-    Its config says how many `replay_steps` are kept. Algorithms of many agents play whole episodes.
+    Its config says how many `replay_steps` are kept. Algorithms of many agents play whole episodes. One of one agent may
+    have `follows` (None: nothing): what takes every step in, once, as its replay does.
     """
 
     learner: Any
     acting: tuple[str, ...]
     """Of many agents: the networks that its policies read."""
-    round_steps: int
-    """Of one agent: how many steps it takes in each of its environments between updates.
-
-    One of one agent may also have `follows` (None: nothing): what takes every step in, once, as its replay does.
-    """
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Any: ...
     def update(self, batch: Any) -> Metrics: ...
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
         """Greedy, or exploring as its schedule says at environment step `step`."""
+        ...
+
+    def round_steps(self, num_envs: int) -> int:
+        """Of one agent: how many steps it takes in each of its environments between updates."""
         ...
 
     def updates_due(self, episodes: int, steps: int) -> int:

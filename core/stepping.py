@@ -169,7 +169,7 @@ class _Seat:
     def play(self, member: Member) -> Steps:
         played = Steps()
         policy = member.algorithm.policy(deterministic=False, step=member.steps)
-        for _ in range(member.algorithm.round_steps):
+        for _ in range(member.algorithm.round_steps(len(self.lengths))):
             try:
                 stepped = self.rollout.step(policy, self.generator, keep_carry=True)
             except PolicyFailed as error:

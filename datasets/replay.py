@@ -107,12 +107,14 @@ class ReplayBuffer:
         )
         self._drawable = self._returns_to_go = None
         self._reward_transform = reward_transform
+        self._tables = {name: tree_map(_Table, getattr(self, f"_{name}")) for name in ("observations", *_STEP_TABLES)}
         self._rings, self._lanes, self.frame_stack = Rings(capacity, lanes, frame_stack), lanes, frame_stack
         return self
 
     def _fill(self, time_limit: TimeLimit, **tables: Any) -> None:
         self.time_limit = checked_time_limit(time_limit)
         self._reward_transform: Callable[[Tensor], Tensor] | None = None
+        self._tables: dict[str, Any] = {}  # online: each as `_Table`, the observations as a tree of them
         self._observations: Tree = tables["observations"]  # leaves [rows, …]
         self._rows: Tensor = tables["rows"]  # [steps] the observation row of a step; its next observation follows
         self._actions: Tensor = tables["actions"]
@@ -324,32 +326,28 @@ class ReplayBuffer:
         rings = self._rings
         if rings is None:
             raise TypeError("an offline replay does not grow; build one with ReplayBuffer.online")
-        columns = [
-            (table, self._checked(name, table, values))
-            for name, table, values in (
-                ("actions", self._actions, actions),
-                ("rewards", self._rewards, rewards),
-                ("terminated", self._terminated, terminated),
-                ("truncated", self._truncated, truncated),
-            )
-        ]
-        first = self._checked("observations", self._observations, observations, np.flatnonzero(rings.position == 0))
-        following = self._checked("next_observations", self._observations, next_observations)
-        ends, cut_off = columns[2][1], columns[3][1]
-        written = rings.append(ends | cut_off)
+        tables = self._tables
+        columns = {"actions": actions, "rewards": rewards, "terminated": terminated, "truncated": truncated}
+        columns = {name: self._checked(name, tables[name], values) for name, values in columns.items()}
+        began = (rings.position == 0).nonzero()[0]
+        first = self._checked("observations", tables["observations"], observations, began) if len(began) else None
+        following = self._checked("next_observations", tables["observations"], next_observations)
+        ends = columns["terminated"]
+        over = ends | columns["truncated"]
+        written = rings.append(over)
         steps = slice(written.step * self._lanes, (written.step + 1) * self._lanes)
-        if len(written.began):
-            _put(self._observations, written.first_rows, first)
-        _put(self._observations, written.next_rows, following)
-        for table, values in columns:
-            _put(table, steps, values)
-        _put(self._rows, steps, written.step_rows)
-        _put(self._positions, steps, written.positions)
-        _put(self._continues, steps, ~ends if self.time_limit == "bootstrap" else ~(ends | cut_off))
+        if first is not None:
+            _put(tables["observations"], written.first_rows, first)
+        _put(tables["observations"], written.next_rows, following)
+        for name, values in columns.items():
+            tables[name].put(steps, values)
+        tables["rows"].put(steps, written.step_rows)
+        tables["positions"].put(steps, written.positions)
+        tables["continues"].put(steps, ~(ends if self.time_limit == "bootstrap" else over))
         if written.previous is not None:
             before = slice(written.previous * self._lanes, (written.previous + 1) * self._lanes)
-            _put(self._last, before, written.positions == 0)
-        _put(self._last, steps, np.ones(self._lanes, dtype=np.bool_))
+            tables["last"].put(before, written.positions == 0)
+        tables["last"].put(steps, True)
 
     def cut(self, lanes: Array) -> None:
         """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last is their last.
@@ -368,17 +366,18 @@ class ReplayBuffer:
                 raise ValueError(f"expected {name} with the keys {sorted(table)}, got {came}")
             return {key: self._checked(f"{name}[{key!r}]", leaf, values[key], lanes) for key, leaf in table.items()}
         given = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        shape = (self._lanes, *table.shape[1:])
-        if given.shape != shape:
+        if given.shape != (shape := (self._lanes, *table.shape)):
             raise ValueError(f"expected {name} of shape {shape}, a row for each lane, got {given.shape}")
-        given = given if lanes is None else given[lanes]
+        given, dtype = given if lanes is None else given[lanes], table.dtype
+        if given.dtype == dtype and (dtype.kind != "f" or np.isfinite(given).all()):
+            return given
         with np.errstate(over="ignore", invalid="ignore"):
-            stored: Array = given.astype(_NUMPY[table.dtype], copy=False)
-        good = np.isfinite(stored) if table.is_floating_point() else stored == given
+            stored: Array = given.astype(dtype, copy=False)
+        good = np.isfinite(stored) if dtype.kind == "f" else stored == given
         if not good.all():
             bad = tuple(np.argwhere(~good)[0])
             lane = bad[0] if lanes is None else lanes[bad[0]]
-            kind = "finite" if table.is_floating_point() else str(table.dtype).removeprefix("torch.")
+            kind = "finite" if dtype.kind == "f" else dtype.name
             raise ValueError(f"expected {kind} {name}, got {given[bad].item()} in lane {lane}")
         return stored
 
@@ -447,20 +446,37 @@ class ReplayBuffer:
             table.copy_(saved)
 
 
-_NUMPY = {torch.float32: np.float32, torch.int64: np.int64, torch.uint8: np.uint8, torch.bool: np.bool_}
+_NUMPY = {
+    kind: np.dtype(str(kind).removeprefix("torch."))
+    for kind in (torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool)
+}
 _STEP_TABLES = ("rows", "actions", "rewards", "terminated", "truncated", "last", "positions", "continues")
 
 
+class _Table:
+    """A tensor that rows are written to: on the CPU by NumPy, whose calls cost a fraction of torch's."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.shape[1:]), _NUMPY[tensor.dtype]
+        self.array = tensor.numpy() if tensor.is_cpu else None  # the same memory
+
+    def __reduce__(self) -> tuple[type[_Table], tuple[Tensor]]:
+        return _Table, (self.tensor,)  # so that a copy's array is that of the copied tensor
+
+    def put(self, rows: slice | Array, values: Array | bool) -> None:
+        if self.array is not None:
+            self.array[rows] = values
+        else:
+            index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.tensor.device)
+            self.tensor[index] = torch.as_tensor(values).to(self.tensor)
+
+
 def _put(table: Tree, rows: slice | Array, values: Tree) -> None:
-    """Write arrays into rows of a table. On the CPU that is NumPy's work, whose calls cost a fraction of torch's."""
     if isinstance(table, dict):
         for key, leaf in table.items():
             _put(leaf, rows, values[key])
-    elif table.is_cpu:
-        table.numpy()[rows] = values
     else:
-        index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(table.device)
-        table[index] = torch.from_numpy(values).to(table)
+        table.put(rows, values)
 
 
 def checked_time_limit(time_limit: TimeLimit) -> TimeLimit:

@@ -49,7 +49,7 @@ class Rings:
     """The counters of `lanes` environments with `capacity // lanes` steps each."""
 
     def __init__(self, capacity: int, lanes: int, frame_stack: int) -> None:
-        self.lanes, self.frame_stack = lanes, frame_stack
+        self.lanes, self.frame_stack, self._lane = lanes, frame_stack, np.arange(lanes)
         self.steps, self.rows = ring_sizes(capacity, lanes, frame_stack)
         self.added = 0  # steps per lane
         self.first = 0  # number of the oldest step that can be drawn
@@ -74,24 +74,25 @@ class Rings:
 
     def append(self, ended: Array) -> Written:
         """Make room for one step of every lane; `ended` `[lanes]`: it is its episode's last."""
-        began = np.flatnonzero(self.position == 0)
-        first_rows = self._row_entries(self.rows_added)[began]
-        self.rows_added[began] += 1
+        positions, began = self.position, (self.position == 0).nonzero()[0]
+        if len(began):
+            self.rows_added[began] += 1
         current = self.rows_added - 1
-        step = self.added % self.steps
-        self.needed[step] = current - np.minimum(self.position, self.frame_stack - 1)
+        step_rows, step = self._row_entries(current), self.added % self.steps
+        self.needed[step] = current if self.frame_stack == 1 else current - np.minimum(positions, self.frame_stack - 1)
         written = Written(
             step=step,
             previous=(self.added - 1) % self.steps if self.added else None,
             began=began,
-            first_rows=first_rows,
-            step_rows=self._row_entries(current),
+            first_rows=step_rows[began],
+            step_rows=step_rows,
             next_rows=self._row_entries(self.rows_added),
-            positions=self.position.copy(),
+            positions=positions,
         )
         self.rows_added += 1
         self.added += 1
-        self.position = np.where(ended, 0, self.position + 1)
+        self.position = positions + 1
+        self.position[ended] = 0
         self._forget()
         return written
 
@@ -115,7 +116,7 @@ class Rings:
             self.first += 1
 
     def _row_entries(self, numbers: Array) -> Array:
-        return numbers % self.rows * self.lanes + np.arange(self.lanes)
+        return numbers % self.rows * self.lanes + self._lane
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -85,7 +85,7 @@ class A2C:
             **setup,
         )
         self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
-        self.round_steps, self.steps = c.rollout_steps, 0
+        self.steps = 0
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Segments:
         rollout: Segments = replay.take()
@@ -118,6 +118,10 @@ class A2C:
         """The mode, or a sample; `step` changes nothing."""
         actor = self.learner.parameters_of("actor", seed_index)
         return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+
+    def round_steps(self, num_envs: int) -> int:
+        """How many steps each environment takes between updates."""
+        return self.config.rollout_steps
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """One after each rollout."""

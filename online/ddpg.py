@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
-from herdbook.core.exploration import decayed, exploring_actor, updates_after
+from herdbook.core.exploration import decayed, exploring_actor, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, DeterministicActor
 from herdbook.core.off_policy import restore_state, whole_state
@@ -72,7 +72,6 @@ class DDPG:
     """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [1, B])."""
 
     action_space: ClassVar[ActionKind] = "box"
-    round_steps: ClassVar[int] = 1
     num_envs: ClassVar[int] = 1
 
     def __init__(self, config: DDPGConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
@@ -137,6 +136,10 @@ class DDPG:
             deterministic=deterministic,
             step=step,
         )
+
+    def round_steps(self, num_envs: int) -> int:
+        """How many steps each environment takes between updates."""
+        return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many environment steps."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
 from herdbook.core.distributions import Categorical
-from herdbook.core.exploration import decayed, updates_after
+from herdbook.core.exploration import decayed, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Head, Scalar
 from herdbook.core.off_policy import restore_state, whole_state
@@ -104,7 +104,6 @@ class DiscreteSAC:
     """
 
     action_space: ClassVar[ActionKind] = "discrete"
-    round_steps: ClassVar[int] = 1
     num_envs: ClassVar[int] = 1
 
     def __init__(self, config: DiscreteSACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
@@ -171,6 +170,10 @@ class DiscreteSAC:
         """The most probable action, or a sample; `step` changes nothing."""
         actor = self.learner.parameters_of("actor", seed_index)
         return FeedForwardPolicy(self.scaling, lambda o: Categorical(self.actor(actor, o)), deterministic=deterministic)
+
+    def round_steps(self, num_envs: int) -> int:
+        """How many steps each environment takes between updates."""
+        return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many environment steps."""

@@ -23,7 +23,8 @@ from gymnasium import Space
 from torch import Tensor, nn
 
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
-from herdbook.core.exploration import decayed, epsilon_greedy, linear_schedule, steps_before, updates_after
+from herdbook.core.distributions import EpsilonGreedy
+from herdbook.core.exploration import decayed, linear_schedule, steps_before, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import MLP, Encoder, Head
 from herdbook.core.off_policy import restore_state, whole_state
@@ -96,8 +97,10 @@ def td_errors(q: Tensor, actions: Tensor, target: Tensor) -> Tensor:
 
 def td_loss(errors: Tensor, weights: Tensor | None) -> Tensor:
     """Eq. 5. errors: δ [B]; weights: [B], None for 1 → []."""
-    losses = F.huber_loss(errors, torch.zeros_like(errors), reduction="none")
-    return losses.mean() if weights is None else (weights * losses).mean()
+    zeros = torch.zeros_like(errors)
+    if weights is None:
+        return F.huber_loss(errors, zeros)
+    return (weights * F.huber_loss(errors, zeros, reduction="none")).mean()
 
 
 def q_target(rewards: Tensor, discounts: Tensor, chooser: Tensor, target_q: Tensor) -> Tensor:
@@ -129,7 +132,6 @@ class DQN:
     """`networks` may replace `critic`: [B, …] → Q [B, n]."""
 
     action_space: ClassVar[ActionKind] = "discrete"
-    round_steps: ClassVar[int] = 1
     num_envs: ClassVar[int] = 1
 
     def __init__(self, config: DQNConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
@@ -196,8 +198,12 @@ class DQN:
         critic = self.learner.parameters_of("critic", seed_index)
         epsilon = 0.0 if deterministic else linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, step)
         return FeedForwardPolicy(
-            self.scaling, lambda o: epsilon_greedy(self.critic(critic, o), None, epsilon), deterministic=deterministic
+            self.scaling, lambda o: EpsilonGreedy(self.critic(critic, o), None, epsilon), deterministic=deterministic
         )
+
+    def round_steps(self, num_envs: int) -> int:
+        """How many steps each environment takes between updates."""
+        return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many environment steps."""

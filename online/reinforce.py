@@ -70,7 +70,6 @@ class Reinforce:
     on_policy: ClassVar[bool] = True
     num_envs: ClassVar[int] = 1
     most_envs: ClassVar[int] = 1  # more would be in the middle of an episode where the policy changes
-    round_steps: ClassVar[int] = 1
 
     def __init__(self, config: ReinforceConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
@@ -133,6 +132,10 @@ class Reinforce:
         """The mode, or a sample; `step` changes nothing."""
         actor = self.learner.parameters_of("actor", seed_index)
         return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+
+    def round_steps(self, num_envs: int) -> int:
+        """Episodes are as long as they are: it is asked after each step."""
+        return 1
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many episodes."""

@@ -29,7 +29,7 @@ from herdbook.core.config import (
     require,
     with_decay,
 )
-from herdbook.core.exploration import decayed, uniform_box, updates_after
+from herdbook.core.exploration import decayed, steps_between_updates, uniform_box, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
 from herdbook.core.off_policy import restore_state, whole_state
@@ -100,7 +100,6 @@ class SAC:
     """`networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (→ [critics, B])."""
 
     action_space: ClassVar[ActionKind] = "box"
-    round_steps: ClassVar[int] = 1
     num_envs: ClassVar[int] = 1
 
     def __init__(self, config: SACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
@@ -170,6 +169,10 @@ class SAC:
             size = self.scaling.action_size
             return FeedForwardPolicy(self.scaling, lambda o: uniform_box(o, size), deterministic=False)
         return FeedForwardPolicy(self.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+
+    def round_steps(self, num_envs: int) -> int:
+        """How many steps each environment takes between updates."""
+        return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many environment steps."""

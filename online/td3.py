@@ -27,7 +27,7 @@ from herdbook.core.config import (
     require,
     with_decay,
 )
-from herdbook.core.exploration import decayed, exploring_actor, updates_after
+from herdbook.core.exploration import decayed, exploring_actor, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.networks import Critic, DeterministicActor
 from herdbook.core.off_policy import restore_state, whole_state
@@ -84,7 +84,6 @@ class TD3:
     """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [critics, B])."""
 
     action_space: ClassVar[ActionKind] = "box"
-    round_steps: ClassVar[int] = 1
     num_envs: ClassVar[int] = 1
 
     def __init__(self, config: TD3Config, spec: Spec, **setup: Unpack[Setup]) -> None:
@@ -154,6 +153,10 @@ class TD3:
             deterministic=deterministic,
             step=step,
         )
+
+    def round_steps(self, num_envs: int) -> int:
+        """How many steps each environment takes between updates."""
+        return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
         """How many updates should have been made after so many environment steps."""

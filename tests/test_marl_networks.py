@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from herdbook.core.exploration import epsilon_greedy, linear_schedule
+from herdbook.core.distributions import EpsilonGreedy
+from herdbook.core.exploration import linear_schedule
 from herdbook.core.joint import JointSegments, JointSpec, JointTransitions
 from herdbook.core.joint_actions import JointActions, only_legal
 from herdbook.core.joint_networks import AgentNetworks, JointCritic, StateEncoder, joint_view, rows_present
@@ -453,12 +454,12 @@ def test_a_critic_values_each_agents_row_as_if_it_were_the_only_one(sharing: Any
 def test_epsilon_greedy_explores_legal_actions_only() -> None:
     values = torch.tensor([[5.0, 1.0, 9.0], [5.0, 1.0, 9.0]])
     legal = torch.tensor([[True, True, False], [False, True, False]])
-    torch.testing.assert_close(epsilon_greedy(values, legal, 0.5).probs, torch.tensor([[0.75, 0.25, 0], [0, 1.0, 0]]))
-    torch.testing.assert_close(epsilon_greedy(values, legal, 1.0).probs, torch.tensor([[0.5, 0.5, 0], [0, 1.0, 0]]))
-    assert epsilon_greedy(values, legal, 0.0).probs.tolist() == [[1, 0, 0], [0, 1, 0]]
-    torch.testing.assert_close(epsilon_greedy(values[:1], None, 0.3).probs, torch.tensor([[0.1, 0.1, 0.8]]))
+    torch.testing.assert_close(EpsilonGreedy(values, legal, 0.5).probs, torch.tensor([[0.75, 0.25, 0], [0, 1.0, 0]]))
+    torch.testing.assert_close(EpsilonGreedy(values, legal, 1.0).probs, torch.tensor([[0.5, 0.5, 0], [0, 1.0, 0]]))
+    assert EpsilonGreedy(values, legal, 0.0).probs.tolist() == [[1, 0, 0], [0, 1, 0]]
+    torch.testing.assert_close(EpsilonGreedy(values[:1], None, 0.3).probs, torch.tensor([[0.1, 0.1, 0.8]]))
     padded = torch.tensor([[True, True, False], [True, True, True]])  # without an axis of environments
-    assert epsilon_greedy(values.expand(4, 2, 3), padded, 1.0).probs[:, 0, 2].tolist() == [0.0] * 4
+    assert EpsilonGreedy(values.expand(4, 2, 3), padded, 1.0).probs[:, 0, 2].tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 1.0), (50, 0.6), (100, 0.2), (10**9, 0.2), (None, 0.2)])
