@@ -57,6 +57,8 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.dim() == 2:
             return F.linear(x, self.weight, self.bias)
+        if self.weight.shape[-1] == 1:  # a batch of products with a vector takes ten times as long as one by one
+            return torch.stack([torch.addmm(b, h, w) for b, h, w in zip(self.bias, x, self.weight, strict=True)])
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -70,7 +72,7 @@ class MLP(nn.Module):
         hidden_sizes: Sequence[int],
         *,
         copies: int | None = None,
-        activation: Activation = F.relu,
+        activation: Activation = torch.relu_,  # in place: nothing else reads what a layer gives
     ) -> None:
         super().__init__()
         sizes = (inputs, *hidden_sizes, outputs)
@@ -88,7 +90,7 @@ class MLP(nn.Module):
         lead = (copies, *x.shape[:-1])
         x = x.reshape(-1, x.shape[-1])
         x = x.expand(copies, *x.shape)
-        if x.shape[1] > ROWS and self.activation is F.relu and x.is_cpu and not torch.compiler.is_compiling():
+        if x.shape[1] > ROWS and self.activation is torch.relu_ and x.is_cpu and not torch.compiler.is_compiling():
             return chunked_perceptron(x, *self.layers.parameters())[0].reshape(*lead, -1)
         *hidden, last = self.layers  # a slice would make a new ModuleList each time
         for layer in hidden:
@@ -306,7 +308,7 @@ class Head(nn.Module):
         hidden_sizes: Sequence[int],
         *,
         copies: int | None = None,
-        activation: Activation = F.relu,
+        activation: Activation = torch.relu_,
     ) -> None:
         super().__init__()
         self.encoder = Encoder(space)

@@ -16,8 +16,8 @@ FAILURES = 10
 class Interactive(Algorithm, Protocol):
     """An algorithm that learns from what its own policies play. It trains one seed.
 
-    Its config says how many `replay_steps` are kept. Algorithms of many agents play whole episodes. One of one agent may
-    have `follows` (None: nothing): what takes every step in, once, as its replay does.
+    Its config says how many `replay_steps` are kept. Algorithms of many agents play whole episodes. One of one agent
+    may have `follows` (None: nothing): what takes every step in, once, as its replay does.
     """
 
     learner: Any
