@@ -29,12 +29,17 @@ class ChunkedPerceptron(torch.autograd.Function):
         (copies, rows), size = x.shape[:2], ROWS * torch.get_num_threads()
         layers = [x.new_empty(copies, rows, weight.shape[-1]) for weight in weights]
         for copy in range(copies):
+            own = [
+                (layer[copy], weight[copy], bias[copy])
+                for layer, weight, bias in zip(layers, weights, biases, strict=True)
+            ]
             for begin in range(0, rows, size):
-                h = x[copy, begin : begin + size]
-                for layer, weight, bias in zip(layers, weights, biases, strict=True):
-                    out = layer[copy, begin : begin + size]
-                    torch.addmm(bias[copy], h, weight[copy], out=out)
-                    h = out.relu_() if layer is not layers[-1] else out
+                chunk = slice(begin, begin + size)
+                h = x[copy, chunk]
+                for number, (layer, weight, bias) in enumerate(own, 1):
+                    h = torch.addmm(bias, h, weight, out=layer[chunk])
+                    if number < len(own):
+                        h.relu_()
         return layers[-1], *layers[:-1]
 
     @staticmethod
@@ -54,22 +59,27 @@ class ChunkedPerceptron(torch.autograd.Function):
         need_x, need_parameters = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
         of_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
         of_weights = [torch.zeros_like(weight) for weight in weights] if need_parameters else []
-        of_biases = [weight.new_zeros(weight.shape[0], 1, weight.shape[2]) for weight in weights]
+        of_biases = (
+            [weight.new_zeros(weight.shape[0], 1, weight.shape[2]) for weight in weights] if need_parameters else []
+        )
         size = ROWS * torch.get_num_threads()
         for copy in range(x.shape[0]):
+            own = [(layer[copy], weight[copy].T) for layer, weight in zip(inputs, weights, strict=True)]
+            sums = [(of_weight[copy], of_bias[copy]) for of_weight, of_bias in zip(of_weights, of_biases, strict=True)]
             for begin in range(0, x.shape[1], size):
                 rows = slice(begin, begin + size)
                 g = slope[copy, rows]
-                for layer in reversed(range(ctx.layers)):
-                    h = inputs[layer][copy, rows]
+                for number, (layer, back) in reversed(list(enumerate(own))):
+                    h = layer[rows]
                     if need_parameters:
-                        of_weights[layer][copy].addmm_(h.T, g)
-                        of_biases[layer][copy] += g.sum(0)
-                    if layer:
-                        g = g @ weights[layer][copy].T
+                        of_weight, of_bias = sums[number]
+                        of_weight.addmm_(h.T, g)
+                        of_bias += g.sum(0)
+                    if number:
+                        g = g @ back
                         torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
                     elif of_x is not None:
-                        torch.mm(g, weights[0][copy].T, out=of_x[copy, rows])
+                        torch.mm(g, back, out=of_x[copy, rows])
         if not need_parameters:
             return of_x, *[None] * (2 * ctx.layers)
         return of_x, *(gradient for pair in zip(of_weights, of_biases, strict=True) for gradient in pair)
