@@ -48,6 +48,7 @@ from herdbook.cli.assemble import (
     same_environment,
     same_record,
     score_line,
+    scores,
     settings_of,
     spec_of_record,
     step_replay,
@@ -507,7 +508,7 @@ def evaluate_run(
     for index, each in enumerate(run.seeds):
         built, spec, at = restore(run, algorithm, step, each, device, networks)
         task = Task(data=None, spec=spec, environment=bound, references=references, play=playing)
-        result = play(built.policy(index), bound, episodes, seed, task, device)
+        result = scores(built.policy(index), bound, episodes, seed, task, device)
         results.append({"seed": each, "step": at, **score_line(result, references)})
     return {
         "run": str(run.path),

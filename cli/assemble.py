@@ -53,7 +53,7 @@ from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
 from herdbook.datasets.rollouts import Rollouts
-from herdbook.evaluation.evaluate import evaluate
+from herdbook.evaluation.evaluate import Scores, evaluate, score
 from herdbook.evaluation.joint import evaluate_joint
 from herdbook.evaluation.scores import find_references, normalised_score
 
@@ -364,7 +364,7 @@ def make_evaluation(
         return None, f"training goes on without evaluation: {error}"
 
     def function(seed_index: int, step: int) -> dict[str, Any]:
-        return score_line(play(algorithm.policy(seed_index), source, episodes, seed, task, device), task.references)
+        return score_line(scores(algorithm.policy(seed_index), source, episodes, seed, task, device), task.references)
 
     return function, None
 
@@ -394,6 +394,18 @@ def play(
             policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec, state=state, **task.play
         )
     return evaluate(policy, whole_games(source), episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+
+
+def scores(
+    policy: Policy, source: EnvironmentSource, episodes: int, seed: int, task: Task, device: str
+) -> Scores | JointEpisodes:
+    """What the episodes of `play` come to, for `score_line`; those of one agent are not kept."""
+    if isinstance(task.spec, JointSpec):
+        played = play(policy, source, episodes, seed, task, device)
+        assert isinstance(played, JointEpisodes)
+        return played
+    lanes = min(episodes, EVALUATION_ENVIRONMENTS)
+    return score(policy, whole_games(source), episodes, seed, num_envs=lanes, device=device, spec=task.spec)
 
 
 def random_task(source: EnvironmentSource) -> Task:
@@ -587,7 +599,7 @@ def workers_of(options: RunOptions) -> int:
     return min(1, (os.cpu_count() or 1) - 1) if options.workers is None else options.workers
 
 
-def score_line(result: Data, references: ReferenceScores | None) -> dict[str, Any]:
+def score_line(result: Scores | Data, references: ReferenceScores | None) -> dict[str, Any]:
     """The numbers of one evaluation; `normalized_score` is the mean of the scores ×100, None without references.
 
     Of many agents the return is the team's, the sum over the agents, and `agent_returns` are the means of their own.

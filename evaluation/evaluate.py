@@ -1,6 +1,9 @@
-"""Evaluation: episodes of a policy in its environment, as a dataset."""
+"""Evaluation: episodes of a policy in its environment, as a dataset, or no more than what they came to."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from herdbook.core.environments import (
 )
 from herdbook.core.random import generator as make_generator
 from herdbook.core.rollout import Rollout, Stepped, fixed_episodes
-from herdbook.core.types import Policy, Spec, tree_map
+from herdbook.core.types import Array, Policy, Spec, tree_map
 from herdbook.datasets.episodes import Episodes
 
 
@@ -54,27 +57,8 @@ def evaluate(
         EnvironmentFailed: It raised or gave NaN; the episode, its seed and the step are named.
         ValueError: Its spaces are not those of `spec`, or the policy's actions do not fit it.
     """
-    if episodes < 1:
-        raise ValueError(f"expected episodes >= 1, got {episodes}")
-    if seed < 0:
-        raise ValueError(f"expected seed >= 0, got {seed}")
-    if num_envs < 1:
-        raise ValueError(f"expected num_envs >= 1, got {num_envs}")
-    rollout = Rollout(
-        make_env,
-        min(num_envs, episodes),
-        fixed_episodes(episodes, seed),
-        spec=spec,
-        max_steps=max_steps,
-        device=device,
-    )
-    try:
-        generator = make_generator(seed, device=device)
-        steps: list[Stepped] = []
-        while rollout.active:
-            steps.append(rollout.step(policy, generator))
-    finally:
-        rollout.close()
+    rollout = _rollout(make_env, episodes, seed, num_envs, max_steps, device, spec)
+    steps = list(_steps(rollout, policy, seed))
     raw = rollout.raw_observation_space
     described = describe_environment(make_env)
     return Episodes.from_episodes(
@@ -87,6 +71,75 @@ def evaluate(
         reference_scores=reference_scores,
         source="evaluation" if described is None else f"evaluation in {described.id}",
     )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What episodes came to, each an array `[N]`; asked for as it is of `Episodes`."""
+
+    _returns: Array
+    _lengths: Array
+
+    def returns(self) -> Array:
+        """Undiscounted sums of rewards."""
+        return self._returns
+
+    def lengths(self) -> Array:
+        """Steps."""
+        return self._lengths
+
+
+def score(
+    policy: Policy,
+    make_env: EnvironmentSource,
+    episodes: int,
+    seed: int,
+    *,
+    num_envs: int = 8,
+    max_steps: int | None = None,
+    device: str | torch.device = "cpu",
+    spec: Spec | None = None,
+) -> Scores:
+    """Run the same episodes as `evaluate`, and keep nothing of them but their returns and lengths.
+
+    Ten games of pixels may be gigabytes. Arguments and errors are those of `evaluate`.
+    """
+    rollout = _rollout(make_env, episodes, seed, num_envs, max_steps, device, spec)
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
+    for step in _steps(rollout, policy, seed):
+        numbers = step.episodes[step.active]
+        returns[numbers] += step.rewards[step.active]
+        lengths[numbers] += 1
+    return Scores(returns, lengths)
+
+
+def _rollout(
+    make_env: EnvironmentSource,
+    episodes: int,
+    seed: int,
+    num_envs: int,
+    max_steps: int | None,
+    device: str | torch.device,
+    spec: Spec | None,
+) -> Rollout:
+    if episodes < 1:
+        raise ValueError(f"expected episodes >= 1, got {episodes}")
+    if seed < 0:
+        raise ValueError(f"expected seed >= 0, got {seed}")
+    if num_envs < 1:
+        raise ValueError(f"expected num_envs >= 1, got {num_envs}")
+    lanes, schedule = min(num_envs, episodes), fixed_episodes(episodes, seed)
+    return Rollout(make_env, lanes, schedule, spec=spec, max_steps=max_steps, device=device)
+
+
+def _steps(rollout: Rollout, policy: Policy, seed: int) -> Iterator[Stepped]:
+    """Play to the end, and close the environments."""
+    try:
+        generator = make_generator(seed, device=rollout.device)
+        while rollout.active:
+            yield rollout.step(policy, generator)
+    finally:
+        rollout.close()
 
 
 def _episodes_of(steps: list[Stepped], count: int, seed: int) -> list[dict[str, object]]:

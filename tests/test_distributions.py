@@ -12,6 +12,7 @@ from herdbook.core.distributions import (
     BOUND,
     Categorical,
     Deterministic,
+    EpsilonGreedy,
     Normal,
     SquashedNormal,
     log_tanh_slope,
@@ -158,3 +159,19 @@ def test_a_deterministic_policy_has_no_density() -> None:
     assert torch.equal(distribution.sample(), distribution.mode())
     with pytest.raises(TypeError, match="no density"):
         distribution.log_prob(torch.ones(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("legal", "probs"), [(None, [0.1, 0.1, 0.1, 0.7]), ([True, False, True, False], [0.8, 0.0, 0.2, 0.0])]
+)
+def test_epsilon_greedy_draws_what_its_probabilities_say(legal: list[bool] | None, probs: list[float]) -> None:
+    values = torch.tensor([3.0, 2.0, 1.0, 4.0]).expand(20_000, 4)
+    policy = EpsilonGreedy(values, None if legal is None else torch.tensor(legal), 0.4)
+    torch.testing.assert_close(policy.probs[0], torch.tensor(probs))
+    drawn = policy.sample(torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, torch.tensor(probs), atol=0.012, rtol=0)  # four standard deviations
+    assert torch.equal(drawn, policy.sample(torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(policy.log_prob(drawn), policy.probs[0].log()[drawn])
+    assert policy.mode().unique().tolist() == [probs.index(max(probs))]
+    assert EpsilonGreedy(values, policy.legal, 0.0).sample().unique().tolist() == policy.mode().unique().tolist()

@@ -21,7 +21,7 @@ from herdbook.core.rollout import (
     fixed_episodes,
 )
 from herdbook.core.types import Carry, Spec, Step
-from herdbook.evaluation.evaluate import evaluate
+from herdbook.evaluation.evaluate import evaluate, score
 
 
 class Probe(gymnasium.Env[Any, Any]):
@@ -99,6 +99,15 @@ def test_every_episode_counts_once_so_short_ones_are_not_over_represented(num_en
 def test_the_result_does_not_depend_on_the_number_of_environments(num_envs: int) -> None:
     one, many = (evaluate(Constant(LEFT), Probe, 9, 3, num_envs=n).fingerprint() for n in (1, num_envs))
     assert one == many
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_scores_are_those_of_the_episodes_that_are_not_kept(num_envs: int) -> None:
+    policy = RandomPolicy(spaces.Discrete(2))
+    kept = evaluate(policy, Probe, 10, seed=3, num_envs=num_envs)
+    scores = score(policy, Probe, 10, seed=3, num_envs=num_envs)
+    assert scores.returns().tolist() == kept.returns().tolist() == [float(1 + (3 + i) % 7) for i in range(10)]
+    assert scores.lengths().tolist() == kept.lengths().tolist()
 
 
 def test_the_final_observation_of_an_episode_is_its_own() -> None:

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from herdbook.core.exploration import gaussian_noise, uniform_box, updates_after
+from herdbook.core.exploration import gaussian_noise, steps_between_updates, uniform_box, updates_after
 from herdbook.core.types import Spec, Transitions
 from herdbook.online import ddpg, discrete_sac, dqn, sac, td3
 from herdbook.online.discrete_sac import DiscreteSAC, DiscreteSACConfig, entropy, soft_value
@@ -441,3 +441,21 @@ def test_noise_of_no_size_is_none() -> None:
 )
 def test_updates_follow_the_steps_after_the_warm_up(steps: int, warmup: int, per_step: float, updates: int) -> None:
     assert updates_after(steps, warmup, per_step) == updates
+
+
+@pytest.mark.parametrize(
+    ("per_step", "num_envs", "steps"),
+    [
+        (0.25, 1, 4),
+        (1 / 3, 1, 3),
+        (0.3, 1, 3),
+        (0.5, 1, 2),
+        (0.51, 1, 1),
+        (1, 1, 1),
+        (3, 1, 1),
+        (0.25, 2, 2),
+        (0.25, 8, 1),
+    ],
+)
+def test_environments_step_until_an_update_is_due(per_step: float, num_envs: int, steps: int) -> None:
+    assert steps_between_updates(per_step, num_envs) == steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -466,3 +467,15 @@ def test_misuse_of_an_online_replay() -> None:
         feed(online(8, 2), [make((1,), (True,))], 1)
     with pytest.raises(ValueError, match=r"frame_stack in \[1, 1\]"):
         online(8).gather(torch.tensor([0]), discount=1.0, frame_stack=2)
+
+
+def test_a_copy_is_written_to_in_its_own_memory() -> None:
+    replay = online(8)
+    value = np.zeros((1, 1), np.float32)
+    replay.add(value, value, [1.0], [False], [False], value)
+    copied = copy.deepcopy(replay)
+    for each, reward in ((replay, 2.0), (copied, 3.0)):
+        each.add(value, value, [reward], [False], [False], value)
+    entries = torch.arange(2)
+    assert replay.gather(entries, discount=1.0).rewards.tolist() == [1.0, 2.0]
+    assert copied.gather(entries, discount=1.0).rewards.tolist() == [1.0, 3.0]
