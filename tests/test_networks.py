@@ -57,11 +57,12 @@ def test_every_copy_starts_differently_and_within_torchs_bound() -> None:
     assert not torch.equal(weight[0], weight[1])
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
 @pytest.mark.parametrize("lead", [(6,), (4, 6)])
-def test_copies_of_a_perceptron_equal_perceptrons_of_their_own(lead: tuple[int, ...]) -> None:
-    mlp, x = MLP(3, 2, (8, 7), copies=3), torch.randn(*lead, 3)
+def test_copies_of_a_perceptron_equal_perceptrons_of_their_own(lead: tuple[int, ...], outputs: int) -> None:
+    mlp, x = MLP(3, outputs, (8, 7), copies=3), torch.randn(*lead, 3)
     y = mlp(x)
-    assert y.shape == (3, *lead, 2)
+    assert y.shape == (3, *lead, outputs)
     for number in range(3):
         own = _copy(mlp, number)
         h = F.relu(F.linear(x, own["layers.0.weight"], own["layers.0.bias"]))
