@@ -138,6 +138,7 @@ def main() -> None:
                         "env": ENVIRONMENT,
                         "steps": options.steps,
                         "seed": seed,
+                        "threads": 1,
                         "episodes": EPISODES,
                         "evaluation_seed": EVALUATION_SEED,
                     }

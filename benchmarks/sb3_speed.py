@@ -1,8 +1,8 @@
 """Environment steps per second of whole training runs, herdbook against stable-baselines3, in one run.
 
-    python benchmarks/sb3_speed.py [--sb3-python PATH] [--tasks ppo dqn sac td3] [--pairs 3]
+    python benchmarks/sb3_speed.py [--sb3-python PATH] [--tasks ppo dqn sac td3] [--threads 1 2] [--pairs 3]
 
-The same environments, networks, batches, numbers of updates and threads (one); see TASKS. The two train in processes of
+The same environments, networks, batches, numbers of updates and threads; see TASKS. The two train in processes of
 their own, in turn, A B A B, so that whatever else the machine does falls on both; the ratio is the median over the
 pairs. The clock begins after the first tenth of the steps, which hold the warm-up. Ours writes logs and checkpoints
 meanwhile, as a run does by default. Prints markdown.
@@ -13,6 +13,7 @@ stable-baselines3 wants an environment of its own: PATH is the Python of one, el
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -69,7 +70,7 @@ TASKS: dict[str, dict[str, Any]] = {
 THEIRS = """
 import json, sys, time
 import numpy as np, torch
-torch.set_num_threads(1)
+torch.set_num_threads(json.loads(sys.argv[2])["threads"])
 import stable_baselines3 as sb3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -101,7 +102,7 @@ print(json.dumps({"rate": (model.num_timesteps - steps) / (time.perf_counter() -
 OURS = """
 import json, sys, tempfile
 import torch
-torch.set_num_threads(1)
+torch.set_num_threads(json.loads(sys.argv[2])["threads"])
 import herdbook
 from herdbook.core.memory import keep_freed_memory
 
@@ -111,7 +112,7 @@ config = {k: tuple(v) if isinstance(v, list) else v for k, v in task["ours"].ite
 with tempfile.TemporaryDirectory() as folder:
     run = herdbook.train(
         name, env=task["env"], steps=task["steps"], num_envs=task["num_envs"], eval_episodes=0, quiet=True,
-        run_dir=folder + "/run", threads=1, log_every=task["steps"] // 20, **config
+        run_dir=folder + "/run", threads=task["threads"], log_every=task["steps"] // 20, **config
     )
     lines = [json.loads(line) for line in (run.path / "timing.jsonl").read_text().splitlines()]
 first, last = lines[1], lines[-1]
@@ -136,9 +137,10 @@ def sb3_python(given: str | None) -> Iterator[str]:
 
 
 def measure(python: str, script: str, name: str, task: dict[str, Any]) -> dict[str, Any]:
-    """One training run in a process of its own."""
+    """One training run in a process of its own, with so many `threads` as the task says."""
     words = [python, "-W", "ignore", "-c", script, name, json.dumps(task)]
-    done = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -148,15 +150,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sb3-python", help="Python of an environment with stable-baselines3; by default one is made")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1], help="of torch, each measured for itself")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
     options = parser.parse_args()
     print(f"{platform.platform()}, {os.cpu_count()} cores, torch {version('torch')}\n")
-    print("| algorithm | environment | copies | herdbook, steps/s | stable-baselines3, steps/s | ratio (range) |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| algorithm | environment | copies | threads | herdbook, steps/s | stable-baselines3, steps/s | ratio (range) |"
+    )
+    print("|---|---|---|---|---|---|---|")
     with sb3_python(options.sb3_python) as python:
-        for name in options.tasks:
-            task = {**TASKS[name], "steps": int(TASKS[name]["steps"] * options.scale)}
+        for name, threads in itertools.product(options.tasks, options.threads):
+            task = {**TASKS[name], "steps": int(TASKS[name]["steps"] * options.scale), "threads": threads}
             pairs = []
             for _ in range(options.pairs):
                 pairs.append((measure(sys.executable, OURS, name, task), measure(python, THEIRS, name, task)))
@@ -164,7 +169,7 @@ def main() -> None:
             mine, other = (statistics.median(pair[side]["rate"] for pair in pairs) for side in (0, 1))
             their_version = pairs[0][1]["version"]
             print(
-                f"| {name} | {task['env']} | {task['num_envs']} | {mine:.0f} | {other:.0f} ({their_version}) | "
+                f"| {name} | {task['env']} | {task['num_envs']} | {threads} | {mine:.0f} | {other:.0f} ({their_version}) | "
                 f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f}–{ratios[-1]:.2f}) |",
                 flush=True,
             )
