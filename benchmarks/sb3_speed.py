@@ -169,8 +169,8 @@ def main() -> None:
             mine, other = (statistics.median(pair[side]["rate"] for pair in pairs) for side in (0, 1))
             their_version = pairs[0][1]["version"]
             print(
-                f"| {name} | {task['env']} | {task['num_envs']} | {threads} | {mine:.0f} | {other:.0f} ({their_version}) | "
-                f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f}–{ratios[-1]:.2f}) |",
+                f"| {name} | {task['env']} | {task['num_envs']} | {threads} | {mine:.0f} "
+                f"| {other:.0f} ({their_version}) | **{statistics.median(ratios):.2f}** ({ratios[0]:.2f}–{ratios[-1]:.2f}) |",
                 flush=True,
             )
 
