@@ -155,9 +155,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
     options = parser.parse_args()
     print(f"{platform.platform()}, {os.cpu_count()} cores, torch {version('torch')}\n")
-    print(
-        "| algorithm | environment | copies | threads | herdbook, steps/s | stable-baselines3, steps/s | ratio (range) |"
-    )
+    print("| algorithm | environment | copies | threads | herdbook, steps/s | stable-baselines3's | ratio (range) |")
     print("|---|---|---|---|---|---|---|")
     with sb3_python(options.sb3_python) as python:
         for name, threads in itertools.product(options.tasks, options.threads):
@@ -170,7 +168,8 @@ def main() -> None:
             their_version = pairs[0][1]["version"]
             print(
                 f"| {name} | {task['env']} | {task['num_envs']} | {threads} | {mine:.0f} "
-                f"| {other:.0f} ({their_version}) | **{statistics.median(ratios):.2f}** ({ratios[0]:.2f}–{ratios[-1]:.2f}) |",
+                f"| {other:.0f} ({their_version}) "
+                f"| **{statistics.median(ratios):.2f}** ({ratios[0]:.2f}–{ratios[-1]:.2f}) |",
                 flush=True,
             )
 
