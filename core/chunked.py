@@ -58,10 +58,8 @@ class ChunkedPerceptron(torch.autograd.Function):
         weights, inputs = saved[: ctx.layers], [x, *saved[ctx.layers :]]  # of each layer
         need_x, need_parameters = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
         of_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
-        of_weights = [torch.zeros_like(weight) for weight in weights] if need_parameters else []
-        of_biases = (
-            [weight.new_zeros(weight.shape[0], 1, weight.shape[2]) for weight in weights] if need_parameters else []
-        )
+        of_weights = [torch.zeros_like(weight) for weight in weights if need_parameters]
+        of_biases = [weight.new_zeros(weight.shape[0], 1, weight.shape[2]) for weight in weights if need_parameters]
         size = ROWS * torch.get_num_threads()
         for copy in range(x.shape[0]):
             own = [(layer[copy], weight[copy].T) for layer, weight in zip(inputs, weights, strict=True)]

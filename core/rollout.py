@@ -130,7 +130,7 @@ class Rollout:
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"expected max_steps >= 1, got {max_steps}")
         self.source, self.schedule, self.device = source, schedule, torch.device(device)
-        self.on_host, self.on_failure = self.device.type == "cpu", on_failure
+        self._on_host, self.on_failure = self.device.type == "cpu", on_failure
         self.envs: list[Env] = [make_environment(source) for _ in range(num_envs)]
         if len(set(map(id, self.envs))) < num_envs:
             raise ValueError(f"expected a new environment from each call of {source}, got the same one again")
@@ -418,7 +418,7 @@ class Rollout:
 
     def _tensor(self, array: Array) -> torch.Tensor:
         tensor = torch.from_numpy(array)
-        return tensor if self.on_host else tensor.to(self.device)
+        return tensor if self._on_host else tensor.to(self.device)
 
     def _checked(self, chosen: Any) -> Array:
         """The policy's actions as arrays in the flat action space. Raises ValueError or PolicyFailed."""
@@ -428,9 +428,9 @@ class Rollout:
         if actions.shape != expected.shape:
             raise ValueError(f"expected actions of shape {expected.shape} for {space}, the policy gave {actions.shape}")
         if isinstance(space, spaces.Discrete):
-            chosen = actions.tolist()  # of few numbers Python is quicker than NumPy
-            if actions.dtype.kind not in "iu" or min(chosen) < space.start or max(chosen) >= space.start + space.n:
-                raise ValueError(f"expected actions in {space}, the policy gave {chosen}")
+            numbers = actions.tolist()  # of so few Python is quicker than NumPy
+            if actions.dtype.kind not in "iu" or min(numbers) < space.start or max(numbers) >= space.start + space.n:
+                raise ValueError(f"expected actions in {space}, the policy gave {numbers}")
             return actions.astype(np.int64)
         if not np.isfinite(actions).all():
             raise PolicyFailed(f"the policy gave an action that is not finite: {actions.tolist()}")

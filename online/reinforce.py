@@ -134,7 +134,7 @@ class Reinforce:
         return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
 
     def round_steps(self, num_envs: int) -> int:
-        """Episodes are as long as they are: it is asked after each step."""
+        """Whether enough episodes have ended is asked after each step."""
         return 1
 
     def updates_due(self, episodes: int, steps: int) -> int:
