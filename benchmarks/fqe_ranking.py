@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from herdbook.cli.api import load
-from herdbook.cli.assemble import environment_from_record
+from herdbook.cli.records import environment_from_record
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.runs import Run
 from herdbook.core.types import Policy, Spec

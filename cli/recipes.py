@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from herdbook.cli.api import replay_of, restore, resume, start
-from herdbook.cli.assemble import build_config, learns_in_environment, learns_jointly
+from herdbook.cli.assemble import learns_in_environment, learns_jointly
 from herdbook.cli.catalogue import UserError, algorithm_class, config_class
 from herdbook.cli.options import RunOptions
+from herdbook.cli.records import build_config
 from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy

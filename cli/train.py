@@ -39,9 +39,10 @@ def run(arguments: Sequence[str]) -> int:
     import tyro
 
     from herdbook.cli.api import start
-    from herdbook.cli.assemble import build_config, check_reserved, learns_in_environment, settings_of
+    from herdbook.cli.assemble import learns_in_environment, settings_of
     from herdbook.cli.catalogue import UserError
     from herdbook.cli.options import RunOptions, literal_pairs
+    from herdbook.cli.records import build_config, check_reserved
     from herdbook.cli.settings import Setting, settings_for
     from herdbook.core.memory import keep_freed_memory
 

@@ -10,8 +10,9 @@ import numpy as np
 from gymnasium.wrappers import RenderCollection
 
 from herdbook.cli.api import restore
-from herdbook.cli.assemble import environment_from_record, options_of, play_options, with_arguments
+from herdbook.cli.assemble import play_options, with_arguments
 from herdbook.cli.catalogue import UserError
+from herdbook.cli.records import environment_from_record, options_of
 from herdbook.core.environments import EnvironmentSource, make_environment, whole_games
 from herdbook.core.joint import JointSpec
 from herdbook.core.joint_rollout import JointRollout

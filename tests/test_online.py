@@ -18,10 +18,11 @@ import torch
 
 import herdbook
 from herdbook.cli.api import collect, evaluate_run, resume
-from herdbook.cli.assemble import options_of, play_options
+from herdbook.cli.assemble import play_options
 from herdbook.cli.catalogue import UserError
 from herdbook.cli.main import main
 from herdbook.cli.others import RunPlayer
+from herdbook.cli.records import options_of
 from herdbook.core.book import Book
 from herdbook.core.checkpoint import Checkpoints
 from herdbook.core.collection import Batch

@@ -16,8 +16,8 @@ import torch
 
 import herdbook
 from herdbook.cli.api import evaluate_run, resume
-from herdbook.cli.assemble import config_from_values, config_values
 from herdbook.cli.catalogue import UserError
+from herdbook.cli.records import config_from_values, config_values
 from herdbook.core import runs
 from herdbook.core.checkpoint import CheckpointError, Checkpoints
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores
