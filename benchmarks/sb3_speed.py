@@ -140,8 +140,8 @@ def measure(python: str, script: str, name: str, task: dict[str, Any]) -> dict[s
     """One training run in a process of its own, with so many `threads` as the task says."""
     words = [python, "-W", "ignore", "-c", script, name, json.dumps(task)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
-    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    ran = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    answer: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return answer
 
 

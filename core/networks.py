@@ -315,8 +315,9 @@ class Head(nn.Module):
         self.mlp = MLP(self.encoder.size, outputs, hidden_sizes, copies=copies, activation=activation)
 
     def forward(self, observations: Tree) -> Tensor:
-        vector = self.encoder.kind == "vector"  # which the encoder would pass through
-        return self.mlp(observations if vector else self.encoder(observations))  # type: ignore[no-any-return]
+        # A vector would pass through the encoder as it is.
+        features = observations if self.encoder.kind == "vector" else self.encoder(observations)
+        return self.mlp(features)  # type: ignore[no-any-return]  # torch's is untyped
 
 
 class StateValue(Head):
