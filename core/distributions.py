@@ -194,12 +194,13 @@ class EpsilonGreedy:
         return self.epsilon * self.legal / self.legal.sum(-1, keepdim=True) + (1 - self.epsilon) * best
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        best, device = self.mode(), self.values.device
+        best = self.mode()
+        explores = torch.empty_like(best, dtype=torch.bool).bernoulli_(self.epsilon, generator=generator)
         if self.legal is None:
-            other = torch.randint(self.values.shape[-1], best.shape, generator=generator, device=device)
+            other = torch.empty_like(best).random_(self.values.shape[-1], generator=generator)
         else:
             other = Categorical(torch.where(self.legal, 0.0, -torch.inf).expand_as(self.values)).sample(generator)
-        return torch.where(torch.rand(best.shape, generator=generator, device=device) < self.epsilon, other, best)
+        return torch.where(explores, other, best)
 
     def mode(self) -> Tensor:
         values = self.values if self.legal is None else self.values.masked_fill(~self.legal, -torch.inf)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 
 from herdbook.core.collection import NOISE, RESETS
 from herdbook.core.environments import EnvironmentSource
+from herdbook.core.growing import Growing
 from herdbook.core.random import generator, restore_generator
-from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, PolicyFailed, Rollout, Stepped
+from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, PolicyFailed, Rollout, Stepped, stack_rows
 from herdbook.core.runs import RunFailed
 from herdbook.core.seeds import FAILURES, Member
 from herdbook.core.types import Spec, to_numpy, tree_map
@@ -43,12 +45,14 @@ class Steps:
         """How many ended."""
         return len(self.lengths)
 
-    def add_to(self, replay: Any) -> None:
-        """Append everything to a replay. Raises ValueError for what it cannot hold."""
-        for s in self.steps:
-            if s.cut.any():
-                replay.cut(s.cut)
-            replay.add(s.observations, s.actions, s.rewards, s.terminated, s.truncated, s.next_observations)
+    def add_to(self, replay: Growing) -> None:
+        """Append everything to a replay, in blocks between cuts. Raises ValueError for what it cannot hold."""
+        cuts = [number for number, step in enumerate(self.steps) if step.cut.any()]
+        for begin, end in pairwise((0, *cuts, len(self.steps))):
+            if begin in cuts:
+                replay.cut(self.steps[begin].cut)
+            if begin < end:
+                replay.extend(*(stack_rows([getattr(s, name) for s in self.steps[begin:end]]) for name in _ADDED))
 
     def state_dict(self) -> dict[str, Any]:
         """As dicts, lists and tensors, for a checkpoint; without the environments' infos.
@@ -79,6 +83,7 @@ class Steps:
         return cls(**{**state, "steps": steps})
 
 
+_ADDED = ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
 _COLUMNS = tuple(field.name for field in fields(Stepped) if field.name != "infos")
 
 

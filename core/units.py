@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from gymnasium import spaces
 
+from herdbook.core.growing import Growing
 from herdbook.core.moments import RewardScale, RunningMoments
 from herdbook.core.policy import Scaling
 from herdbook.core.types import Array, Spec, Transitions, Tree
@@ -25,10 +26,10 @@ class RunningSettings(Protocol):
     def scale_rewards(self) -> bool: ...
 
 
-class RunningUnits:
+class RunningUnits(Growing):
     """`Scaling`, by running moments of the observations, and a running scale of rewards, where they are asked for.
 
-    What learns from a replay hands it each step once, as to the replay itself (`add`, `cut`), and each batch when it
+    What learns from a replay hands it each step once, as to the replay itself (`extend`, `cut`), and each batch when it
     is read: the replay stays raw, and old steps are seen in the newest units. So the moments are those of what was
     played; were they those of the batches instead, a step would count as often as it is drawn.
 
@@ -63,16 +64,17 @@ class RunningUnits:
             self.moments.update(observations)
             self._apply(self.moments)
 
-    def add(
+    def extend(
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
     ) -> None:
-        """Take one step of every lane into account; the arguments are those of `ReplayBuffer.add`."""
+        """Take T successive steps of every lane into account; the arguments are those of `ReplayBuffer.extend`."""
         if self.moments is not None:
             self.see(torch.as_tensor(observations))
         if self.reward_scale is not None:
-            earned = torch.as_tensor(rewards, dtype=torch.float64)[:, None]  # [lanes, 1]
-            self.reward_scale.follow(earned, torch.zeros_like(earned, dtype=torch.bool))
-            self.reward_scale.end(torch.as_tensor(terminated) | torch.as_tensor(truncated))
+            earned = torch.as_tensor(rewards, dtype=torch.float64).T  # [lanes, T]
+            over = (torch.as_tensor(terminated) | torch.as_tensor(truncated)).T
+            self.reward_scale.follow(earned, torch.nn.functional.pad(over[:, :-1], (1, 0)))
+            self.reward_scale.end(over[:, -1])
 
     def cut(self, lanes: Array) -> None:
         """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last is their last."""

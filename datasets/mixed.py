@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from herdbook.core.growing import Growing
 from herdbook.core.types import Array, Transitions, Tree, tree_map
 from herdbook.datasets.replay import ReplayBuffer, drawn_numbers
 
 
-class MixedReplay:
+class MixedReplay(Growing):
     """Uniform over the steps of both (Kostrikov et al. 2021, arXiv:2110.06169), or with a fixed share of the new ones.
 
     offline: the dataset; it may be shared by several.
@@ -76,11 +77,11 @@ class MixedReplay:
             drawn_numbers(len(self.online), new, generators, device) if new else empty,
         )
 
-    def add(
+    def extend(
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
     ) -> None:
-        """As `ReplayBuffer.add`."""
-        self.online.add(observations, actions, rewards, terminated, truncated, next_observations)
+        """As `ReplayBuffer.extend`."""
+        self.online.extend(observations, actions, rewards, terminated, truncated, next_observations)
 
     def cut(self, lanes: Array) -> None:
         """As `ReplayBuffer.cut`."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from herdbook.core.growing import Growing
 from herdbook.core.types import Array, Transitions, Tree
 from herdbook.datasets.replay import ReplayBuffer
 
@@ -57,7 +58,7 @@ class SumTree:
         return indices
 
 
-class PrioritisedReplay:
+class PrioritisedReplay(Growing):
     """An online replay for one seed, drawn by priority; new steps have the largest that was ever given.
 
     exponent: α; 0 draws uniformly.
@@ -78,14 +79,14 @@ class PrioritisedReplay:
         """Bytes of all tables."""
         return self.replay.nbytes + self.tree.nodes.nbytes
 
-    def add(
+    def extend(
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
     ) -> None:
-        """As `ReplayBuffer.add`."""
-        oldest = self.rings.first
-        self.replay.add(observations, actions, rewards, terminated, truncated, next_observations)
+        """As `ReplayBuffer.extend`."""
+        oldest, newest = self.rings.first, self.rings.added
+        self.replay.extend(observations, actions, rewards, terminated, truncated, next_observations)
         self.tree[self._entries(oldest, self.rings.first)] = 0  # they cannot be drawn any more
-        self.tree[self._entries(self.rings.added - 1, self.rings.added)] = self.largest**self.exponent
+        self.tree[self._entries(max(newest, self.rings.first), self.rings.added)] = self.largest**self.exponent
 
     def cut(self, lanes: Array) -> None:
         """As `ReplayBuffer.cut`."""

@@ -18,20 +18,21 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from herdbook.core.growing import Growing
 from herdbook.core.types import Array, Segments, Spec, TimeLimit, Transitions, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
-from herdbook.datasets.rings import Rings, check_memory, ring_sizes
+from herdbook.datasets.rings import Rings, check_memory, positions_of, ring_sizes
 from herdbook.datasets.validation import check_finite
 
 Reward = Callable[[Tree, Tensor, Tree, Tensor], Tensor]
 """(observations, actions, next_observations, terminated), each `[N, …]` -> rewards `[N]`."""
 
 
-class ReplayBuffer:
+class ReplayBuffer(Growing):
     """Uniform sampling of transitions and segments; implements `core.types.Replay`.
 
-    `ReplayBuffer(episodes)` is offline; `ReplayBuffer.online(spec, …)` begins empty and grows by `add`. On the CPU an
-    offline replay shares the memory of its `Episodes`. Its length is the number of steps that can be drawn.
+    `ReplayBuffer(episodes)` is offline; `ReplayBuffer.online(spec, …)` begins empty and grows by `extend` and `add`. On
+    the CPU an offline replay shares the memory of its `Episodes`. Its length is the number of steps that can be drawn.
 
     time_limit: "bootstrap" leaves the discount of a truncated step alone, "terminal" zeroes it.
 
@@ -313,41 +314,42 @@ class ReplayBuffer:
 
     # --- online ------------------------------------------------------------------------------------------------------
 
-    def add(
+    def extend(
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
     ) -> None:
-        """Append one step of every lane; all arguments are `[lanes, …]`, arrays or tensors.
+        """Append T successive steps of every lane; all arguments are `[T, lanes, …]`, arrays or tensors.
 
         `observations` is read only where an episode begins: later ones are the `next_observations` of the step before.
         `next_observations` is the observation that followed, at an episode's end its own final one.
 
         Raises ValueError, and adds nothing, for another shape, and for NaN, infinity or what the table cannot hold.
         """
-        rings = self._rings
+        rings, steps, tables = self._rings, np.shape(rewards)[:1], self._tables
         if rings is None:
             raise TypeError("an offline replay does not grow; build one with ReplayBuffer.online")
-        tables = self._tables
         columns = {"actions": actions, "rewards": rewards, "terminated": terminated, "truncated": truncated}
-        columns = {name: self._checked(name, tables[name], values) for name, values in columns.items()}
-        began = (rings.position == 0).nonzero()[0]
-        first = self._checked("observations", tables["observations"], observations, began) if len(began) else None
-        following = self._checked("next_observations", tables["observations"], next_observations)
-        ends = columns["terminated"]
-        over = ends | columns["truncated"]
-        written = rings.append(over)
-        steps = slice(written.step * self._lanes, (written.step + 1) * self._lanes)
-        if first is not None:
-            _put(tables["observations"], written.first_rows, first)
-        _put(tables["observations"], written.next_rows, following)
-        for name, values in columns.items():
-            tables[name].put(steps, values)
-        tables["rows"].put(steps, written.step_rows)
-        tables["positions"].put(steps, written.positions)
-        tables["continues"].put(steps, ~(ends if self.time_limit == "bootstrap" else over))
-        if written.previous is not None:
-            before = slice(written.previous * self._lanes, (written.previous + 1) * self._lanes)
-            tables["last"].put(before, written.positions == 0)
-        tables["last"].put(steps, True)
+        columns = {name: self._checked(name, tables[name], values, steps) for name, values in columns.items()}
+        over = columns["terminated"] | columns["truncated"]
+        columns["continues"] = ~(columns["terminated"] if self.time_limit == "bootstrap" else over)
+        following = self._checked("next_observations", tables["observations"], next_observations, steps)
+        positions, began = positions_of(rings.position, over)
+        starts = bool(began.any())
+        first = self._checked("observations", tables["observations"], observations, steps, began) if starts else None
+        columns["last"] = np.ones_like(over)
+        columns["last"][:-1] = began[1:]
+        columns["positions"] = positions
+        for begin in range(0, len(over), rings.longest_block):
+            block = slice(begin, begin + rings.longest_block)
+            written = rings.append(positions[block], began[block], over[block])
+            if written.previous is not None and not begin:
+                tables["last"].put(written.previous, began[0])
+            for name, values in columns.items():
+                tables[name].put(written.steps, values[block])
+            tables["rows"].put(written.steps, written.step_rows)
+            if starts:
+                own = slice(np.count_nonzero(began[:begin]), np.count_nonzero(began[: block.stop]))
+                _put(tables["observations"], written.step_rows[began[block]], first, own)
+            _put(tables["observations"], written.next_rows, following, block)
 
     def cut(self, lanes: Array) -> None:
         """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last is their last.
@@ -358,17 +360,22 @@ class ReplayBuffer:
             raise TypeError("an offline replay does not grow: none of its episodes goes on")
         self._rings.position[lanes] = 0
 
-    def _checked(self, name: str, table: Tree, values: Tree, lanes: Array | None = None) -> Tree:
-        """`values` `[lanes, …]` as `table` stores them, those of some lanes or of all. Raises ValueError."""
+    def _checked(
+        self, name: str, table: Tree, values: Tree, steps: tuple[int, ...], which: Array | None = None
+    ) -> Tree:
+        """`values` `[T, lanes, …]` as `table` stores them, or those of some steps `[N, …]`. Raises ValueError."""
         if isinstance(table, dict):
             if not isinstance(values, Mapping) or set(values) != set(table):
                 came = sorted(values) if isinstance(values, Mapping) else type(values).__name__
                 raise ValueError(f"expected {name} with the keys {sorted(table)}, got {came}")
-            return {key: self._checked(f"{name}[{key!r}]", leaf, values[key], lanes) for key, leaf in table.items()}
+            parts = {key: (f"{name}[{key!r}]", leaf, values[key]) for key, leaf in table.items()}
+            return {key: self._checked(*part, steps, which) for key, part in parts.items()}
         given = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        if given.shape != (shape := (self._lanes, *table.shape)):
-            raise ValueError(f"expected {name} of shape {shape}, a row for each lane, got {given.shape}")
-        given, dtype = given if lanes is None else given[lanes], table.dtype
+        if given.shape[1:] != (shape := (self._lanes, *table.shape)):
+            raise ValueError(f"expected {name} of shape {shape}, a row for each lane, got {given.shape[1:]}")
+        if given.shape[:1] != steps:
+            raise ValueError(f"expected {name} of as many steps as the rewards, {steps}, got {given.shape[:1]}")
+        given, dtype = given if which is None else given[which], table.dtype
         if given.dtype == dtype and (dtype.kind != "f" or np.isfinite(given).all()):
             return given
         with np.errstate(over="ignore", invalid="ignore"):
@@ -376,7 +383,7 @@ class ReplayBuffer:
         good = np.isfinite(stored) if dtype.kind == "f" else stored == given
         if not good.all():
             bad = tuple(np.argwhere(~good)[0])
-            lane = bad[0] if lanes is None else lanes[bad[0]]
+            lane = bad[1] if which is None else which.nonzero()[1][bad[0]]
             kind = "finite" if dtype.kind == "f" else dtype.name
             raise ValueError(f"expected {kind} {name}, got {given[bad].item()} in lane {lane}")
         return stored
@@ -463,20 +470,23 @@ class _Table:
     def __reduce__(self) -> tuple[type[_Table], tuple[Tensor]]:
         return _Table, (self.tensor,)  # so that a copy's array is that of the copied tensor
 
-    def put(self, rows: slice | Array, values: Array | bool) -> None:
+    def put(self, rows: slice | Array, values: Array) -> None:
+        """rows: N of them, in any shape; values: `[*N, …]`."""
+        values = values.reshape(-1, *self.shape)
         if self.array is not None:
-            self.array[rows] = values
+            self.array[rows if isinstance(rows, slice) else rows.reshape(-1)] = values
         else:
-            index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.tensor.device)
+            index = rows if isinstance(rows, slice) else torch.from_numpy(rows.reshape(-1)).to(self.tensor.device)
             self.tensor[index] = torch.as_tensor(values).to(self.tensor)
 
 
-def _put(table: Tree, rows: slice | Array, values: Tree) -> None:
+def _put(table: Tree, rows: Array, values: Tree, part: slice) -> None:
+    """Write `values[part]`."""
     if isinstance(table, dict):
         for key, leaf in table.items():
-            _put(leaf, rows, values[key])
+            _put(leaf, rows, values[key], part)
     else:
-        table.put(rows, values)
+        table.put(rows, values[part])
 
 
 def checked_time_limit(time_limit: TimeLimit) -> TimeLimit:

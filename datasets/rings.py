@@ -16,22 +16,33 @@ from herdbook.core.types import Array
 
 
 class Written(NamedTuple):
-    """Where one step of every lane goes. Entries are position · lanes + lane."""
+    """Where T steps of every lane go. Entries are position · lanes + lane."""
 
-    step: int
-    """Position in the step ring."""
-    previous: int | None
-    """Position of the step before, None for the first ever."""
-    began: Array
-    """Lanes in which an episode begins."""
-    first_rows: Array
-    """Row entries of the first observations of these."""
+    steps: slice | Array
+    """`[T · lanes]`: the entries of the steps."""
+    previous: slice | None
+    """The entries of the step before, None for the first ever."""
     step_rows: Array
-    """`[lanes]`: the row entry of each step."""
+    """`[T, lanes]`: the row entry of each step."""
     next_rows: Array
-    """`[lanes]`: the row entry of each next observation."""
-    positions: Array
-    """`[lanes]`: steps since the episode's first."""
+    """`[T, lanes]`: the row entry of each next observation."""
+
+
+def positions_of(before: Array, ended: Array) -> tuple[Array, Array]:
+    """Where T steps stand in their episodes: (steps since the first, whether it is the first), both `[T, lanes]`.
+
+    before: `[lanes]`, the position of the first of these steps; ended: `[T, lanes]`, a step is its episode's last.
+    """
+    numbers, began = np.arange(len(ended))[:, None], np.concatenate([before[None] == 0, ended[:-1]])
+    positions: Array = numbers + before
+    if began[1:].any():
+        positions = numbers - np.maximum.accumulate(np.where(began, numbers, -before), 0)
+    return positions, began
+
+
+def position_after(positions: Array, ended: Array) -> Array:
+    """Where the next step of each lane stands, `[lanes]`, after steps at these positions; both `[T, lanes]`."""
+    return np.where(ended[-1], 0, positions[-1] + 1)
 
 
 def ring_sizes(capacity: int, lanes: int, frame_stack: int) -> tuple[int, int]:
@@ -72,27 +83,31 @@ class Rings:
     def filled_rows(self) -> int:
         return min(int(self.rows_added.max()), self.rows)
 
-    def append(self, ended: Array) -> Written:
-        """Make room for one step of every lane; `ended` `[lanes]`: it is its episode's last."""
-        positions, began = self.position, (self.position == 0).nonzero()[0]
-        if len(began):
-            self.rows_added[began] += 1
-        current = self.rows_added - 1
-        step_rows, step = self._row_entries(current), self.added % self.steps
-        self.needed[step] = current if self.frame_stack == 1 else current - np.minimum(positions, self.frame_stack - 1)
+    @property
+    def longest_block(self) -> int:
+        """How many steps at most `append` takes, so that it writes no step or row twice."""
+        return min(self.steps, self.rows // 2)
+
+    def append(self, positions: Array, began: Array, ended: Array) -> Written:
+        """Make room for some steps of every lane; all `[T, lanes]`: as `positions_of` has them."""
+        count, lanes, step = len(ended), self.lanes, self.added % self.steps
+        rows = self.rows_added - 1 + np.arange(count)[:, None] + began.cumsum(0)
+        places: slice | Array = slice(step, step + count)
+        steps: slice | Array = slice(step * lanes, (step + count) * lanes)
+        if step + count > self.steps:
+            places = np.arange(step, step + count) % self.steps
+            steps = (places[:, None] * lanes + self._lane).reshape(-1)
+        self.needed[places] = rows if self.frame_stack == 1 else rows - np.minimum(positions, self.frame_stack - 1)
+        last = (self.added - 1) % self.steps * lanes
         written = Written(
-            step=step,
-            previous=(self.added - 1) % self.steps if self.added else None,
-            began=began,
-            first_rows=step_rows[began],
-            step_rows=step_rows,
-            next_rows=self._row_entries(self.rows_added),
-            positions=positions,
+            steps=steps,
+            previous=slice(last, last + lanes) if self.added else None,
+            step_rows=self._row_entries(rows),
+            next_rows=self._row_entries(rows + 1),
         )
-        self.rows_added += 1
-        self.added += 1
-        self.position = positions + 1
-        self.position[ended] = 0
+        self.position = position_after(positions, ended)
+        self.rows_added = rows[-1] + 2
+        self.added += count
         self._forget()
         return written
 

@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from herdbook.core.growing import Growing
 from herdbook.core.types import Array, Segments, TimeLimit, Tree, to_numpy, tree_map
 from herdbook.datasets.replay import checked_time_limit
+from herdbook.datasets.rings import position_after, positions_of
 
-_NAMES = ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
+_NAMES = ("observations", "actions", "rewards", "terminated", "truncated", "next_observations", "timesteps")
 
 
-class Rollouts:
-    """Filled step by step with `add`, as `ReplayBuffer` is, and emptied by `take`.
+class Rollouts(Growing):
+    """Filled with `extend` and `add`, as `ReplayBuffer` is, and emptied by `take`.
 
     time_limit: "terminal" makes every truncation a termination.
-    reward_transform: changes rewards `[lanes]` float32 as they are added.
+    reward_transform: changes rewards `[T, lanes]` float32 as they are added.
     """
 
     def __init__(
@@ -31,16 +33,16 @@ class Rollouts:
     ) -> None:
         self.reward_transform = reward_transform
         self.device, self.time_limit = torch.device(device), checked_time_limit(time_limit)
-        self._steps: list[dict[str, Tree]] = []
+        self._blocks: list[dict[str, Tree]] = []
         self._positions: Array | None = None  # of each lane's next step in its episode
 
     def __len__(self) -> int:
-        return sum(len(step["rewards"]) for step in self._steps)
+        return sum(block["rewards"].size for block in self._blocks)
 
-    def add(
+    def extend(
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
     ) -> None:
-        """Append one step of every lane; all arguments are arrays `[lanes, …]`.
+        """Append T successive steps of every lane; all arguments are arrays `[T, lanes, …]`.
 
         Raises ValueError, and adds nothing, for a reward that float32 does not hold.
         """
@@ -50,20 +52,23 @@ class Rollouts:
             raise ValueError(f"expected rewards that float32 holds, got {rewards.tolist()}")
         if self.reward_transform is not None:
             rewards = self.reward_transform(rewards)
-        values = (observations, actions, rewards, terminated, truncated, next_observations)
+        over = terminated | truncated
         if self.time_limit == "terminal":
-            values = (observations, actions, rewards, terminated | truncated, truncated & ~truncated, next_observations)
-        positions = np.zeros(len(rewards), dtype=np.int64) if self._positions is None else self._positions
-        self._steps.append({**dict(zip(_NAMES, values, strict=True)), "timesteps": positions})
-        self._positions = np.where(terminated | truncated, 0, positions + 1)
+            terminated, truncated = over, np.zeros_like(over)
+        before = np.zeros(rewards.shape[1], dtype=np.int64) if self._positions is None else self._positions
+        positions = positions_of(before, over)[0]
+        self._positions = position_after(positions, over)
+        values = (observations, actions, rewards, terminated, truncated, next_observations, positions)
+        self._blocks.append(dict(zip(_NAMES, values, strict=True)))
 
     def cut(self, lanes: Array) -> None:
         """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last truncates them."""
         if self._positions is not None:
             self._positions = np.where(lanes, 0, self._positions)
-        if self._steps:
-            last = self._steps[-1]
-            last["truncated"] = last["truncated"] | (lanes & ~last["terminated"])
+        if self._blocks:
+            block = self._blocks[-1]
+            block["truncated"] = block["truncated"].copy()
+            block["truncated"][-1] |= lanes & ~block["terminated"][-1]
 
     def take(self) -> Segments:
         """All steps since the last call, and none are left: `[lanes, T, …]`.
@@ -72,23 +77,23 @@ class Rollouts:
 
         Raises ValueError if there are none.
         """
-        if not self._steps:
+        if not self._blocks:
             raise ValueError("no steps were added since the last update")
         stacked: dict[str, Tree] = {
-            name: tree_map(lambda *rows: self._tensor(np.stack(rows, 1)), *(step[name] for step in self._steps))
-            for name in (*_NAMES, "timesteps")
+            name: tree_map(self._by_lane, *(block[name] for block in self._blocks)) for name in _NAMES
         }
-        self._steps = []
+        self._blocks = []
         return Segments(**stacked, mask=torch.ones_like(stacked["terminated"]))
 
-    def _tensor(self, array: Array) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+    def _by_lane(self, *blocks: Array) -> Tensor:
+        """Blocks `[T, lanes, …]` as one tensor `[lanes, ΣT, …]`."""
+        return torch.from_numpy(np.ascontiguousarray(np.concatenate(blocks).swapaxes(0, 1))).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that it holds."""
         return {
             "time_limit": self.time_limit,
-            "steps": [tree_map(torch.from_numpy, step) for step in self._steps],
+            "blocks": [tree_map(torch.from_numpy, block) for block in self._blocks],
             "positions": None if self._positions is None else torch.from_numpy(self._positions),
         }
 
@@ -96,5 +101,5 @@ class Rollouts:
         """Continue from `state_dict()`. Raises ValueError for another time limit."""
         if state["time_limit"] != self.time_limit:
             raise ValueError(f'expected time_limit="{self.time_limit}", got {state["time_limit"]!r}')
-        self._steps = [to_numpy(step) for step in state["steps"]]
+        self._blocks = [to_numpy(block) for block in state["blocks"]]
         self._positions = None if state["positions"] is None else to_numpy(state["positions"])

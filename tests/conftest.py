@@ -73,7 +73,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, type, Callabl
             "checkpoint": (Book, "checkpoint"),
             "link": (os, "replace"),
             "line": (JSONLines, "write"),
-            "add": (ReplayBuffer, "add"),
+            "add": (ReplayBuffer, "extend"),
             "add_joint": (JointReplay, "add"),
         }[kind]
         original, calls = getattr(owner, name), 0

@@ -1,0 +1,38 @@
+"""What grows by the steps that environments take: replays, rollouts, running moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from herdbook.core.types import Array, Tree
+
+
+class Growing:
+    """Takes steps in blocks by `extend`, which a subclass has, or one by one by `add`."""
+
+    def extend(
+        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
+    ) -> None:
+        """Take T successive steps of every lane; all arguments are `[T, lanes, …]`, arrays or tensors."""
+        raise NotImplementedError
+
+    def cut(self, lanes: Array) -> None:
+        """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was taken last is their last."""
+        raise NotImplementedError
+
+    def add(
+        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
+    ) -> None:
+        """Take one step of every lane; all arguments are `[lanes, …]`."""
+        step = (observations, actions, rewards, terminated, truncated, next_observations)
+        self.extend(*map(_one, step))
+
+
+def _one(values: Tree) -> Tree:
+    """With a leading axis of one step."""
+    if isinstance(values, dict):
+        return {name: _one(part) for name, part in values.items()}
+    return (values if isinstance(values, Tensor) else np.asarray(values))[None]
