@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sameness import equal, same
 
 import herdbook
 from herdbook.cli.api import resume
@@ -26,7 +27,6 @@ from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
 from herdbook.offline.td3_bc import TD3BC, TD3BCConfig
 
-FILES = ("metrics.jsonl", "evaluations.jsonl")
 SPEC = Spec(spaces.Box(-np.inf, np.inf, (1,)), spaces.Box(-1, 1, (1,)))
 
 
@@ -265,26 +265,6 @@ def go(data: Episodes, path: str = "run", algorithm: str = "td3_bc", **options: 
         "quiet": True,
     }
     return herdbook.train(algorithm, dataset=data, run_dir=path, **(defaults | CONFIGS.get(algorithm, {}) | options))
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        clocks = ("seconds", "timing.jsonl")
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a if key not in clocks)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)
-
-
-def same(a: Run, b: Run) -> bool:
-    """Lines, parameters and replays, to the bit."""
-    states = []
-    for run in (a, b):
-        state = run.checkpoints.load()
-        states.append({**state, "replay": run.checkpoints.load_replay(state)})
-    return all((a.path / name).read_bytes() == (b.path / name).read_bytes() for name in FILES) and equal(*states)
 
 
 def test_a_run_goes_on_in_the_environment(pendulum: Episodes) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sameness import equal
 from torch import Tensor
 
 from herdbook.core import checkpoint
@@ -19,7 +20,7 @@ from herdbook.core.networks import MLP, OnPolicyActor, OnPolicyValue, orthogonal
 from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
 from herdbook.core.policy import ScaledDistribution, Scaling
 from herdbook.core.returns import discounted_returns, generalised_advantage
-from herdbook.core.types import Segments, Spec
+from herdbook.core.types import Segments, Spec, TimeLimit
 from herdbook.datasets.rollouts import Rollouts
 from herdbook.online import a2c, ppo, reinforce, trpo
 from herdbook.online.ppo import PPOConfig
@@ -499,6 +500,24 @@ def test_an_episode_that_was_given_up_is_truncated_at_its_last_step(time_limit: 
     assert taken.truncated.tolist() == [[False, True], [False, False], [False, False]]
     assert taken.terminated.tolist() == [[False, False], [False, True], [False, False]]
     assert not never.any()  # what was given is not written to
+
+
+@pytest.mark.parametrize("time_limit", ["bootstrap", "terminal"])
+def test_a_block_is_its_steps(time_limit: TimeLimit) -> None:
+    rng, lanes = np.random.default_rng(0), 3
+    blocks, steps = Rollouts(time_limit=time_limit), Rollouts(time_limit=time_limit)
+    for count in (4, 1, 7):
+        now, rewards = rng.normal(size=(count, lanes, 2)).astype(np.float32), rng.normal(size=(count, lanes))
+        actions, terminated, truncated = rng.integers(0, 2, (3, count, lanes))
+        columns = (now, actions, rewards, terminated > 0, (truncated & ~terminated) > 0, now + 1)
+        blocks.extend(*columns)
+        for number in range(count):
+            steps.add(*(column[number] for column in columns))
+        lost = np.array([True, False, False])
+        blocks.cut(lost)
+        steps.cut(lost)
+    assert len(blocks) == len(steps) == 36
+    assert equal(asdict(blocks.take()), asdict(steps.take()))
 
 
 def timesteps(rollouts: Rollouts) -> list[list[int]]:

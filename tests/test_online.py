@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sameness import equal, same, state_of
 
 import herdbook
 from herdbook.cli.api import collect, evaluate_run, resume
@@ -98,8 +99,6 @@ SMALL: dict[str, Any] = {
     "replay_steps": 200,
     "target_period": 5,
 }
-FILES = ("metrics.jsonl", "evaluations.jsonl")
-CLOCKS = ("seconds", "timing.jsonl")  # what holds a time, or the length of what holds one
 
 
 @pytest.fixture
@@ -112,27 +111,6 @@ def game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def go(game: str, path: Path | str = "run", algorithm: str = "vdn", **options: Any) -> Run:
     defaults: dict[str, Any] = {"steps": 200, "seeds": (0, 1), "eval_episodes": 2, "num_envs": 3, "quiet": True}
     return herdbook.train(algorithm, env=game, run_dir=path, **(defaults | SMALL | options))
-
-
-def state_of(run: Run) -> dict[str, Any]:
-    state = run.checkpoints.load()
-    return {**state, "replay": run.checkpoints.load_replay(state)}
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a if key not in CLOCKS)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)
-
-
-def same(a: Run, b: Run) -> bool:
-    """Lines, parameters, replays and what was played ahead, equal to the bit."""
-    lines = all((a.path / name).read_bytes() == (b.path / name).read_bytes() for name in FILES)
-    return lines and equal(state_of(a), state_of(b))
 
 
 def test_a_run_learns_and_says_what_it_did(game: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sameness import equal
 
 from herdbook.core import checkpoint
 from herdbook.core.types import Spec, Transitions
@@ -31,6 +32,25 @@ def fill(replay: PrioritisedReplay, steps: int, lanes: int = 1, start: int = 0) 
 def draw(replay: Any, count: int, seed: int = 0, **options: Any) -> Transitions:
     batch: Transitions = replay.sample(count, [torch.Generator().manual_seed(seed)], discount=0.9, **options)
     return batch
+
+
+@pytest.mark.parametrize(("capacity", "lanes"), [(8, 1), (6, 2), (40, 2)])
+def test_a_block_is_its_steps(capacity: int, lanes: int) -> None:
+    """Blocks of 1 to 12 steps, in which priorities were set before; the larger is longer than the smallest ring."""
+    rng = np.random.default_rng(capacity)
+    blocks, steps = make(capacity, lanes), make(capacity, lanes)
+    for count in (3, 1, 12, 2, 5, 12, 1):
+        value = rng.normal(size=(count, lanes)).astype(np.float32)
+        over = rng.random((count, lanes)) < 0.3
+        columns = (value[..., None], np.zeros((count, lanes), np.int64), value, over, np.zeros_like(over))
+        blocks.extend(*columns, value[..., None] + 10)
+        for number in range(count):
+            steps.add(*(column[number] for column in columns), value[number, :, None] + 10)
+        assert equal(blocks.state_dict(), steps.state_dict())
+        drawn = draw(blocks, 4).indices
+        assert drawn is not None
+        for replay in (blocks, steps):
+            replay.set_priorities(drawn, torch.tensor([0.5, 2.0, 3.0, 1.0]))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 100])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sameness import equal
 
-from herdbook.core.types import Spec, Transitions
+from herdbook.core.types import Spec, TimeLimit, Transitions
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
 
@@ -410,6 +411,45 @@ def test_a_refused_step_leaves_the_replay_as_it_was(change: dict[str, Any], mess
     assert len(replay) == 0
     replay.add(**step)
     assert len(replay) == 2
+
+
+def random_steps(count: int, lanes: int, seed: int = 0) -> list[Any]:
+    """Columns `[count, lanes, …]` of episodes of 1 to about 10 steps, in the order of `add`."""
+    rng = np.random.default_rng(seed)
+    observations, following, actions = (rng.normal(size=(count, lanes, 1)).astype(np.float32) for _ in range(3))
+    terminated, truncated = (rng.random((count, lanes)) < 0.15 for _ in range(2))
+    return [observations, actions, rng.normal(size=(count, lanes)), terminated, truncated & ~terminated, following]
+
+
+@pytest.mark.parametrize(("capacity", "lanes", "frame_stack"), [(7, 1, 1), (60, 2, 1), (60, 3, 3), (4, 4, 1)])
+@pytest.mark.parametrize("time_limit", ["bootstrap", "terminal"])
+def test_a_block_is_its_steps(capacity: int, lanes: int, frame_stack: int, time_limit: TimeLimit) -> None:
+    """Blocks of 1 to 40 steps, longer than some of the rings, with an episode given up now and then."""
+    blocks, steps = (online(capacity, lanes, frame_stack=frame_stack, time_limit=time_limit) for _ in range(2))
+    columns, at, rng = random_steps(300, lanes), 0, np.random.default_rng(1)
+    while at < 300:
+        part = slice(at, at + rng.integers(1, 41))
+        lost = rng.random(lanes) < 0.2
+        for replay in (blocks, steps):
+            replay.cut(lost)
+        blocks.extend(*(column[part] for column in columns))
+        for number in range(at, min(part.stop, 300)):
+            steps.add(*(column[number] for column in columns))
+        at = part.stop
+        assert len(blocks) == len(steps)
+        assert equal(blocks.state_dict(), steps.state_dict())
+
+
+def test_a_block_of_another_length_is_refused() -> None:
+    replay, columns = online(8, 2), random_steps(3, 2)
+    columns[3] = columns[3][:2]
+    with pytest.raises(ValueError, match=r"expected terminated of as many steps as the rewards, \(3,\), got \(2,\)"):
+        replay.extend(*columns)
+    columns = random_steps(3, 2)
+    columns[5][2, 1] = np.nan
+    with pytest.raises(ValueError, match="expected finite next_observations, got nan in lane 1"):
+        replay.extend(*columns)
+    assert len(replay) == 0 and not replay.state_dict()["rings"]["added"]
 
 
 def test_only_first_observations_are_read() -> None:

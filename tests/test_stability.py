@@ -119,6 +119,22 @@ def test_only_vectors_are_normalised() -> None:
         DQN(DQNConfig(normalise_observations=True), images)
 
 
+def test_a_block_is_its_steps() -> None:
+    """In units that follow both, with episodes that end inside the block and between blocks."""
+    rng, lanes = np.random.default_rng(0), 2
+    settings: Any = {"normalise_observations": True, "scale_rewards": True, "discount": 0.9}
+    blocks, steps = (make("dqn", **settings).units for _ in range(2))
+    for count in (5, 1, 4):
+        now, rewards = rng.normal(size=(count, lanes, 2)), rng.normal(size=(count, lanes))
+        terminated, truncated = rng.random((2, count, lanes)) < 0.3
+        columns = (now, np.zeros((count, lanes), np.int64), rewards, terminated, truncated, now)
+        blocks.extend(*columns)
+        for number in range(count):
+            steps.add(*(column[number] for column in columns))
+    assert blocks.state_dict()["reward_scale"]["moments"]["count"] == 20
+    torch.testing.assert_close(blocks.state_dict(), steps.state_dict(), rtol=1e-12, atol=1e-12)
+
+
 # --- rewards --------------------------------------------------------------------------------------------------------
 
 

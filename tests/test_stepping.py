@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sameness import equal, same, state_of
 
 import herdbook
 from herdbook.cli.api import export_replay, resume
@@ -36,7 +37,6 @@ from herdbook.online.sac import SAC, SACConfig
 
 SMALL: dict[str, Any] = {"hidden_sizes": (8, 8), "batch_size": 8, "warmup_steps": 20, "replay_steps": 150}
 CADENCE = {"log_every": 20, "evaluate_every": 70, "checkpoint_every": 50}
-FILES = ("metrics.jsonl", "evaluations.jsonl")
 RUNS: dict[str, dict[str, Any]] = {
     "dqn": {"env": "CartPole-v1", "num_envs": 3, "prioritised": True, "n_step": 3, "epsilon_steps": 100},
     "sac": {"env": "Pendulum-v1"},
@@ -100,28 +100,6 @@ def go(algorithm: str, path: Path | str = "run", **options: Any) -> Run:
     small = {name: value for name, value in SMALL.items() if name in known}
     chosen = defaults | small | CADENCE | RUNS[algorithm] | options
     return herdbook.train(algorithm, run_dir=path, **chosen)
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        clocks = ("seconds", "timing.jsonl")
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a if key not in clocks)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return bool(a == b)
-
-
-def same(a: Run, b: Run) -> bool:
-    """Lines, parameters, replays, and what was played ahead, to the bit."""
-    lines = all((a.path / name).read_bytes() == (b.path / name).read_bytes() for name in FILES)
-    return lines and equal(state_of(a), state_of(b))
-
-
-def state_of(run: Run) -> dict[str, Any]:
-    state = run.checkpoints.load()
-    return {**state, "replay": run.checkpoints.load_replay(state)}
 
 
 # --- rollouts -------------------------------------------------------------------------------------------------------
