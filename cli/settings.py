@@ -214,7 +214,7 @@ SETTINGS: tuple[Setting, ...] = (
             "replay_steps": 1_000_000,
         },
         source="Mnih et al. 2015 and, ε to 0.01, van Hasselt et al. 2016: an update every 4 steps, of 4 frames each; "
-        "targets every 10,000 steps; 50,000 frames at random, ε over 1 million",
+        "targets every 10,000 steps, as in their code (the paper: updates); 50,000 frames at random, ε over 1 million",
     ),
     Setting(
         algorithm="dqn",

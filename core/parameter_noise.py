@@ -6,8 +6,9 @@
     d = mean KL(softmax Q_θ(s, ·) ‖ softmax Q_θ̃(s, ·))   of discrete ones,   δ = −log(1 − ε + ε / |A|)    (4)
 
 Within an episode the same state so has the same action. Every lane has parameters of its own, and all lanes act in one
-batched pass. (2) compares fresh noise on the newest parameters, on every 50th update's batch, as in OpenAI Baselines;
-the δ of (4) is the distance between a greedy policy and an ε-greedy one (appendix C).
+batched pass. (2) compares fresh noise on the newest parameters, on every 50th update's batch, as the DDPG of OpenAI
+Baselines does (its DQN: at every step); the δ of (4) is the distance between a greedy policy and an ε-greedy one
+(appendix C).
 
 The paper normalises hidden layers (layer normalisation), so that one σ fits all of them; the networks of ours do not,
 and σ begins small. A user's own modules may: the parameters of a `torch.nn.LayerNorm` stay as they are, as there.
@@ -32,7 +33,7 @@ FACTOR = 1.01
 PERIOD = 50
 """Updates from one change of σ to the next."""
 ACTOR_SIGMA, VALUE_SIGMA = 0.03, 0.01
-"""σ at the start: by ours a new actor of 256 × 256 moves its actions by 0.12 to 0.14; that of values is Baselines'."""
+"""σ at the start. The first moves the actions of a new actor of 256 × 256 by 0.12 to 0.14; the other is Baselines'."""
 
 
 def action_distance(actions: Tensor, perturbed: Tensor) -> Tensor:
