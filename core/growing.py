@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,19 +11,22 @@ from torch import Tensor
 
 from herdbook.core.types import Array, Tree
 
+STEP_FIELDS = ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
+"""What is taken of a step, in the order of the arguments."""
 
-class Growing:
-    """Takes steps in blocks by `extend`, which a subclass has, or one by one by `add`."""
 
+class Growing(ABC):
+    """Takes steps in blocks by `extend`, or one by one by `add`."""
+
+    @abstractmethod
     def extend(
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
     ) -> None:
-        """Take T successive steps of every lane; all arguments are `[T, lanes, …]`, arrays or tensors."""
-        raise NotImplementedError
+        """Take T successive steps of every lane; all arguments are arrays `[T, lanes, …]`. T = 0 changes nothing."""
 
+    @abstractmethod
     def cut(self, lanes: Array) -> None:
         """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was taken last is their last."""
-        raise NotImplementedError
 
     def add(
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
@@ -33,6 +38,6 @@ class Growing:
 
 def _one(values: Tree) -> Tree:
     """With a leading axis of one step."""
-    if isinstance(values, dict):
+    if isinstance(values, Mapping):
         return {name: _one(part) for name, part in values.items()}
     return (values if isinstance(values, Tensor) else np.asarray(values))[None]

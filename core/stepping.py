@@ -17,7 +17,7 @@ import torch
 
 from herdbook.core.collection import NOISE, RESETS
 from herdbook.core.environments import EnvironmentSource
-from herdbook.core.growing import Growing
+from herdbook.core.growing import STEP_FIELDS, Growing
 from herdbook.core.random import generator, restore_generator
 from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, PolicyFailed, Rollout, Stepped, stack_rows
 from herdbook.core.runs import RunFailed
@@ -46,13 +46,17 @@ class Steps:
         return len(self.lengths)
 
     def add_to(self, replay: Growing) -> None:
-        """Append everything to a replay, in blocks between cuts. Raises ValueError for what it cannot hold."""
+        """Append everything to a replay, in blocks between cuts. Raises ValueError for a block that it cannot hold."""
         cuts = [number for number, step in enumerate(self.steps) if step.cut.any()]
-        for begin, end in pairwise((0, *cuts, len(self.steps))):
-            if begin in cuts:
-                replay.cut(self.steps[begin].cut)
-            if begin < end:
-                replay.extend(*(stack_rows([getattr(s, name) for s in self.steps[begin:end]]) for name in _ADDED))
+        for begin, end in pairwise(sorted({0, *cuts, len(self.steps)})):
+            first, *others = self.steps[begin:end]
+            if first.cut.any():
+                replay.cut(first.cut)
+            if others:
+                block = (stack_rows([getattr(step, name) for step in (first, *others)]) for name in STEP_FIELDS)
+                replay.extend(*block)
+            else:  # nothing to copy
+                replay.add(*(getattr(first, name) for name in STEP_FIELDS))
 
     def state_dict(self) -> dict[str, Any]:
         """As dicts, lists and tensors, for a checkpoint; without the environments' infos.
@@ -83,7 +87,6 @@ class Steps:
         return cls(**{**state, "steps": steps})
 
 
-_ADDED = ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
 _COLUMNS = tuple(field.name for field in fields(Stepped) if field.name != "infos")
 
 

@@ -68,6 +68,8 @@ class RunningUnits(Growing):
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
     ) -> None:
         """Take T successive steps of every lane into account; the arguments are those of `ReplayBuffer.extend`."""
+        if not len(rewards):
+            return
         if self.moments is not None:
             self.see(torch.as_tensor(observations))
         if self.reward_scale is not None:

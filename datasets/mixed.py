@@ -17,7 +17,7 @@ class MixedReplay(Growing):
     """Uniform over the steps of both (Kostrikov et al. 2021, arXiv:2110.06169), or with a fixed share of the new ones.
 
     offline: the dataset; it may be shared by several.
-    online: of one seed; it grows by `add`.
+    online: of one seed; it grows by `extend` and `add`.
     share: of every batch that is new, as soon as there is a step: 0.5 is Ball et al. 2023 (arXiv:2302.02948); None:
         every step is as likely.
 

@@ -324,7 +324,7 @@ class ReplayBuffer(Growing):
 
         Raises ValueError, and adds nothing, for another shape, and for NaN, infinity or what the table cannot hold.
         """
-        rings, steps, tables = self._rings, np.shape(rewards)[:1], self._tables
+        rings, steps, tables = self._rings, tuple(np.shape(rewards)[:1]), self._tables
         if rings is None:
             raise TypeError("an offline replay does not grow; build one with ReplayBuffer.online")
         columns = {"actions": actions, "rewards": rewards, "terminated": terminated, "truncated": truncated}
@@ -332,6 +332,8 @@ class ReplayBuffer(Growing):
         over = columns["terminated"] | columns["truncated"]
         columns["continues"] = ~(columns["terminated"] if self.time_limit == "bootstrap" else over)
         following = self._checked("next_observations", tables["observations"], next_observations, steps)
+        if not len(over):
+            return
         positions, began = positions_of(rings.position, over)
         starts = bool(began.any())
         first = self._checked("observations", tables["observations"], observations, steps, began) if starts else None
@@ -371,10 +373,8 @@ class ReplayBuffer(Growing):
             parts = {key: (f"{name}[{key!r}]", leaf, values[key]) for key, leaf in table.items()}
             return {key: self._checked(*part, steps, which) for key, part in parts.items()}
         given = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        if given.shape[1:] != (shape := (self._lanes, *table.shape)):
-            raise ValueError(f"expected {name} of shape {shape}, a row for each lane, got {given.shape[1:]}")
-        if given.shape[:1] != steps:
-            raise ValueError(f"expected {name} of as many steps as the rewards, {steps}, got {given.shape[:1]}")
+        if given.shape != (shape := (*steps, self._lanes, *table.shape)):
+            raise ValueError(f"expected {name} of shape {shape}, [steps, lanes, …], got {given.shape}")
         given, dtype = given if which is None else given[which], table.dtype
         if given.dtype == dtype and (dtype.kind != "f" or np.isfinite(given).all()):
             return given
@@ -383,9 +383,9 @@ class ReplayBuffer(Growing):
         good = np.isfinite(stored) if dtype.kind == "f" else stored == given
         if not good.all():
             bad = tuple(np.argwhere(~good)[0])
-            lane = bad[1] if which is None else which.nonzero()[1][bad[0]]
+            step, lane = bad[:2] if which is None else np.argwhere(which)[bad[0]]
             kind = "finite" if dtype.kind == "f" else dtype.name
-            raise ValueError(f"expected {kind} {name}, got {given[bad].item()} in lane {lane}")
+            raise ValueError(f"expected {kind} {name}, got {given[bad].item()} in lane {lane} of step {step}")
         return stored
 
     def to_episodes(self, spec: Spec, **fields: Any) -> Episodes:

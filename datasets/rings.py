@@ -33,6 +33,8 @@ def positions_of(before: Array, ended: Array) -> tuple[Array, Array]:
 
     before: `[lanes]`, the position of the first of these steps; ended: `[T, lanes]`, a step is its episode's last.
     """
+    if len(ended) == 1:
+        return before[None], before[None] == 0
     numbers, began = np.arange(len(ended))[:, None], np.concatenate([before[None] == 0, ended[:-1]])
     positions: Array = numbers + before
     if began[1:].any():
@@ -89,9 +91,13 @@ class Rings:
         return min(self.steps, self.rows // 2)
 
     def append(self, positions: Array, began: Array, ended: Array) -> Written:
-        """Make room for some steps of every lane; all `[T, lanes]`: as `positions_of` has them."""
+        """Make room for up to `longest_block` steps of every lane; all arguments are `[T, lanes]`.
+
+        positions, began: what `positions_of` gave for them; ended: a step is its episode's last.
+        """
         count, lanes, step = len(ended), self.lanes, self.added % self.steps
-        rows = self.rows_added - 1 + np.arange(count)[:, None] + began.cumsum(0)
+        assert count <= self.longest_block
+        rows = self.rows_added - 1 + (began if count == 1 else np.arange(count)[:, None] + began.cumsum(0))
         places: slice | Array = slice(step, step + count)
         steps: slice | Array = slice(step * lanes, (step + count) * lanes)
         if step + count > self.steps:

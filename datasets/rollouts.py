@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from herdbook.core.growing import Growing
+from herdbook.core.growing import STEP_FIELDS, Growing
 from herdbook.core.types import Array, Segments, TimeLimit, Tree, to_numpy, tree_map
 from herdbook.datasets.replay import checked_time_limit
 from herdbook.datasets.rings import position_after, positions_of
 
-_NAMES = ("observations", "actions", "rewards", "terminated", "truncated", "next_observations", "timesteps")
+_NAMES = (*STEP_FIELDS, "timesteps")
 
 
 class Rollouts(Growing):
@@ -42,14 +42,17 @@ class Rollouts(Growing):
     def extend(
         self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
     ) -> None:
-        """Append T successive steps of every lane; all arguments are arrays `[T, lanes, …]`.
+        """Append T successive steps of every lane; all arguments are arrays `[T, lanes, …]`. They are kept, not copied.
 
         Raises ValueError, and adds nothing, for a reward that float32 does not hold.
         """
+        given = np.asarray(rewards)
+        if not len(given):
+            return
         with np.errstate(over="ignore"):
-            rewards = np.asarray(rewards).astype(np.float32)
+            rewards = given.astype(np.float32)
         if not np.isfinite(rewards).all():
-            raise ValueError(f"expected rewards that float32 holds, got {rewards.tolist()}")
+            raise ValueError(f"expected rewards that float32 holds, got {given[~np.isfinite(rewards)][0]}")
         if self.reward_transform is not None:
             rewards = self.reward_transform(rewards)
         over = terminated | truncated
@@ -87,7 +90,8 @@ class Rollouts(Growing):
 
     def _by_lane(self, *blocks: Array) -> Tensor:
         """Blocks `[T, lanes, …]` as one tensor `[lanes, ΣT, …]`."""
-        return torch.from_numpy(np.ascontiguousarray(np.concatenate(blocks).swapaxes(0, 1))).to(self.device)
+        whole = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return torch.from_numpy(whole.swapaxes(0, 1).copy()).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that it holds."""
@@ -98,8 +102,10 @@ class Rollouts(Growing):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`. Raises ValueError for another time limit."""
+        """Continue from `state_dict()`. Raises ValueError for another time limit, or an older version's."""
         if state["time_limit"] != self.time_limit:
             raise ValueError(f'expected time_limit="{self.time_limit}", got {state["time_limit"]!r}')
+        if "blocks" not in state:
+            raise ValueError("expected a rollout of blocks, the checkpoint is of an older version")
         self._blocks = [to_numpy(block) for block in state["blocks"]]
         self._positions = None if state["positions"] is None else to_numpy(state["positions"])

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from sameness import equal
 
-from herdbook.core.types import Spec, TimeLimit, Transitions
+from herdbook.core.types import Spec, TimeLimit, Transitions, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
 
@@ -390,11 +390,11 @@ def test_online_state_round_trips_to_the_bit() -> None:
     [
         (
             {"observations": np.zeros((2, 2))},
-            r"expected observations of shape \(2, 1\), a row for each lane, got \(2, 2\)",
+            r"expected observations of shape \(1, 2, 1\), \[steps, lanes, …\], got \(1, 2, 2\)",
         ),
-        ({"next_observations": np.zeros(2)}, r"expected next_observations of shape \(2, 1\)"),
-        ({"actions": np.zeros((1, 1))}, r"expected actions of shape \(2, 1\), a row for each lane, got \(1, 1\)"),
-        ({"rewards": 1.0}, r"expected rewards of shape \(2,\), a row for each lane, got \(\)"),
+        ({"next_observations": np.zeros(2)}, r"expected next_observations of shape \(1, 2, 1\)"),
+        ({"actions": np.zeros((1, 1))}, r"expected actions of shape \(1, 2, 1\), \[steps, lanes, …\], got \(1, 1, 1\)"),
+        ({"rewards": 1.0}, r"expected rewards of shape \(1, 2\), \[steps, lanes, …\], got \(1,\)"),
         ({"observations": [[0.0], [np.nan]]}, "expected finite observations, got nan in lane 1"),
         ({"next_observations": [[np.inf], [0.0]]}, "expected finite next_observations, got inf in lane 0"),
         ({"actions": [[0.0], [np.nan]]}, "expected finite actions, got nan in lane 1"),
@@ -440,14 +440,54 @@ def test_a_block_is_its_steps(capacity: int, lanes: int, frame_stack: int, time_
         assert equal(blocks.state_dict(), steps.state_dict())
 
 
+def test_a_block_of_more_rows_than_the_ring_has() -> None:
+    """Episodes of one step need two rows each: 3,000 steps have 4,025."""
+    rng, ones = np.random.default_rng(0), np.ones((2_500, 1), np.bool_)
+    columns = [*rng.normal(size=(2, 2_500, 1, 1)).astype(np.float32), rng.normal(size=(2_500, 1)), ones, ~ones]
+    columns.append(columns[0] + 1)
+    blocks, steps = online(3_000), online(3_000)
+    assert blocks.rings is not None and blocks.rings.longest_block == 2_012
+    blocks.extend(*columns)
+    for number in range(2_500):
+        steps.add(*(column[number] for column in columns))
+    assert len(blocks) == len(steps) == 2_012
+    assert equal(blocks.state_dict(), steps.state_dict())
+
+
+def test_a_block_of_trees_and_tensors() -> None:
+    """Images and a number, as tensors; the table is written as on another device."""
+    space = spaces.Dict({"image": spaces.Box(0, 255, (2, 2, 1), np.uint8), "level": spaces.Discrete(9)})
+    blocks, steps = (ReplayBuffer.online(Spec(space, ACTIONS), 20, 2) for _ in range(2))
+    tables = dict(blocks._tables)
+    for table in (*tables.pop("observations").values(), *tables.values()):
+        table.array = None
+    rng, columns = np.random.default_rng(0), random_steps(30, 2)
+    trees = [
+        {"image": rng.integers(0, 256, (30, 2, 2, 2, 1), np.uint8), "level": rng.integers(0, 9, (30, 2))}
+        for _ in range(2)
+    ]
+    columns[0], columns[5] = trees
+    for part in (slice(0, 7), slice(7, 8), slice(8, 30)):
+        blocks.extend(*(tree_map(lambda x, at=part: torch.from_numpy(x[at]), column) for column in columns))
+    for number in range(30):
+        steps.add(*(tree_map(lambda x, at=number: x[at], column) for column in columns))
+    assert equal(blocks.state_dict(), steps.state_dict())
+
+
+def test_no_steps_change_nothing() -> None:
+    replay = online(8, 2)
+    replay.extend(*random_steps(0, 2))
+    assert len(replay) == 0 and not replay.state_dict()["rings"]["added"]
+
+
 def test_a_block_of_another_length_is_refused() -> None:
     replay, columns = online(8, 2), random_steps(3, 2)
     columns[3] = columns[3][:2]
-    with pytest.raises(ValueError, match=r"expected terminated of as many steps as the rewards, \(3,\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"expected terminated of shape \(3, 2\), \[steps, lanes, …\], got \(2, 2\)"):
         replay.extend(*columns)
     columns = random_steps(3, 2)
     columns[5][2, 1] = np.nan
-    with pytest.raises(ValueError, match="expected finite next_observations, got nan in lane 1"):
+    with pytest.raises(ValueError, match="expected finite next_observations, got nan in lane 1 of step 2"):
         replay.extend(*columns)
     assert len(replay) == 0 and not replay.state_dict()["rings"]["added"]
 
@@ -503,7 +543,7 @@ def test_misuse_of_an_online_replay() -> None:
         online(1, 2)
     with pytest.raises(TypeError, match="an offline replay does not grow"):
         feed(ReplayBuffer(make((1,), (True,))), [make((1,), (True,))], 1)
-    with pytest.raises(ValueError, match=r"expected actions of shape \(2, 1\), a row for each lane"):
+    with pytest.raises(ValueError, match=r"expected actions of shape \(1, 2, 1\)"):
         feed(online(8, 2), [make((1,), (True,))], 1)
     with pytest.raises(ValueError, match=r"frame_stack in \[1, 1\]"):
         online(8).gather(torch.tensor([0]), discount=1.0, frame_stack=2)

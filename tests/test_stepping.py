@@ -23,6 +23,7 @@ from herdbook.cli.collect import CollectArguments
 from herdbook.cli.main import main
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy
+from herdbook.core.growing import Growing
 from herdbook.core.moments import RewardScale
 from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, RandomPolicy, Rollout, Stepped, fixed_episodes
 from herdbook.core.runs import Run, RunFailed
@@ -283,6 +284,41 @@ def test_a_round_comes_back_from_a_checkpoint() -> None:
     assert all(same_step(a, b) for a, b in zip(played.steps, again.steps, strict=True))
     assert (again.returns, again.lengths, again.failures, again.policy_failed) == ([6.0], [6], ["one"], None)
     assert again.count == 18
+
+
+class Recorder(Growing):
+    """What was asked of it: the rewards of each block, and the lanes of each cut."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def extend(self, *block: Any) -> None:
+        self.calls.append(block[2].tolist())
+
+    def cut(self, lanes: Any) -> None:
+        self.calls.append(lanes.tolist())
+
+
+@pytest.mark.parametrize(
+    ("cut_at", "calls"),
+    [
+        ([], [[[0.0], [1.0], [2.0], [3.0]]]),
+        ([0], [[True], [[0.0], [1.0], [2.0], [3.0]]]),
+        ([1, 2], [[[0.0]], [True], [[1.0]], [True], [[2.0], [3.0]]]),
+        ([3], [[[0.0], [1.0], [2.0]], [True], [[3.0]]]),
+    ],
+)
+def test_a_round_is_added_in_blocks_between_cuts(cut_at: list[int], calls: list[Any]) -> None:
+    rollout, steps = Rollout("CartPole-v1", 1, EndlessEpisodes(0)), Steps()
+    for number in range(4):
+        stepped = rollout.step(RandomPolicy(rollout.action_space), torch.Generator())
+        changes = {"rewards": np.array([float(number)]), "cut": np.array([number in cut_at])}
+        steps.steps.append(dataclasses.replace(stepped, **changes))
+    recorder = Recorder()
+    steps.add_to(recorder)
+    assert recorder.calls == calls
+    Steps().add_to(recorder)
+    assert recorder.calls == calls
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
