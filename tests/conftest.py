@@ -57,7 +57,7 @@ def _away_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_min
 @pytest.fixture
 def die_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, type, Callable[[], object]], None]:
     """`die_at(kind, number, algorithm, function)`: run the function up to its nth update of the algorithm, checkpoint,
-    rename (`link`), line of a file or block that a replay takes (`add_joint`: of episodes), where it dies as by kill -9
+    rename (`link`), line of a file or block that a replay takes (`add_joint`: of episodes), and dies as by kill -9.
     """
     from herdbook.core.book import Book
     from herdbook.core.runs import JSONLines
