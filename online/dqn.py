@@ -103,10 +103,14 @@ def td_loss(errors: Tensor, weights: Tensor | None) -> Tensor:
     return (weights * F.huber_loss(errors, zeros, reduction="none")).mean()
 
 
-def q_target(rewards: Tensor, discounts: Tensor, chooser: Tensor, target_q: Tensor) -> Tensor:
-    """Eq. 1 or 2: the best action of `chooser`, valued by the target network. [B], [B], [B, n], [B, n] → [B]."""
-    best = chooser.argmax(-1, keepdim=True)
-    return rewards + discounts * target_q.gather(-1, best).squeeze(-1)
+def q_target(rewards: Tensor, discounts: Tensor, chooser: Tensor | None, target_q: Tensor) -> Tensor:
+    """Eq. 2: the best action of `chooser`, valued by the target network. [B], [B], [B, n], [B, n] → [B].
+
+    Eq. 1, the target network's best value, where `chooser` is None.
+    """
+    if chooser is None:
+        return rewards + discounts * target_q.amax(-1)
+    return rewards + discounts * target_q.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
 
 
 class DuelingHead(nn.Module):
@@ -184,7 +188,7 @@ class DQN:
         q = self.critic(params["critic"], batch.observations)  # [B, n]
         with torch.no_grad():
             target_q = self.critic(params.target["critic"], batch.next_observations)  # [B, n]
-            chooser = self.critic(params["critic"], batch.next_observations) if self.config.double_q else target_q
+            chooser = self.critic(params["critic"], batch.next_observations) if self.config.double_q else None
             target = q_target(batch.rewards, batch.discounts, chooser, target_q)  # eq. 1, 2
         errors = td_errors(q, batch.actions, target)  # [B]
         metrics = {"q": q.mean()} | ({"priorities": errors.abs() + 1e-6} if self.config.prioritised else {})  # eq. 4

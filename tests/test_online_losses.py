@@ -84,13 +84,15 @@ SLOW = [[100.0, 3.0, 50.0], [-4.0, 70.0, 80.0], [5.0, 6.0, 7.0], [1.0, -1.0, 0.0
         # Row by row: γ = ½ by the action chosen; a termination; two steps at γ = 0.9; and two equally good, the first.
         ([[1.0, 5.0, 2.0], [9.0, 0.0, 0.0], [0.0, 0.0, 1.0], [2.0, 2.0, 1.0]], [1 + 1.5, 2.0, 0.81 * 7, -3 + 1.0]),
         ([[5.0, 1.0, 2.0], [0.0, 9.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 2.0]], [1 + 50.0, 2.0, 0.81 * 5, -3 - 1.0]),
-        (SLOW, [1 + 50.0, 2.0, 0.81 * 7, -3 + 1.0]),  # eq. 1: the slow network chooses too, and so takes its maximum
+        (SLOW, [1 + 50.0, 2.0, 0.81 * 7, -3 + 1.0]),  # the slow network chooses too, and so takes its maximum: eq. 1
+        (None, [1 + 50.0, 2.0, 0.81 * 7, -3 + 1.0]),
     ],
 )
 def test_q_target_is_chosen_by_one_network_and_valued_by_the_slow_one(
-    chooser: list[list[float]], expected: list[float]
+    chooser: list[list[float]] | None, expected: list[float]
 ) -> None:
-    target = dqn.q_target(T([1.0, 2.0, 0.0, -3.0]), T([0.5, 0.0, 0.81, 1.0]), T(chooser), T(SLOW))
+    chosen = None if chooser is None else T(chooser)
+    target = dqn.q_target(T([1.0, 2.0, 0.0, -3.0]), T([0.5, 0.0, 0.81, 1.0]), chosen, T(SLOW))
     torch.testing.assert_close(target, T(expected))
 
 
