@@ -196,6 +196,8 @@ class EpsilonGreedy:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         best = self.mode()
         explores = torch.empty_like(best, dtype=torch.bool).bernoulli_(self.epsilon, generator=generator)
+        if not explores.any():  # nearly always, where few act at a time
+            return best
         if self.legal is None:
             other = torch.empty_like(best).random_(self.values.shape[-1], generator=generator)
         else:

@@ -327,7 +327,11 @@ def clip_per_seed(gradients: tuple[Tensor, ...] | list[Tensor], max_norm: float,
     gradients: each [S, …] if `batched`, else without the axis. As torch.nn.utils.clip_grad_norm_, but per seed.
     """
     if not batched:
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        norms = torch._foreach_norm(gradients)
+        if norms[0].is_cpu:  # the numbers are at hand, where a GPU would have to be waited for
+            factor = max_norm / (math.hypot(*map(float, norms)) + 1e-6)
+            return tuple(gradients if factor >= 1 else torch._foreach_mul(gradients, factor))
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         return tuple(torch._foreach_mul(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0)))
     squares = torch.stack([g.reshape(len(g), -1).square().sum(-1) for g in gradients])  # [tensors, S]
     scale = (max_norm / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)  # [S]

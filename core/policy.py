@@ -179,11 +179,10 @@ class FeedForwardPolicy:
         return None
 
     def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
-        with torch.no_grad():
-            observations, carry = self.scaling.see(step, carry)
-            distribution = self.function(observations)
-            actions = distribution.mode() if self.deterministic else distribution.sample(generator)
-            return self.scaling.raw_actions(actions), carry
+        observations, carry = self.scaling.see(step, carry)
+        distribution = self.function(observations)
+        actions = distribution.mode() if self.deterministic else distribution.sample(generator)
+        return self.scaling.raw_actions(actions), carry
 
     @torch.no_grad()
     def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:

@@ -8,6 +8,7 @@ transition between two episodes.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -371,7 +372,7 @@ class Rollout:
         if self._news:
             self._first, self._cut, self._news = ~active, self._none, False  # a resting lane's carry is as at a reset
         self._previous_actions, self._previous_rewards = actions, results.rewards.astype(np.float32)
-        if ended.any():
+        if anywhere(ended):
             self._keep_what_was_given()
             for lane in np.flatnonzero(ended).tolist():
                 row = self._begin(lane)
@@ -422,7 +423,7 @@ class Rollout:
 
     def _checked(self, chosen: Any) -> Array:
         """The policy's actions as arrays in the flat action space. Raises ValueError or PolicyFailed."""
-        actions: Array = chosen.detach().cpu().numpy() if isinstance(chosen, torch.Tensor) else np.asarray(chosen)
+        actions: Array = chosen.numpy(force=True) if isinstance(chosen, torch.Tensor) else np.asarray(chosen)
         space = self.action_space
         expected = self._previous_actions
         if actions.shape != expected.shape:
@@ -448,7 +449,7 @@ class Rollout:
     def _not_finite(self, results: _Results) -> dict[int, EnvironmentFailed]:
         """Which lanes gave what is not finite, also those that were stepped before another one failed."""
         leaves = _leaves(results.observations)
-        if np.isfinite(results.rewards).all() and all(map(_finite, leaves)):
+        if all(map(math.isfinite, results.rewards.tolist())) and all(map(_finite, leaves)):
             return {}
         failed = {}
         for lane in (lane for lane, row in enumerate(results.rows) if row is not None):
@@ -504,6 +505,11 @@ def _leaves(observations: Tree) -> list[Array]:
 
 def _finite(leaf: Array) -> bool:
     return leaf.dtype.kind != "f" or bool(np.isfinite(leaf).all())
+
+
+def anywhere(lanes: Array) -> bool:
+    """Whether a mask `[lanes]` has any True: of so few Python's list is ten times as quick as NumPy's `any`."""
+    return True in lanes.tolist()
 
 
 def stack_rows(rows: list[Any]) -> Tree:

@@ -19,7 +19,15 @@ from herdbook.core.collection import NOISE, RESETS
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.growing import STEP_FIELDS, Growing
 from herdbook.core.random import generator, restore_generator
-from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, PolicyFailed, Rollout, Stepped, stack_rows
+from herdbook.core.rollout import (
+    EndlessEpisodes,
+    EnvironmentFailed,
+    PolicyFailed,
+    Rollout,
+    Stepped,
+    anywhere,
+    stack_rows,
+)
 from herdbook.core.runs import RunFailed
 from herdbook.core.seeds import FAILURES, Member
 from herdbook.core.types import Spec, to_numpy, tree_map
@@ -47,10 +55,10 @@ class Steps:
 
     def add_to(self, replay: Growing) -> None:
         """Append everything to a replay, in blocks between cuts. Raises ValueError for a block that it cannot hold."""
-        cuts = [number for number, step in enumerate(self.steps) if step.cut.any()]
+        cuts = [number for number, step in enumerate(self.steps) if anywhere(step.cut)]
         for begin, end in pairwise(sorted({0, *cuts, len(self.steps)})):
             first, *others = self.steps[begin:end]
-            if first.cut.any():
+            if anywhere(first.cut):
                 replay.cut(first.cut)
             if others:
                 block = (stack_rows([getattr(step, name) for step in (first, *others)]) for name in STEP_FIELDS)
@@ -184,12 +192,12 @@ class _Seat:
                 played.policy_failed = str(error)
                 break
             played.steps.append(stepped)
-            if stepped.cut.any():
+            if anywhere(stepped.cut):
                 self.returns[stepped.cut], self.lengths[stepped.cut] = 0, 0
             self.returns += stepped.rewards
             self.lengths += 1
             ended = stepped.terminated | stepped.truncated
-            if ended.any():
+            if anywhere(ended):
                 played.returns += self.returns[ended].tolist()
                 played.lengths += self.lengths[ended].tolist()
                 self.returns[ended], self.lengths[ended] = 0, 0

@@ -299,7 +299,9 @@ class ReplayBuffer(Growing):
 
     def _shift_rows(self, rows: Tensor, by: int | Tensor) -> Tensor:
         shifted = rows + by * self._lanes
-        return shifted if self._rings is None else shifted % (self._rings.rows * self._lanes)
+        if self._rings is None or not self._rings.first:  # no row was written over yet, so none is behind the end
+            return shifted
+        return shifted % (self._rings.rows * self._lanes)
 
     def _step_rewards(self, entries: Tensor, frame_stack: int, reward: Reward | None) -> Tensor:
         if reward is None:

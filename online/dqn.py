@@ -90,17 +90,11 @@ class DQNConfig:
         return replace(c, importance_updates=max(updates_after(steps, self.warmup_steps, self.updates_per_step), 1))
 
 
-def td_errors(q: Tensor, actions: Tensor, target: Tensor) -> Tensor:
-    """δ of eq. 5. q: Q(s, ·) [B, n]; actions: indices [B]; target: y [B] → [B]."""
-    return q.gather(-1, actions.unsqueeze(-1)).squeeze(-1) - target
-
-
-def td_loss(errors: Tensor, weights: Tensor | None) -> Tensor:
-    """Eq. 5. errors: δ [B]; weights: [B], None for 1 → []."""
-    zeros = torch.zeros_like(errors)
+def td_loss(q: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """Eq. 5. q: Q(s, a) [B]; target: y [B]; weights: [B], None for 1 → []."""
     if weights is None:
-        return F.huber_loss(errors, zeros)
-    return (weights * F.huber_loss(errors, zeros, reduction="none")).mean()
+        return F.huber_loss(q, target)
+    return (weights * F.huber_loss(q, target, reduction="none")).mean()
 
 
 def q_target(rewards: Tensor, discounts: Tensor, chooser: Tensor | None, target_q: Tensor) -> Tensor:
@@ -185,14 +179,16 @@ class DQN:
         return greedy_divergence(epsilon, self.scaling.action_size)
 
     def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
-        q = self.critic(params["critic"], batch.observations)  # [B, n]
+        all_q = self.critic(params["critic"], batch.observations)  # [B, n]
+        q = all_q.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)  # [B]
         with torch.no_grad():
             target_q = self.critic(params.target["critic"], batch.next_observations)  # [B, n]
             chooser = self.critic(params["critic"], batch.next_observations) if self.config.double_q else None
             target = q_target(batch.rewards, batch.discounts, chooser, target_q)  # eq. 1, 2
-        errors = td_errors(q, batch.actions, target)  # [B]
-        metrics = {"q": q.mean()} | ({"priorities": errors.abs() + 1e-6} if self.config.prioritised else {})  # eq. 4
-        return td_loss(errors, batch.weights), metrics  # eq. 5
+        metrics = {"q": all_q.mean()}
+        if self.config.prioritised:
+            metrics["priorities"] = (q - target).abs() + 1e-6  # eq. 4
+        return td_loss(q, target, batch.weights), metrics  # eq. 5
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
         """Greedy, or ε-greedy as at environment step `step` (None: after the schedule), or greedy under its noise."""

@@ -357,6 +357,21 @@ def test_another_policy_starts_with_a_fresh_carry() -> None:
     assert seen == [None]
 
 
+def test_a_policy_with_parameters_that_are_trained_leaves_no_graph_behind() -> None:
+    weight, carries = torch.ones(2, 1, requires_grad=True), []
+
+    class Remembers(First):
+        def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
+            carries.append(weight if carry is None else carry * weight)
+            return super().__call__(step, carry, generator)[0], carries[-1]
+
+    rollout = Rollout(lambda: Probe("never"), 2, EndlessEpisodes(0), max_steps=100)
+    policy = Remembers()
+    for _ in range(3):
+        rollout.step(policy)
+    assert [carry.requires_grad for carry in carries[1:]] == [False, False]
+
+
 def test_random_policy_covers_the_box_and_scores_its_actions() -> None:
     policy = RandomPolicy(spaces.Box(np.array([-1, 0], np.float32), np.array([1, 4], np.float32)))
     step = Step(None, None, torch.zeros(1000), torch.ones(1000, dtype=torch.bool), torch.ones(1000, dtype=torch.bool))

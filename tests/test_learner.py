@@ -187,11 +187,19 @@ def test_cosine_decay_ends_at_zero_and_stays_there(steps: int, factor: float) ->
 # --- clipping -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")),
+    ],
+)
 @pytest.mark.parametrize("max_norm", [0.1, 1.0, 100.0])
-def test_clip_per_seed_equals_torchs_for_each_seed(max_norm: float) -> None:
+def test_clip_per_seed_equals_torchs_for_each_seed(max_norm: float, device: str) -> None:
     gradients = [torch.randn(3, 4, 5), torch.randn(3, 4) * 100, torch.randn(3)]
     gradients[1][0] = 0.0  # seed 0 is small and seed 1 large
     gradients[0][0] *= 0.01
+    gradients = [gradient.to(device) for gradient in gradients]
     clipped = clip_per_seed(gradients, max_norm, batched=True)
     for seed in range(3):
         leaves = [nn.Parameter(torch.zeros_like(g[seed])) for g in gradients]

@@ -32,16 +32,11 @@ def _slope(loss: Tensor, *inputs: Tensor, materialize_grads: bool = False) -> li
 # --- DQN ------------------------------------------------------------------------------------------------------------
 
 
-def test_td_errors_are_of_the_taken_action_and_positive_where_it_is_overrated() -> None:
-    q = T([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
-    assert dqn.td_errors(q, T([2, 0, 1]), T([1.0, 6.0, 8.0])).tolist() == [2.0, -2.0, 0.0]
-
-
 @pytest.mark.parametrize(
     ("error", "loss", "slope"),
     [
         (0.0, 0.0, 0.0),
-        (0.5, 0.125, 0.5),  # half the square, whose slope is the error …
+        (0.5, 0.125, 0.5),  # positive where Q is overrated: half the square, whose slope is the error …
         (-0.5, 0.125, -0.5),
         (1.0, 0.5, 1.0),  # … up to 1, where both parts meet …
         (-1.0, 0.5, -1.0),
@@ -51,9 +46,9 @@ def test_td_errors_are_of_the_taken_action_and_positive_where_it_is_overrated() 
     ],
 )
 def test_td_loss_is_quadratic_up_to_one_and_linear_beyond(error: float, loss: float, slope: float) -> None:
-    errors = T([error], requires_grad=True)
-    assert dqn.td_loss(errors, None).item() == loss
-    assert _slope(dqn.td_loss(errors, None), errors) == [[slope]]
+    q, target = T([4.0 + error], requires_grad=True), T([4.0])
+    assert dqn.td_loss(q, target, None).item() == loss
+    assert _slope(dqn.td_loss(q, target, None), q) == [[slope]]
 
 
 @pytest.mark.parametrize(
@@ -69,10 +64,10 @@ def test_td_loss_weighs_each_row_and_averages_over_all(
     weights: list[float] | None, loss: float, slope: list[float]
 ) -> None:
     """Errors 1, −2, ½ and 0: losses ½, 1½, ⅛ and 0."""
-    errors = T([1.0, -2.0, 0.5, 0.0], requires_grad=True)
-    weighed = dqn.td_loss(errors, None if weights is None else T(weights))
+    q, target = T([4.0, 1.0, -0.5, 0.0], requires_grad=True), T([3.0, 3.0, -1.0, 0.0])
+    weighed = dqn.td_loss(q, target, None if weights is None else T(weights))
     assert weighed.item() == loss
-    assert _slope(weighed, errors) == [slope]
+    assert _slope(weighed, q) == [slope]
 
 
 SLOW = [[100.0, 3.0, 50.0], [-4.0, 70.0, 80.0], [5.0, 6.0, 7.0], [1.0, -1.0, 0.0]]
