@@ -90,8 +90,10 @@ class Rollouts(Growing):
 
     def _by_lane(self, *blocks: Array) -> Tensor:
         """Blocks `[T, lanes, …]` as one tensor `[lanes, ΣT, …]`."""
-        whole = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        return torch.from_numpy(whole.swapaxes(0, 1).copy()).to(self.device)
+        _, lanes, *shape = blocks[0].shape
+        whole = np.empty((lanes, sum(map(len, blocks)), *shape), blocks[0].dtype)
+        np.concatenate([block.swapaxes(0, 1) for block in blocks], 1, out=whole)
+        return torch.from_numpy(whole).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that it holds."""

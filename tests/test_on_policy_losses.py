@@ -505,7 +505,7 @@ def test_an_episode_that_was_given_up_is_truncated_at_its_last_step(time_limit: 
 @pytest.mark.parametrize("time_limit", ["bootstrap", "terminal"])
 def test_a_block_is_its_steps(time_limit: TimeLimit) -> None:
     rng, lanes = np.random.default_rng(0), 3
-    blocks, steps = Rollouts(time_limit=time_limit), Rollouts(time_limit=time_limit)
+    blocks, steps = (Rollouts(time_limit=time_limit, reward_transform=lambda r: r.clip(-0.5, 0.5)) for _ in range(2))
     for count in (4, 1, 7):
         now, rewards = rng.normal(size=(count, lanes, 2)).astype(np.float32), rng.normal(size=(count, lanes))
         actions, terminated, truncated = rng.integers(0, 2, (3, count, lanes))
@@ -517,7 +517,10 @@ def test_a_block_is_its_steps(time_limit: TimeLimit) -> None:
         blocks.cut(lost)
         steps.cut(lost)
     assert len(blocks) == len(steps) == 36
-    assert equal(asdict(blocks.take()), asdict(steps.take()))
+    taken = blocks.take()
+    assert equal(asdict(taken), asdict(steps.take()))
+    assert taken.rewards.aminmax() == (-0.5, 0.5)
+    assert taken.observations.is_contiguous()
 
 
 def timesteps(rollouts: Rollouts) -> list[list[int]]:
