@@ -39,8 +39,8 @@ def assert_shortest(variant: str, maze: dict[str, int], **settings: Any) -> None
 @pytest.mark.parametrize("variant", ["plain", "all"])
 def test_dqn_finds_the_way_through_a_small_maze(variant: str) -> None:
     maze = {"rows": 2, "columns": 3, "maze_seed": 2}
-    small = {"hidden_sizes": (32, 32), "batch_size": 32, "target_period": 50, "epsilon_steps": 1_000}
-    assert_shortest(variant, maze, steps=2_000, evaluate_every=2_000, checkpoint_every=2_000, **small)
+    small = {"hidden_sizes": (64, 64), "batch_size": 32, "target_period": 50, "epsilon_steps": 1_000}
+    assert_shortest(variant, maze, steps=3_000, evaluate_every=3_000, checkpoint_every=3_000, **small)
 
 
 @pytest.mark.slow  # half a minute each
