@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICES
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
@@ -187,13 +188,7 @@ def test_cosine_decay_ends_at_zero_and_stays_there(steps: int, factor: float) ->
 # --- clipping -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")),
-    ],
-)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("max_norm", [0.1, 1.0, 100.0])
 def test_clip_per_seed_equals_torchs_for_each_seed(max_norm: float, device: str) -> None:
     gradients = [torch.randn(3, 4, 5), torch.randn(3, 4) * 100, torch.randn(3)]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES
 from gymnasium import spaces
 from torch import Tensor, nn
 
@@ -30,10 +31,6 @@ T = torch.tensor
 OFF_POLICY = ["dqn", "ddpg", "td3", "sac", "discrete_sac"]
 VECTOR = spaces.Box(-np.inf, np.inf, (2,))
 DISCRETE, BOX = Spec(VECTOR, spaces.Discrete(3)), Spec(VECTOR, spaces.Box(-2.0, 2.0, (1,)))
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")),
-]
 
 
 def spec_of(name: str) -> Spec:
