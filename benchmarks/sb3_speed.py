@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sb3-python", help="Python of an environment with stable-baselines3; by default one is made")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[1], help="of torch, each measured for itself")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of torch, each measured for itself")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
     options = parser.parse_args()
