@@ -138,7 +138,7 @@ SETTINGS: tuple[Setting, ...] = (
             (  # its replay keeps the failures of the beginning: without them a policy forgets what it avoids
                 "dqn",
                 "cartpole-v1",
-                {"target_period": 1, "tau": 0.005, "lr": 5e-4, "decay_lr": True, "replay_steps": 200_000},
+                {"target_period": 1, "tau": 0.005, "decay_lr": True, "n_step": 5, "replay_steps": 200_000},
             ),
             (
                 "a2c",
