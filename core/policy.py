@@ -161,6 +161,7 @@ class FeedForwardPolicy:
     """A policy from a function that maps scaled observations to a distribution of actions.
 
     It has no memory but for the last frames, where the scaling stacks them: its carry is those `[N, k, …]`.
+    Whoever calls it decides about gradients; a `Rollout` has none.
     """
 
     def __init__(
