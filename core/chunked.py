@@ -1,86 +1,170 @@
-"""A ReLU perceptron over many rows, in chunks whose activations stay in a CPU's cache.
+"""Scalar ReLU perceptrons on many candidates of each observation, in chunks whose activations stay in a CPU's cache.
 
 CQL scores 31 actions per observation with two critics: layer by layer, every activation is 16 MB and travels to memory
-and back for each elementwise operation. In chunks the products are the same, in another order.
+and back for each elementwise operation. In chunks the products are the same, in another order, but for some that are
+spared:
+
+- What the first layer makes of an observation is computed once, whatever the number of its candidates.
+- Let g be the slope of the values, w the weights of the last layer, W and b the weights and biases of the one before.
+  The slope of the last hidden layer, g wᵀ where that is positive, is never formed: D, the slope of W and b as if w were
+  1, is multiplied by w at the end. And as ReLU(z) = z ReLU′(z), the slope of w is the sum of W ⊙ D over its rows, b
+  being a further row of W: no product with activations (cf. Du et al. 2018, arXiv:1806.00900, theorem 2.1).
 """
 
 from __future__ import annotations
 
+from itertools import islice, product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 ROWS = 512
-"""Rows of a chunk, for each of torch's threads: all of them work on one product."""
+"""Rows of a chunk, for each of torch's threads."""
+
+_masked = torch.ops.aten.threshold_backward.grad_input
 
 
-class ChunkedPerceptron(torch.autograd.Function):
-    """`apply(x, w1, b1, w2, b2, …)`: x [C, M, in], weights [C, in, out], biases [C, 1, out] → ([C, M, out], …).
+def candidate_values(features: Tensor, second: Tensor, *parameters: Tensor) -> Tensor:
+    """Values of candidates: features [B, F], second [N, B, A] → [C, N, B].
 
-    ReLU between layers, none after the last. The outputs after the first are the activations that `backward` needs, and
-    carry no gradient. Under `torch.vmap` the new axis is folded into that of the copies. Not differentiable twice.
+    parameters: weights [C, in, out] and biases [C, 1, out] of each layer in turn, at least two of them; the first takes
+    features and second side by side, and the last has one output. ReLU between layers. Not differentiable twice.
+    """
+    weight, bias, *between, last, last_bias = parameters
+    copies, size = len(weight), features.shape[-1]
+    base = torch.baddbmm(bias, features.expand(copies, *features.shape), weight[:, :size])
+    layers = (weight[:, size:], base, *between)
+    values: Tensor = _CandidateValues.apply(second.expand(copies, *second.shape), last, *layers)[0]  # type: ignore[no-untyped-call]  # torch's is untyped
+    return values + last_bias
+
+
+def _chunks(copies: int, candidates: int, observations: int) -> tuple[list[slice], list[tuple[slice, slice]]]:
+    """Groups of copies, and of each group the candidates and observations that are computed at once.
+
+    With as many copies as threads, each core has the activations of one copy in its cache.
+    """
+    threads = torch.get_num_threads()
+    group = min(copies, threads)
+    size = ROWS * threads // group
+    height = min(observations, size)
+    steps = ((copies, group), (candidates, size // height), (observations, height))
+    groups, *spans = ([slice(at, at + step) for at in range(0, end, step)] for end, step in steps)
+    return groups, list(product(*spans))
+
+
+def _first_layer(x: Tensor, weight: Tensor, base: Tensor, scratch: Tensor) -> Tensor:
+    """ReLU of the first layer, in rows of `scratch`, which the next call overwrites: → [C, N · B, H].
+
+    x: candidates [C, N, B, A]; weight: [C, A, H]; base: what the observation adds for all of its candidates [C, B, H].
+    """
+    lead = x.shape[:3]
+    h = scratch[: lead.numel()].view(*lead, -1).copy_(base.unsqueeze(1)).flatten(1, 2)
+    return h.baddbmm_(x.flatten(1, 2), weight).relu_()
+
+
+class _NotTwice(torch.autograd.Function):
+    """`apply(n, *n slopes, *others)` → the slopes, whose own derivative by any of the others raises RuntimeError."""
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tensors[:count]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise RuntimeError(
+            f"values of more than {ROWS} candidates at once cannot be differentiated twice on a CPU; score fewer"
+        )
+
+
+class _CandidateValues(torch.autograd.Function):
+    """`apply(second, w, W_1, b_1, W_2, b_2, …)` → (values without the last bias, *activations for `backward`).
+
+    second [C, N, B, A], w [C, H, 1], W_1 [C, A, H], b_1 [C, B, H], further W_i [C, in, out] and b_i [C, 1, out]. The
+    activations are those of each chunk's hidden layers but the first, which are sooner computed again than fetched from
+    memory. Under `torch.vmap` the new axis is folded into that of the copies.
     """
 
     @staticmethod
-    def forward(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        """The output, then the activations of each hidden layer."""
-        weights, biases = parameters[::2], parameters[1::2]
-        (copies, rows), size = x.shape[:2], ROWS * torch.get_num_threads()
-        layers = [x.new_empty(copies, rows, weight.shape[-1]) for weight in weights]
-        for copy in range(copies):
-            own = [
-                (layer[copy], weight[copy], bias[copy])
-                for layer, weight, bias in zip(layers, weights, biases, strict=True)
-            ]
-            for begin in range(0, rows, size):
-                chunk = slice(begin, begin + size)
-                h = x[copy, chunk]
-                for number, (layer, weight, bias) in enumerate(own, 1):
-                    h = torch.addmm(bias, h, weight, out=layer[chunk])
-                    if number < len(own):
-                        h.relu_()
-        return layers[-1], *layers[:-1]
+    def forward(second: Tensor, last: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
+        """Chunk by chunk."""
+        values = second.new_empty(second.shape[:3])
+        groups, spans = _chunks(*values.shape)
+        scratch = layers[0].new_empty(second[groups[0], *spans[0]].shape[:3].numel(), layers[0].shape[-1])
+        kept = []
+        for group in groups:
+            x, out, ends = second[group], values[group], last[group]
+            weight, base, *rest = [part[group] for part in layers]
+            for span in spans:
+                h = _first_layer(x[:, *span], weight, base[:, span[1]], scratch)
+                for w, b in zip(rest[::2], rest[1::2], strict=True):
+                    h = torch.baddbmm(b, h, w).relu_()
+                    kept.append(h)
+                for into, own, w in zip(out[:, *span], h, ends, strict=True):  # a batch would take ten times as long
+                    into.copy_(torch.mm(own, w).view_as(into))
+        return values, *kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep inputs and activations; the activations' own gradients are never asked for."""
-        ctx.layers = (len(inputs) - 1) // 2
-        ctx.save_for_backward(inputs[0], *inputs[1::2], *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
+        """Keep what `backward` reads; slopes of the activations are never asked for."""
+        values, *kept = output
+        ctx.inputs, ctx.chunks = len(inputs), _chunks(*values.shape)
+        ctx.save_for_backward(*inputs, *kept)
+        ctx.mark_non_differentiable(*kept)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        """Back through the layers of one chunk after the other, adding up the parameters' gradients."""
-        x, *saved = ctx.saved_tensors
-        weights, inputs = saved[: ctx.layers], [x, *saved[ctx.layers :]]  # of each layer
-        need_x, need_parameters = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:])
-        of_x = torch.empty_like(x, memory_format=torch.contiguous_format) if need_x else None
-        of_weights = [torch.zeros_like(weight) for weight in weights if need_parameters]
-        of_biases = [weight.new_zeros(weight.shape[0], 1, weight.shape[2]) for weight in weights if need_parameters]
-        size = ROWS * torch.get_num_threads()
-        for copy in range(x.shape[0]):
-            own = [(layer[copy], weight[copy].T) for layer, weight in zip(inputs, weights, strict=True)]
-            sums = [(of_weight[copy], of_bias[copy]) for of_weight, of_bias in zip(of_weights, of_biases, strict=True)]
-            for begin in range(0, x.shape[1], size):
-                rows = slice(begin, begin + size)
-                g = slope[copy, rows]
-                for number, (layer, back) in reversed(list(enumerate(own))):
-                    h = layer[rows]
-                    if need_parameters:
-                        of_weight, of_bias = sums[number]
-                        of_weight.addmm_(h.T, g)
-                        of_bias += g.sum(0)
-                    if number:
-                        g = g @ back
-                        torch.ops.aten.threshold_backward.grad_input(g, h, 0, grad_input=g)
-                    elif of_x is not None:
-                        torch.mm(g, back, out=of_x[copy, rows])
-        if not need_parameters:
-            return of_x, *[None] * (2 * ctx.layers)
-        return of_x, *(gradient for pair in zip(of_weights, of_biases, strict=True) for gradient in pair)
+        """Slopes of all inputs. With torch's `once_differentiable` second derivatives could be incomplete."""
+        with torch.no_grad():
+            slopes = _CandidateValues._slopes(ctx, slope)
+        if not torch.is_grad_enabled():
+            return slopes
+        return _NotTwice.apply(len(slopes), *slopes, slope, *ctx.saved_tensors[: ctx.inputs])  # type: ignore[no-any-return, no-untyped-call]  # torch's is untyped
+
+    @staticmethod
+    def _slopes(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        """Back through the layers of one chunk after the other, adding up the parameters' slopes."""
+        second, last, *layers = ctx.saved_tensors[: ctx.inputs]
+        kept = iter(ctx.saved_tensors[ctx.inputs :])
+        of_second = second.new_empty(second.shape) if ctx.needs_input_grad[0] else None
+        of_layers = [torch.zeros_like(part) for part in layers] if any(ctx.needs_input_grad[1:]) else []
+        last = last.mT  # [C, 1, H]
+        backs = [weight.mT for weight in (*layers[:-2:2], layers[-2] * last)]  # from the layer before last on without w
+        groups, spans = ctx.chunks
+        scratch = layers[0].new_empty(second[groups[0], *spans[0]].shape[:3].numel(), layers[0].shape[-1])
+        for group in groups:
+            weight, base, back, *between = [part[group] for part in (*layers[:2], *backs)]
+            of_own = [part[group] for part in of_layers]
+            for span in spans:
+                x = second[group, *span]
+                *below, h = _first_layer(x, weight, base[:, span[1]], scratch), *islice(kept, len(between))
+                g = slope[group, *span].flatten(1).unsqueeze(-1).expand_as(h)
+                g = _masked(g, h, 0, grad_input=torch.empty_like(h))
+                for number in range(len(between), 0, -1):
+                    h = below[number - 1]
+                    if of_own:
+                        of_own[2 * number].baddbmm_(h.mT, g)
+                        of_own[2 * number + 1] += g.sum(1, keepdim=True)
+                    g = torch.bmm(g, between[number - 1])
+                    _masked(g, h, 0, grad_input=g)
+                if of_own:
+                    of_own[0].baddbmm_(x.flatten(1, 2).mT, g)
+                    for of_candidate in g.view(*x.shape[:3], -1).unbind(1):  # quicker than their sum
+                        of_own[1][:, span[1]] += of_candidate
+                if of_second is not None:
+                    of_second[group, *span] = torch.bmm(g, back).view_as(x)
+        if not of_layers:
+            return of_second, *[None] * (ctx.inputs - 1)
+        pairs = zip(layers[-2:], of_layers[-2:], strict=True)
+        of_last = sum((part * of_part).sum(1, keepdim=True) for part, of_part in pairs)
+        for of_part in of_layers[-2:]:
+            of_part *= last
+        return of_second, of_last.mT, *of_layers
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
@@ -90,11 +174,5 @@ class ChunkedPerceptron(torch.autograd.Function):
             (value.unsqueeze(0).expand(size, *value.shape) if axis is None else value.movedim(axis, 0)).flatten(0, 1)
             for value, axis in zip(inputs, in_dims, strict=True)
         ]
-        output, *hidden = chunked_perceptron(*folded)
-        return (output.reshape(size, -1, *output.shape[1:]), *hidden), (0, *[None] * len(hidden))
-
-
-def chunked_perceptron(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-    """`ChunkedPerceptron` applied; the first output is the perceptron's."""
-    outputs: tuple[Tensor, ...] = ChunkedPerceptron.apply(x, *parameters)  # type: ignore[no-untyped-call]
-    return outputs
+        values, *kept = _CandidateValues.apply(*folded)  # type: ignore[no-untyped-call]  # torch's is untyped
+        return (values.reshape(size, -1, *values.shape[1:]), *kept), (0, *[None] * len(kept))

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from herdbook.core.chunked import ROWS, chunked_perceptron
+from herdbook.core.chunked import ROWS, candidate_values
 from herdbook.core.distributions import Categorical, ClippedNormal, Normal, SquashedNormal
 from herdbook.core.spaces import is_image
 from herdbook.core.types import Tree
@@ -57,8 +57,10 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight.dim() == 2:
             return F.linear(x, self.weight, self.bias)
-        if self.weight.shape[-1] == 1:  # a batch of products with a vector takes ten times as long as one by one
-            return torch.stack([torch.addmm(b, h, w) for b, h, w in zip(self.bias, x, self.weight, strict=True)])
+        if (
+            self.weight.shape[-1] == 1
+        ):  # a batch of products with a vector takes many times as long, above all backwards
+            return (x * self.weight.mT).sum(-1, keepdim=True) + self.bias
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -90,8 +92,6 @@ class MLP(nn.Module):
         lead = (copies, *x.shape[:-1])
         x = x.reshape(-1, x.shape[-1])
         x = x.expand(copies, *x.shape)
-        if x.shape[1] > ROWS and self.activation is torch.relu_ and x.is_cpu and not torch.compiler.is_compiling():
-            return chunked_perceptron(x, *self.layers.parameters())[0].reshape(*lead, -1)
         *hidden, last = self.layers  # a slice would make a new ModuleList each time
         for layer in hidden:
             x = self.activation(layer(x))
@@ -362,7 +362,13 @@ class Critic(JointHead):
         super().__init__(space, action_size, 1, hidden_sizes, copies=copies)
 
     def forward(self, observations: Tree, second: Tensor) -> Tensor:
-        return super().forward(observations, second).squeeze(-1)
+        lead = second.shape[:-1]
+        many = second.is_cpu and lead.numel() > ROWS and not torch.compiler.is_compiling()
+        if not many or len(self.mlp.layers) == 1:
+            return super().forward(observations, second).squeeze(-1)
+        candidates = second.reshape(-1, *second.shape[-2:])  # [N, B, A]
+        values = candidate_values(self.encoder(observations), candidates, *self.mlp.parameters())
+        return values.reshape(-1, *lead)
 
 
 class DeterministicActor(Head):
