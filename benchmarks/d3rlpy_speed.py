@@ -1,11 +1,12 @@
 """Updates per second on CPU, herdbook against d3rlpy, in one run.
 
-    python benchmarks/d3rlpy_speed.py [--d3rlpy-python PATH] [--threads 1 2] [--pairs 9] [--profile]
+    python benchmarks/d3rlpy_speed.py [--d3rlpy-python PATH] [--threads 1 2] [--pairs 9] [--restarts 1] [--profile]
 
 Equal batch, widths, candidate counts, data and threads. The two run in processes of their own and are measured in turn,
-A B A B, so that whatever else the machine does falls on both; the ratio is the median over the pairs. Beside it stand
-the matrix products' FLOP per update of each, and the share that herdbook reaches of the rate of a plain fp32 product
-(1024², same threads, same run). Prints markdown.
+A B A B, so that whatever else the machine does falls on both; the ratio is the median over the pairs. A process keeps
+its own speed (d3rlpy's CQL differs by a fifth from start to start): `--restarts` starts both anew that often, each time
+for so many pairs. Beside it stand the matrix products' FLOP per update of each, and the share that herdbook reaches of
+the rate of a plain fp32 product (1024², same threads, same run). Prints markdown.
 
 d3rlpy wants an environment of its own: PATH is the Python of one, else one is made in a temporary folder with pip.
 """
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -83,36 +84,43 @@ def d3rlpy_python(given: str | None) -> Iterator[str]:
         yield python
 
 
-def compare(ours: Worker, theirs: Worker, name: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
+Start = Callable[[], dict[str, Worker]]  # both sides anew
+
+
+def compare(start: Start, name: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one algorithm on both sides, in turn."""
     command = {"do": "build", "algorithm": name, "threads": threads, "shape": SHAPES[name], **DATA}
-    sides = {"ours": ours, "theirs": theirs}
-    built = {side: worker.ask(**command) for side, worker in sides.items()}
-    updates = {}
-    for side, worker in sides.items():
-        seconds = worker.ask(do="run", updates=4, sampling=True)["wall"]
-        updates[side] = max(2, 2 * round(options.seconds * 2 / seconds))
-    row: dict[str, Any] = {"algorithm": name, "threads": threads, "built": built}
-    for sampling in [mode == "sampling" for mode in options.modes]:
-        rates: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-        roofs = []
-        for _ in range(options.pairs):
-            roofs.append(ours.ask(do="roof"))
-            for side, worker in sides.items():
-                took = worker.ask(do="run", updates=updates[side], sampling=sampling)
-                rates[side].append({clock: updates[side] / took[clock] for clock in ("wall", "cpu")})
-        row["with_sampling" if sampling else "update"] = {
-            **{side: statistics.median(r["wall"] for r in rates[side]) for side in sides},
+    rates: dict[str, dict[str, list[dict[str, float]]]] = {mode: {"ours": [], "theirs": []} for mode in options.modes}
+    roofs: list[float] = []
+    row: dict[str, Any] = {"algorithm": name, "threads": threads}
+    for _ in range(options.restarts):
+        sides = start()
+        row["built"] = {side: worker.ask(**command) for side, worker in sides.items()}
+        updates = {}
+        for side, worker in sides.items():
+            seconds = worker.ask(do="run", updates=4, sampling=True)["wall"]
+            updates[side] = max(2, 2 * round(options.seconds * 2 / seconds))
+        for mode, found in rates.items():
+            for _ in range(options.pairs):
+                roofs.append(sides["ours"].ask(do="roof"))
+                for side, worker in sides.items():
+                    took = worker.ask(do="run", updates=updates[side], sampling=mode == "sampling")
+                    found[side].append({clock: updates[side] / took[clock] for clock in ("wall", "cpu")})
+        if options.profile:
+            row["profile"] = {side: worker.ask(do="profile", updates=20) for side, worker in sides.items()}
+        for worker in sides.values():
+            worker.close()
+    for mode, found in rates.items():
+        row["with_sampling" if mode == "sampling" else "update"] = {
+            **{side: statistics.median(r["wall"] for r in found[side]) for side in found},
             **{
                 f"ratio_{clock}": sorted(
-                    a[clock] / b[clock] for a, b in zip(rates["ours"], rates["theirs"], strict=True)
+                    a[clock] / b[clock] for a, b in zip(found["ours"], found["theirs"], strict=True)
                 )
                 for clock in ("wall", "cpu")
             },
             "roof": statistics.median(roofs),
         }
-    if options.profile:
-        row["profile"] = {side: worker.ask(do="profile", updates=20) for side, worker in sides.items()}
     return row
 
 
@@ -154,7 +162,8 @@ def main() -> None:
         choices=["update", "sampling"],
         help="draw batches, or not",
     )
-    parser.add_argument("--pairs", type=int, default=9, help="measurements of each side")
+    parser.add_argument("--pairs", type=int, default=9, help="measurements of each side after each start")
+    parser.add_argument("--restarts", type=int, default=1, help="how often both sides are started anew")
     parser.add_argument("--seconds", type=float, default=1.5, help="length of one measurement")
     parser.add_argument("--profile", action="store_true", help="add operators by their own time")
     parser.add_argument("--json", type=Path, help="write everything that was measured here")
@@ -166,20 +175,22 @@ def main() -> None:
     tuned = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": str(64 << 20)}
     rows = []
     with d3rlpy_python(options.d3rlpy_python) as python:
-        ours = Worker(
-            sys.executable, "herdbook_worker.py", {"HERDBOOK_DEFAULT_MALLOC": "1"} if options.default_malloc else {}
-        )
-        theirs = Worker(python, "d3rlpy_worker.py", tuned if options.tuned_d3rlpy else {})
+
+        def start() -> dict[str, Worker]:
+            default = {"HERDBOOK_DEFAULT_MALLOC": "1"} if options.default_malloc else {}
+            return {
+                "ours": Worker(sys.executable, "herdbook_worker.py", default),
+                "theirs": Worker(python, "d3rlpy_worker.py", tuned if options.tuned_d3rlpy else {}),
+            }
+
         for threads in options.threads:
             for name in options.algorithms:
-                rows.append(compare(ours, theirs, name, threads, options))
+                rows.append(compare(start, name, threads, options))
                 if len(rows) == 1:
                     versions = ", ".join(built["version"] for built in rows[0]["built"].values())
                     print(f"{versions}; {platform.machine()}, {os.cpu_count()} cores; shapes {json.dumps(SHAPES)}\n")
                     print(HEADER)
                 print(line(rows[-1]), flush=True)
-        ours.close()
-        theirs.close()
     if options.profile:
         for row in rows:
             print(f"\n{row['algorithm']}, {row['threads']} threads: milliseconds (calls) per update, by own time\n")

@@ -19,7 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 512
+MANY = 512
+"""More candidates than these, over all observations, are worth it."""
+
+ROWS = 1024
 """Rows of a chunk, for each of torch's threads."""
 
 _masked = torch.ops.aten.threshold_backward.grad_input
@@ -77,7 +80,7 @@ class _NotTwice(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
         raise RuntimeError(
-            f"values of more than {ROWS} candidates at once cannot be differentiated twice on a CPU; score fewer"
+            f"values of more than {MANY} candidates at once cannot be differentiated twice on a CPU; score fewer"
         )
 
 

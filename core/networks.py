@@ -18,7 +18,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from herdbook.core.chunked import ROWS, candidate_values
+from herdbook.core.chunked import MANY, candidate_values
 from herdbook.core.distributions import Categorical, ClippedNormal, Normal, SquashedNormal
 from herdbook.core.spaces import is_image
 from herdbook.core.types import Tree
@@ -363,7 +363,7 @@ class Critic(JointHead):
 
     def forward(self, observations: Tree, second: Tensor) -> Tensor:
         lead = second.shape[:-1]
-        many = second.is_cpu and lead.numel() > ROWS and not torch.compiler.is_compiling()
+        many = second.is_cpu and lead.numel() > MANY and not torch.compiler.is_compiling()
         if not many or len(self.mlp.layers) == 1:
             return super().forward(observations, second).squeeze(-1)
         candidates = second.reshape(-1, *second.shape[-2:])  # [N, B, A]
