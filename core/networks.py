@@ -348,7 +348,10 @@ class JointHead(nn.Module):
         self.stacked_prefixes = () if copies is None else ("mlp.",)  # of the parameters that have an axis of copies
 
     def forward(self, observations: Tree, second: Tensor) -> Tensor:
-        features = self.encoder(observations)  # [B, F]: encoded once, however many candidates there are
+        return self.joined(self.encoder(observations), second)  # encoded once, however many candidates there are
+
+    def joined(self, features: Tensor, second: Tensor) -> Tensor:
+        """What `forward` returns, of encoded observations [B, F]."""
         features = features.expand(*second.shape[:-1], features.shape[-1])
         return self.mlp(torch.cat([features, second], -1))  # type: ignore[no-any-return]
 
@@ -361,14 +364,14 @@ class Critic(JointHead):
     ) -> None:
         super().__init__(space, action_size, 1, hidden_sizes, copies=copies)
 
-    def forward(self, observations: Tree, second: Tensor) -> Tensor:
-        lead = second.shape[:-1]
-        many = second.is_cpu and lead.numel() > MANY and not torch.compiler.is_compiling()
-        if not many or len(self.mlp.layers) == 1:
-            return super().forward(observations, second).squeeze(-1)
+    def joined(self, features: Tensor, second: Tensor) -> Tensor:
+        lead, mlp = second.shape[:-1], self.mlp
+        many = features.dim() == 2 and len(lead) > 1 and lead.numel() > MANY and second.is_cpu
+        plain = not isinstance(mlp, MLP) or mlp.activation is not torch.relu_ or len(mlp.layers) == 1
+        if not many or plain or torch.compiler.is_compiling():
+            return super().joined(features, second).squeeze(-1)
         candidates = second.reshape(-1, *second.shape[-2:])  # [N, B, A]
-        values = candidate_values(self.encoder(observations), candidates, *self.mlp.parameters())
-        return values.reshape(-1, *lead)
+        return candidate_values(features, candidates, *mlp.parameters()).reshape(-1, *lead)
 
 
 class DeterministicActor(Head):

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from herdbook.core import networks
 from herdbook.core.chunked import MANY, ROWS, candidate_values
 from herdbook.core.networks import Critic
 
@@ -140,10 +141,26 @@ def test_a_second_derivative_is_refused_and_never_silently_incomplete(hidden: tu
 
 
 @pytest.mark.parametrize("hidden", [(16, 8), ()])
-def test_a_critic_of_many_rows_equals_itself_in_few(hidden: tuple[int, ...]) -> None:
+def test_a_critic_of_many_candidates_equals_itself_of_few(hidden: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     critic = Critic(spaces.Box(-1, 1, (5,)), 2, hidden)
-    observations, actions = torch.randn(100, 5), torch.randn(2, 3, 100, 2)
-    assert 600 > MANY > 100
+    observations, actions = torch.randn(150, 5), torch.randn(2, 3, 150, 2)
+    assert 900 > MANY > 150
     few = torch.stack([torch.stack([critic(observations, each) for each in part], 1) for part in actions], 1)
     torch.testing.assert_close(critic(observations, actions), few)
+
+
+def test_chunks_are_for_many_candidates_of_one_batch_on_relu_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(networks, "candidate_values", lambda *x: calls.append(1) or candidate_values(*x))
+    critic = Critic(spaces.Box(-1, 1, (5,)), 2, (16, 8))
+    observations, actions = torch.randn(100, 5), torch.randn(10, 100, 2)
+    critic(observations, actions)
+    assert len(calls) == 1
+    by_rows = critic(torch.randn(10, 100, 5), actions)  # observations of every row
+    assert by_rows.shape == (2, 10, 100)
+    critic(torch.randn(1000, 5), torch.randn(1000, 2))  # a large batch, one candidate each
+    critic.mlp.activation = torch.tanh
+    of_tanh = critic(observations, actions)
+    assert len(calls) == 1
+    torch.testing.assert_close(of_tanh[:, 3], critic(observations, actions[3]))
