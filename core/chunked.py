@@ -13,14 +13,15 @@ spared:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice, product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MANY = 768
-"""More candidates than these, over all observations, are worth it to five seeds at once; to one, 2,000 are."""
+MANY = 2**18
+"""Numbers in an activation of one copy above which chunks pay: for five seeds at once; for one, above twice that."""
 
 ROWS = 1024
 """Rows of a chunk, for each of torch's threads."""
@@ -29,7 +30,7 @@ _masked = torch.ops.aten.threshold_backward.grad_input
 
 
 def candidate_values(features: Tensor, second: Tensor, *parameters: Tensor) -> Tensor:
-    """Values of candidates: features [B, F], second [N, B, A] → [C, N, B].
+    """Values of candidates: features [B, F], second [N, B, A] → [C, N, B], where N and B are at least 1.
 
     parameters: weights [C, in, out] and biases [C, 1, out] of each layer in turn, at least two of them; the first takes
     features and second side by side, and the last has one output. ReLU between layers. Not differentiable twice.
@@ -42,10 +43,10 @@ def candidate_values(features: Tensor, second: Tensor, *parameters: Tensor) -> T
     return values + last_bias
 
 
-def _chunks(copies: int, candidates: int, observations: int) -> tuple[list[slice], list[tuple[slice, slice]]]:
-    """Groups of copies, and of each group the candidates and observations that are computed at once.
+def _chunks(copies: int, candidates: int, observations: int) -> tuple[int, list[slice], list[tuple[slice, slice]]]:
+    """Rows of the largest chunk; groups of copies; and of each group the candidates and observations computed at once.
 
-    With as many copies as threads, each core has the activations of one copy in its cache.
+    Where there are as many copies as threads, each thread has one to itself.
     """
     threads = torch.get_num_threads()
     group = min(copies, threads)
@@ -53,7 +54,7 @@ def _chunks(copies: int, candidates: int, observations: int) -> tuple[list[slice
     height = min(observations, size)
     steps = ((copies, group), (candidates, size // height), (observations, height))
     groups, *spans = ([slice(at, at + step) for at in range(0, end, step)] for end, step in steps)
-    return groups, list(product(*spans))
+    return group * min(candidates, size // height) * height, groups, list(product(*spans))
 
 
 def _first_layer(x: Tensor, weight: Tensor, base: Tensor, scratch: Tensor) -> Tensor:
@@ -79,9 +80,7 @@ class _NotTwice(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
-        raise RuntimeError(
-            f"values of more than {MANY} candidates at once cannot be differentiated twice on a CPU; score fewer"
-        )
+        raise RuntimeError("values of so many candidates at once cannot be differentiated twice on a CPU; score fewer")
 
 
 class _CandidateValues(torch.autograd.Function):
@@ -96,8 +95,8 @@ class _CandidateValues(torch.autograd.Function):
     def forward(second: Tensor, last: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
         """Chunk by chunk."""
         values = second.new_empty(second.shape[:3])
-        groups, spans = _chunks(*values.shape)
-        scratch = layers[0].new_empty(second[groups[0], *spans[0]].shape[:3].numel(), layers[0].shape[-1])
+        rows, groups, spans = _chunks(*values.shape)
+        scratch = values.new_empty(rows, layers[0].shape[-1])
         kept = []
         for group in groups:
             x, out, ends = second[group], values[group], last[group]
@@ -107,7 +106,9 @@ class _CandidateValues(torch.autograd.Function):
                 for w, b in zip(rest[::2], rest[1::2], strict=True):
                     h = torch.baddbmm(b, h, w).relu_()
                     kept.append(h)
-                for into, own, w in zip(out[:, *span], h, ends, strict=True):  # a batch would take ten times as long
+                for into, own, w in zip(
+                    out[:, *span], h, ends, strict=True
+                ):  # a batch would take several times as long
                     into.copy_(torch.mm(own, w).view_as(into))
         return values, *kept
 
@@ -121,52 +122,56 @@ class _CandidateValues(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, slope: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         """Slopes of all inputs. With torch's `once_differentiable` second derivatives could be incomplete."""
+        if slope is None:
+            return tuple(None for _ in range(ctx.inputs))
+        saved = ctx.saved_tensors
+        inputs, kept = saved[: ctx.inputs], saved[ctx.inputs :]
         with torch.no_grad():
-            slopes = _CandidateValues._slopes(ctx, slope)
+            slopes = _CandidateValues._slopes(ctx, slope, inputs, kept)
         if not torch.is_grad_enabled():
             return slopes
-        return _NotTwice.apply(len(slopes), *slopes, slope, *ctx.saved_tensors[: ctx.inputs])  # type: ignore[no-any-return, no-untyped-call]  # torch's is untyped
+        refusing: tuple[Tensor | None, ...] = _NotTwice.apply(len(slopes), *slopes, slope, *inputs)  # type: ignore[no-untyped-call]  # torch's is untyped
+        return refusing
 
     @staticmethod
-    def _slopes(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+    def _slopes(ctx: Any, slope: Tensor, inputs: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         """Back through the layers of one chunk after the other, adding up the parameters' slopes."""
-        second, last, *layers = ctx.saved_tensors[: ctx.inputs]
-        kept = iter(ctx.saved_tensors[ctx.inputs :])
+        second, last, *layers = inputs
         of_second = second.new_empty(second.shape) if ctx.needs_input_grad[0] else None
         of_layers = [torch.zeros_like(part) for part in layers] if any(ctx.needs_input_grad[1:]) else []
-        last = last.mT  # [C, 1, H]
-        backs = [weight.mT for weight in (*layers[:-2:2], layers[-2] * last)]  # from the layer before last on without w
-        groups, spans = ctx.chunks
-        scratch = layers[0].new_empty(second[groups[0], *spans[0]].shape[:3].numel(), layers[0].shape[-1])
+        weights = [*layers[:-2:2], layers[-2] * last.mT]  # W_1, W_2, …: slopes are D, without w, until the last of them
+        hidden = iter(kept)
+        rows, groups, spans = ctx.chunks
+        scratch = slope.new_empty(rows, layers[0].shape[-1])
         for group in groups:
-            weight, base, back, *between = [part[group] for part in (*layers[:2], *backs)]
+            first, base = layers[0][group], layers[1][group]
+            to_second, *to_below = [weight[group].mT for weight in weights]
             of_own = [part[group] for part in of_layers]
             for span in spans:
                 x = second[group, *span]
-                *below, h = _first_layer(x, weight, base[:, span[1]], scratch), *islice(kept, len(between))
+                *below, h = _first_layer(x, first, base[:, span[1]], scratch), *islice(hidden, len(to_below))
                 g = slope[group, *span].flatten(1).unsqueeze(-1).expand_as(h)
                 g = _masked(g, h, 0, grad_input=torch.empty_like(h))
-                for number in range(len(between), 0, -1):
+                for number in range(len(to_below), 0, -1):
                     h = below[number - 1]
                     if of_own:
                         of_own[2 * number].baddbmm_(h.mT, g)
                         of_own[2 * number + 1] += g.sum(1, keepdim=True)
-                    g = torch.bmm(g, between[number - 1])
+                    g = torch.bmm(g, to_below[number - 1])
                     _masked(g, h, 0, grad_input=g)
                 if of_own:
                     of_own[0].baddbmm_(x.flatten(1, 2).mT, g)
-                    for of_candidate in g.view(*x.shape[:3], -1).unbind(1):  # quicker than their sum
-                        of_own[1][:, span[1]] += of_candidate
+                    of_own[1][:, span[1]] += g.view(*x.shape[:3], -1).sum(1)
                 if of_second is not None:
-                    of_second[group, *span] = torch.bmm(g, back).view_as(x)
+                    of_second[group, *span] = torch.bmm(g, to_second).view_as(x)
         if not of_layers:
             return of_second, *[None] * (ctx.inputs - 1)
-        pairs = zip(layers[-2:], of_layers[-2:], strict=True)
-        of_last = sum((part * of_part).sum(1, keepdim=True) for part, of_part in pairs)
-        for of_part in of_layers[-2:]:
-            of_part *= last
+        (w, b), (of_w, of_b) = layers[-2:], of_layers[-2:]
+        of_last = (w * of_w).sum(1, keepdim=True) + (b * of_b).sum(1, keepdim=True)
+        of_w *= last.mT
+        of_b *= last.mT
         return of_second, of_last.mT, *of_layers
 
     @staticmethod

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from gymnasium import spaces
 from torch import Tensor
 
 from herdbook.core import networks
-from herdbook.core.chunked import MANY, ROWS, candidate_values
-from herdbook.core.networks import Critic
+from herdbook.core.chunked import ROWS, candidate_values
+from herdbook.core.networks import MLP, Critic
 
 FEATURES, SECOND = 4, 3
 
@@ -41,7 +44,7 @@ def plain(features: Tensor, second: Tensor, *parameters: Tensor) -> Tensor:
 
 
 @pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> object:
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """Copies are grouped by torch's threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -50,11 +53,9 @@ def threads(request: pytest.FixtureRequest) -> object:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("hidden", [(8,), (16, 8), (16, 8, 4)])
-@pytest.mark.parametrize("copies", [1, 2, 3])
-@pytest.mark.parametrize(
-    ("candidates", "observations"), [(1, 1), (1, ROWS + 1), (7, 200), (3, ROWS), (2, 2 * ROWS + 7), (61, 40)]
-)
+@pytest.mark.parametrize("hidden", [(8,), (16, 8, 4)])
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize(("candidates", "observations"), [(1, 1), (7, 200), (3, ROWS), (2, 2 * ROWS + 7), (1300, 1)])
 def test_values_and_gradients_are_those_of_the_layers(
     candidates: int, observations: int, copies: int, hidden: tuple[int, ...]
 ) -> None:
@@ -95,9 +96,16 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(sought: str) -> No
     own = [*inputs(generator, 3, ROWS + 3), *parameters(generator, 2)]
     learns = {"features": own[:1], "second": own[1:2], "parameters": own[2:]}[sought]
     given = [x if any(x is y for y in learns) else x.detach() for x in own]
-    slopes = [torch.autograd.grad(f(*given).sin().sum(), learns) for f in (candidate_values, plain)]
+    values = candidate_values(*given)
+    assert values.grad_fn is not None
+    chunks = values.grad_fn.next_functions[0][0]  # the last bias is added to what it gives
+    assert chunks is not None
+    made = []
+    chunks.register_hook(lambda slopes, _: made.extend(slope is not None for slope in slopes))
+    slopes = [torch.autograd.grad(y.sin().sum(), learns) for y in (values, plain(*given))]
     for a, b in zip(*slopes, strict=True):
         torch.testing.assert_close(a, b)
+    assert made == [sought == "second"] + [sought != "second"] * (len(own) - 3)
 
 
 @pytest.mark.usefixtures("threads")
@@ -129,38 +137,117 @@ def test_threads_that_change_between_the_two_passes_change_nothing() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("loss", [torch.sum, lambda values: values.sin().sum()])
 @pytest.mark.parametrize("hidden", [(8,), (16, 8)])
-def test_a_second_derivative_is_refused_and_never_silently_incomplete(hidden: tuple[int, ...]) -> None:
+def test_a_second_derivative_is_refused_and_never_silently_incomplete(
+    hidden: tuple[int, ...], loss: Callable[[Tensor], Tensor]
+) -> None:
+    """Also where the loss is linear, so that the values' own slope depends on nothing."""
     generator = torch.Generator().manual_seed(2)
-    own = [*inputs(generator, 2, 4), *parameters(generator, 2, hidden=hidden)]
-    slopes = torch.autograd.grad(candidate_values(*own).sin().sum(), own, create_graph=True)
-    for slope in slopes[:-1]:  # the last bias is added outside
+    own = [*inputs(generator, 2, 4), *parameters(generator, 2, hidden=hidden)][:-1]
+    end = torch.zeros(2, 1, 1, dtype=torch.float64)  # the last bias is added outside
+    slopes = torch.autograd.grad(loss(candidate_values(*own, end)), own, create_graph=True)
+    for slope in slopes:
         for by in own:
             with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
                 torch.autograd.grad(slope.square().sum(), by, retain_graph=True)
 
 
-@pytest.mark.parametrize("hidden", [(16, 8), ()])
-def test_a_critic_of_many_candidates_equals_itself_of_few(hidden: tuple[int, ...]) -> None:
+def test_values_that_no_loss_reads_have_no_slope() -> None:
+    class Unread(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, values: Tensor) -> Tensor:
+            return values.sum()
+
+        @staticmethod
+        def backward(ctx: object, slope: Tensor) -> None:
+            return None
+
+    generator = torch.Generator().manual_seed(4)
+    own = [*inputs(generator, 2, 4), *parameters(generator, 2)]
+    values = candidate_values(*own)
+    assert torch.autograd.grad(Unread.apply(values), own, allow_unused=True) == (None,) * len(own)
+
+
+def test_checkpointing_works() -> None:
+    generator = torch.Generator().manual_seed(6)
+    own = [*inputs(generator, 3, 50), *parameters(generator, 2)]
+    values = torch.utils.checkpoint.checkpoint(candidate_values, *own, use_reentrant=False)
+    for a, b in zip(*(torch.autograd.grad(y.sin().sum(), own) for y in (values, plain(*own))), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Critics compute in chunks from 2,000 numbers on; what is asked for then."""
+    made: list[int] = []
+
+    def counted(*x: Tensor) -> Tensor:
+        made.append(1)
+        return candidate_values(*x)
+
+    monkeypatch.setattr(networks, "candidate_values", counted)
+    monkeypatch.setattr(networks, "MANY", 2000)
+    return made
+
+
+SPACES = {"vector": spaces.Box(-1, 1, (5,)), "image": spaces.Box(0, 255, (9, 9, 3), np.uint8)}
+
+
+@pytest.mark.parametrize("kind", sorted(SPACES))
+@pytest.mark.parametrize("lead", [(30,), (5, 6)])
+def test_a_critic_in_chunks_equals_itself_by_layers(kind: str, lead: tuple[int, ...], calls: list[int]) -> None:
+    """Values, and slopes of encoder, actions and layers; of several axes of candidates too."""
     torch.manual_seed(0)
-    critic = Critic(spaces.Box(-1, 1, (5,)), 2, hidden)
-    observations, actions = torch.randn(150, 5), torch.randn(2, 3, 150, 2)
-    assert 900 > MANY > 150
-    few = torch.stack([torch.stack([critic(observations, each) for each in part], 1) for part in actions], 1)
-    torch.testing.assert_close(critic(observations, actions), few)
+    critic = Critic(SPACES[kind], 2, (16, 8)).requires_grad_()
+    observations = torch.as_tensor(np.stack([SPACES[kind].sample() for _ in range(7)]))
+    actions = torch.randn(*lead, 7, 2, requires_grad=True)
+    learns = [*critic.parameters(), actions]
+    ours = critic(observations, actions)
+    assert len(calls) == 1
+    flat = actions.reshape(-1, 7, 2)
+    theirs = torch.stack([critic(observations, each) for each in flat], 1).reshape(2, *lead, 7)
+    assert len(calls) == 1
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(*(torch.autograd.grad(q.sin().sum(), learns) for q in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_chunks_are_for_many_candidates_of_one_batch_on_relu_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(networks, "candidate_values", lambda *x: calls.append(1) or candidate_values(*x))
-    critic = Critic(spaces.Box(-1, 1, (5,)), 2, (16, 8))
+class Shifted(MLP):
+    """A user's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def test_what_is_no_relu_perceptron_with_many_candidates_goes_by_layers(calls: list[int]) -> None:
+    torch.manual_seed(0)
     observations, actions = torch.randn(100, 5), torch.randn(10, 100, 2)
-    critic(observations, actions)
-    assert len(calls) == 1
-    by_rows = critic(torch.randn(10, 100, 5), actions)  # observations of every row
-    assert by_rows.shape == (2, 10, 100)
-    critic(torch.randn(1000, 5), torch.randn(1000, 2))  # a large batch, one candidate each
-    critic.mlp.activation = torch.tanh
-    of_tanh = critic(observations, actions)
-    assert len(calls) == 1
-    torch.testing.assert_close(of_tanh[:, 3], critic(observations, actions[3]))
+
+    def critic(**parts: object) -> Critic:
+        made = Critic(SPACES["vector"], 2, (16, 16))
+        for name, part in parts.items():
+            setattr(made.mlp if name == "activation" else made, name, part)
+        return made
+
+    others = [
+        critic(activation=torch.tanh),
+        critic(mlp=Shifted(7, 1, (16, 16), copies=2)),
+        critic(mlp=MLP(7, 1, (), copies=2)),
+    ]
+    for other in others:
+        few = torch.stack([other(observations, each) for each in actions], 1)
+        torch.testing.assert_close(other(observations, actions), few)
+    usual = critic()
+    usual(torch.randn(10, 100, 5), actions)  # observations of every row
+    usual(torch.randn(1000, 5), torch.randn(1000, 2))  # one action each
+    usual(observations[:1], actions)  # one observation for all rows
+    with torch.autocast("cpu", torch.bfloat16):
+        usual(observations, actions)
+    assert not calls
+    tied = critic()
+    tied.mlp.layers[1] = MLP(16, 16, (), copies=2).layers[0]
+    tied.mlp.layers.insert(2, tied.mlp.layers[1])
+    few = torch.stack([tied(observations, each) for each in actions], 1)
+    torch.testing.assert_close(tied(observations, actions), few)
+    assert calls
