@@ -115,7 +115,7 @@ def test_under_vmap_the_seeds_are_further_copies(shared: bool) -> None:
     own = [*inputs(generator, 3, ROWS - 5, *(() if shared else (3,))), *parameters(generator, 3, 2)]
     axes = (*[None if shared else 0] * 2, *[0] * (len(own) - 2))
     ours, theirs = (
-        torch.vmap(lambda *x, f=f: f(*x).sin().sum(), axes)(*own)  # type: ignore[misc]
+        torch.vmap(lambda *x, f=f: f(*x).sin().sum(), axes)(*own)  # type: ignore[misc]  # mypy cannot type `f=f`
         for f in (candidate_values, plain)
     )
     torch.testing.assert_close(ours, theirs)
@@ -198,7 +198,7 @@ SPACES = {"vector": spaces.Box(-1, 1, (5,)), "image": spaces.Box(0, 255, (9, 9, 
 @pytest.mark.parametrize("lead", [(30,), (5, 6)])
 def test_a_critic_in_chunks_equals_itself_by_layers(kind: str, lead: tuple[int, ...], calls: list[int]) -> None:
     """Values, and slopes of encoder, actions and layers; of several axes of candidates too."""
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # layers are initialised from torch's own generator
     critic = Critic(SPACES[kind], 2, (16, 8)).requires_grad_()
     observations = torch.as_tensor(np.stack([SPACES[kind].sample() for _ in range(7)]))
     actions = torch.randn(*lead, 7, 2, requires_grad=True)
@@ -221,7 +221,7 @@ class Shifted(MLP):
 
 
 def test_what_is_no_relu_perceptron_with_many_candidates_goes_by_layers(calls: list[int]) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # layers are initialised from torch's own generator
     observations, actions = torch.randn(100, 5), torch.randn(10, 100, 2)
 
     def critic(**parts: object) -> Critic:
