@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from herdbook.cli.api import load
-from herdbook.cli.records import environment_from_record
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.runs import Run
 from herdbook.core.types import Policy, Spec
@@ -33,6 +31,8 @@ from herdbook.datasets.recipes.pendulum import PendulumController
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.fqe import FQEConfig, discounted_returns, fitted_q_evaluation
 from herdbook.evaluation.statistics import rank_correlation
+from herdbook.experiments.records import environment_from_record
+from herdbook.experiments.train import load
 
 SMALL_PROBLEM: dict[str, Any] = {"updates": 10_000, "learning_rate": 3e-4, "tau": 0.01, "hidden_sizes": (64, 64)}
 

@@ -22,8 +22,8 @@ import torch
 from gymnasium import spaces
 
 from herdbook.core.environments import EnvironmentSpec, joint_module
-from herdbook.core.joint import JointSpec
-from herdbook.core.joint_rollout import JointRollout
+from herdbook.core.joint.rollout import JointRollout
+from herdbook.core.joint.types import JointSpec
 from herdbook.core.types import Carry, Step
 
 # (environment, arguments that keep its episodes short, lanes at most, episodes per lane and round)

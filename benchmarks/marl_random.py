@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout
+from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout
 from herdbook.evaluation.joint import evaluate_joint
 
 EXPECTED = {"mpe2/simple_spread_v3": "−79.4 ± 2.3", "mpe2/simple_speaker_listener_v4": "−79 ± 5"}

@@ -9,8 +9,8 @@ from typing import Any
 
 import tyro
 
-from herdbook.cli.catalogue import UserError
 from herdbook.cli.parse import parse, show
+from herdbook.experiments.catalogue import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class CollectArguments:
     """Where the policy runs."""
 
     def __post_init__(self) -> None:
-        from herdbook.cli.options import check
+        from herdbook.experiments.options import check
 
         check(self.num_envs >= 1, "num_envs", "1 or more", self.num_envs)
         if self.replay:
@@ -81,8 +81,8 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.policy == "random" and parsed.env is None:
         raise UserError("collect random: expected --env, the environment to play in")
 
-    from herdbook.cli.api import collect, export_replay
-    from herdbook.cli.options import literal_pairs
+    from herdbook.experiments.options import literal_pairs
+    from herdbook.experiments.train import collect, export_replay
 
     shared: dict[str, Any] = {
         "out": parsed.out,

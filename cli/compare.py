@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from herdbook.cli.catalogue import UserError
 from herdbook.cli.parse import parse, show
+from herdbook.experiments.catalogue import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

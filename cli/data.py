@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from herdbook.cli.catalogue import UserError, nearest
 from herdbook.cli.parse import parse, show, wants_help
+from herdbook.experiments.catalogue import UserError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def _list(parsed: ListArguments) -> None:
 
 
 def _show(parsed: ShowArguments) -> None:
-    from herdbook.datasets.joint_episodes import JointEpisodes
+    from herdbook.datasets.joint.episodes import JointEpisodes
     from herdbook.datasets.load import load_dataset
 
     episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
@@ -154,8 +154,8 @@ def _make(parsed: MakeArguments) -> None:
 
 
 def _convert(parsed: ConvertArguments) -> None:
-    from herdbook.cli.assemble import write_any
     from herdbook.datasets.load import load_dataset
+    from herdbook.experiments.build import write_any
 
     episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
     folder = write_any(episodes, parsed.out, parsed.data_dir)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from herdbook.cli.catalogue import UserError
+from herdbook.experiments.catalogue import UserError
 
 DATASET = "classic/pendulum"
 FOLDER = Path("demo")
@@ -23,9 +23,9 @@ def run(folder: Path = FOLDER, steps: Mapping[str, int] = STEPS) -> int:
     """Train, evaluate, print the table, draw the curves; returns the exit status."""
     prepare(folder, steps)
 
-    from herdbook.cli.api import evaluate_run, train
     from herdbook.core.memory import keep_freed_memory
     from herdbook.datasets.load import load_dataset
+    from herdbook.experiments.train import evaluate_run, train
 
     keep_freed_memory()
     print(f"1. the dataset {DATASET}, recorded by a scripted controller with noise", flush=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 import tyro
 
-from herdbook.cli.catalogue import UserError
 from herdbook.cli.parse import parse, show
+from herdbook.experiments.catalogue import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class EvalArguments:
     """Film the episode that is reset with `seed` there: a .gif, or an .mp4 (extra video)."""
 
     def __post_init__(self) -> None:
-        from herdbook.cli.options import check
+        from herdbook.experiments.options import check
 
         check(self.episodes >= 1, "episodes", "1 or more", self.episodes)
         check(self.seed >= 0, "seed", "0 or more", self.seed)
@@ -50,8 +50,8 @@ def run(arguments: Sequence[str]) -> int:
     """Evaluate; returns the exit status."""
     parsed = parse(EvalArguments, arguments, "eval")
 
-    from herdbook.cli.api import evaluate_run
-    from herdbook.cli.options import literal_pairs
+    from herdbook.experiments.options import literal_pairs
+    from herdbook.experiments.train import evaluate_run
 
     if parsed.out is not None:  # before an hour of evaluation, rather than after it
         try:
@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         except OSError as error:
             raise UserError(f"out: {parsed.out} cannot be written: {error.strerror}") from error
     if parsed.video is not None:
-        from herdbook.cli.video import check_name, record
+        from herdbook.experiments.video import check_name, record
 
         check_name(parsed.video)
     results = evaluate_run(

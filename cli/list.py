@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from herdbook.cli.catalogue import ALGORITHMS, SUMMARIES, UserError, nearest
 from herdbook.cli.parse import show, wants_help
+from herdbook.experiments.catalogue import ALGORITHMS, SUMMARIES, UserError, nearest
 
 _KINDS = ("algorithms", "environments", "settings")
 
@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     elif kind == "environments":
         _environments()
     elif kind == "settings":
-        from herdbook.cli.settings import SETTINGS
+        from herdbook.experiments.settings import SETTINGS
 
         show("\n".join(map(str, SETTINGS)))
     else:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from herdbook.cli.catalogue import UserError, nearest
+from herdbook.experiments.catalogue import UserError, nearest
 
 COMMANDS = {
     "train": "train an algorithm on a dataset, or in an environment",

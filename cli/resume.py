@@ -38,9 +38,9 @@ def run(arguments: Sequence[str]) -> int:
     """Resume; returns the exit status."""
     parsed = parse(ResumeArguments, arguments, "resume")
 
-    from herdbook.cli.api import resume
     from herdbook.cli.train import report
     from herdbook.core.memory import keep_freed_memory
+    from herdbook.experiments.train import resume
 
     keep_freed_memory()
     result, continued = resume(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import make_dataclass
 from typing import Annotated, Any
 
-from herdbook.cli.catalogue import ALGORITHMS, SUMMARIES, algorithm_class, config_class
 from herdbook.cli.parse import flag, parse, show, wants_help
+from herdbook.experiments.catalogue import ALGORITHMS, SUMMARIES, algorithm_class, config_class
 
 
 def usage() -> str:
@@ -38,13 +38,13 @@ def run(arguments: Sequence[str]) -> int:
 
     import tyro
 
-    from herdbook.cli.api import start
-    from herdbook.cli.assemble import learns_in_environment, settings_of
-    from herdbook.cli.catalogue import UserError
-    from herdbook.cli.options import RunOptions, literal_pairs
-    from herdbook.cli.records import build_config, check_reserved
-    from herdbook.cli.settings import Setting, settings_for
     from herdbook.core.memory import keep_freed_memory
+    from herdbook.experiments.build import learns_in_environment, settings_of
+    from herdbook.experiments.catalogue import UserError
+    from herdbook.experiments.options import RunOptions, literal_pairs
+    from herdbook.experiments.records import build_config, check_reserved
+    from herdbook.experiments.settings import Setting, settings_for
+    from herdbook.experiments.train import start
 
     check_reserved(config_type)
     both = make_dataclass(

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from herdbook.core.environments import EnvironmentSource
-from herdbook.core.joint import JointEpisode, JointSpec, episode_from_state, episode_state
-from herdbook.core.joint_rollout import JointRollout
+from herdbook.core.joint.rollout import JointRollout
+from herdbook.core.joint.types import JointEpisode, JointSpec, episode_from_state, episode_state
 from herdbook.core.random import derive, generator
 from herdbook.core.rollout import PolicyFailed
 from herdbook.core.runs import RunFailed

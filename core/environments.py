@@ -1,7 +1,7 @@
 """Environments by name: how they are recorded beside a dataset, made, and checked.
 
 A name is a Gymnasium id (`Hopper-v5`; the registry is asked first; what `ALE/Pong-v5` means is said in `core.atari`),
-`package/name_v<n>` for an environment with many agents (`core.joint_environments` makes those), or `module:callable`
+`package/name_v<n>` for an environment with many agents (`core.joint.environments` makes those), or `module:callable`
 for a user's own environment; in Python a callable serves everywhere a name does.
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 
-from herdbook.core.joint import JointSpec
+from herdbook.core.joint.types import JointSpec
 from herdbook.core.types import Array, Spec
 
 

@@ -17,8 +17,8 @@ from herdbook.core.environments import EnvironmentSpec
 from herdbook.core.runs import RunError, locked
 from herdbook.datasets.d4rl import read_d4rl, read_d4rl_package
 from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.joint_episodes import JointEpisodes
-from herdbook.datasets.joint_minari import joint_environment, read_joint
+from herdbook.datasets.joint.episodes import JointEpisodes
+from herdbook.datasets.joint.minari import joint_environment, read_joint
 from herdbook.datasets.minari import (
     JOINT,
     environment_of,

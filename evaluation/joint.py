@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from herdbook.core.environments import EnvironmentSource, ReferenceScores, describe_environment, package_versions
-from herdbook.core.joint import JointSpec
-from herdbook.core.joint_rollout import JointRollout
+from herdbook.core.joint.rollout import JointRollout
+from herdbook.core.joint.types import JointSpec
 from herdbook.core.random import generator as make_generator
 from herdbook.core.rollout import EnvironmentFailed
 from herdbook.core.types import Policy
-from herdbook.datasets.joint_episodes import JointEpisodes
+from herdbook.datasets.joint.episodes import JointEpisodes
 
 logger = logging.getLogger("herdbook")
 

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
-from herdbook.core.joint import JointSpec, JointTransitions
-from herdbook.core.joint_actions import check_joint, only_legal
-from herdbook.core.joint_networks import Sharing, transition_views
-from herdbook.core.joint_policy import Actors
+from herdbook.core.joint.actions import check_joint, only_legal
+from herdbook.core.joint.networks import Sharing, transition_views
+from herdbook.core.joint.policy import Actors
+from herdbook.core.joint.types import JointSpec, JointTransitions
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.spaces import ActionKind
 from herdbook.core.types import Metrics, Policy

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require
-from herdbook.core.joint import JointSpec, JointTransitions
-from herdbook.core.joint_actions import check_joint
-from herdbook.core.joint_networks import AgentNetworks, Sharing, transition_views
-from herdbook.core.joint_policy import Actors, beside
+from herdbook.core.joint.actions import check_joint
+from herdbook.core.joint.networks import AgentNetworks, Sharing, transition_views
+from herdbook.core.joint.policy import Actors, beside
+from herdbook.core.joint.types import JointSpec, JointTransitions
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
 from herdbook.core.spaces import ActionKind
 from herdbook.core.types import Metrics, Policy, Tree

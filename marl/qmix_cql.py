@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
-from herdbook.core.joint import JointSegments, JointSpec
-from herdbook.core.joint_actions import check_joint, only_legal
-from herdbook.core.joint_networks import Sharing
-from herdbook.core.joint_policy import AgentValues
+from herdbook.core.joint.actions import check_joint, only_legal
+from herdbook.core.joint.networks import Sharing
+from herdbook.core.joint.policy import AgentValues
+from herdbook.core.joint.types import JointSegments, JointSpec
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.spaces import ActionKind
 from herdbook.core.types import Metrics, Policy, tree_map

@@ -61,7 +61,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, type, Callabl
     """
     from herdbook.core.book import Book
     from herdbook.core.runs import JSONLines
-    from herdbook.datasets.joint_replay import JointReplay
+    from herdbook.datasets.joint.replay import JointReplay
     from herdbook.datasets.replay import ReplayBuffer
 
     class Killed(BaseException):

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from herdbook.cli import demo, settings
-from herdbook.cli.catalogue import ALGORITHMS, SUMMARIES, algorithm_class, config_class
+from herdbook.cli import demo
 from herdbook.cli.main import main
-from herdbook.cli.options import RESERVED, literal_pairs
 from herdbook.core.runs import Run
+from herdbook.experiments import settings
+from herdbook.experiments.catalogue import ALGORITHMS, SUMMARIES, algorithm_class, config_class
+from herdbook.experiments.options import RESERVED, literal_pairs
 
 COMMAND = (sys.executable, "-m", "herdbook.cli.main")
 

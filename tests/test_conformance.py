@@ -14,7 +14,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from herdbook.cli.catalogue import ALGORITHMS, algorithm_class, config_class
 from herdbook.core import checkpoint
 from herdbook.core.networks import Ensemble
 from herdbook.core.spaces import flat_space
@@ -22,6 +21,7 @@ from herdbook.core.types import Segments, Spec, Step, to_numpy, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rollouts import Rollouts
+from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_class
 
 NAMES = sorted(n for n, where in ALGORITHMS.items() if where.startswith(("herdbook.offline.", "herdbook.online.")))
 ON_POLICY = [name for name in NAMES if getattr(algorithm_class(name), "on_policy", False)]

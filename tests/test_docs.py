@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from herdbook.cli.catalogue import ALGORITHMS
+from herdbook.experiments.catalogue import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(?P<mark><!-- network -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)```", re.DOTALL)

@@ -12,8 +12,6 @@ from gymnasium import spaces
 from sameness import equal, same
 
 import herdbook
-from herdbook.cli.api import resume
-from herdbook.cli.catalogue import UserError, algorithm_class
 from herdbook.cli.main import main
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy
@@ -25,6 +23,8 @@ from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
+from herdbook.experiments.catalogue import UserError, algorithm_class
+from herdbook.experiments.train import resume
 from herdbook.offline.td3_bc import TD3BC, TD3BCConfig
 
 SPEC = Spec(spaces.Box(-np.inf, np.inf, (1,)), spaces.Box(-1, 1, (1,)))
@@ -399,7 +399,7 @@ def test_a_collapse_is_told_and_recorded(capsys: pytest.CaptureFixture[str], mon
         return train_online(*arguments, **keywords)
 
     monkeypatch.setattr(Fickle, "pay", 1.0)
-    monkeypatch.setattr("herdbook.cli.api.train_online", then_it_pays_less)
+    monkeypatch.setattr("herdbook.experiments.train.train_online", then_it_pays_less)
     run = go(
         dataset(), env=Fickle, steps=5, online_steps=10, seeds=(0,), evaluate_every=100, log_every=100, quiet=False
     )

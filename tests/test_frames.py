@@ -15,9 +15,6 @@ from gymnasium import spaces
 from torch import Tensor
 
 import herdbook
-from herdbook.cli.api import collect, evaluate_run, export_replay, resume
-from herdbook.cli.catalogue import UserError, algorithm_class, config_class
-from herdbook.cli.settings import settings_for
 from herdbook.core.actor import Actor
 from herdbook.core.book import Book
 from herdbook.core.distributions import Categorical
@@ -41,6 +38,9 @@ from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.fqe import fitted_q_evaluation
+from herdbook.experiments.catalogue import UserError, algorithm_class, config_class
+from herdbook.experiments.settings import settings_for
+from herdbook.experiments.train import collect, evaluate_run, export_replay, resume
 
 GREY = spaces.Box(0, 255, (20, 20), np.uint8)
 SPEC = Spec(GREY, spaces.Discrete(2))

@@ -24,14 +24,14 @@ from herdbook.core.environments import (
     make_environment,
     registered_only,
 )
-from herdbook.core.joint_environments import (
+from herdbook.core.joint.environments import (
     JointEnvironment,
     Rows,
     check_reset,
     make_joint_environment,
     with_others,
 )
-from herdbook.core.joint_games import IllegalAction, random_action
+from herdbook.core.joint.games import IllegalAction, random_action
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 THREE = spaces.Discrete(3)

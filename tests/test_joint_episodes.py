@@ -12,9 +12,9 @@ import pytest
 from gymnasium import spaces
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
-from herdbook.core.joint import JointEpisode, JointSpec
+from herdbook.core.joint.types import JointEpisode, JointSpec
 from herdbook.datasets.episodes import DataError
-from herdbook.datasets.joint_episodes import JointEpisodes
+from herdbook.datasets.joint.episodes import JointEpisodes
 
 AGENTS = ("walker_0", "rover", "walker_1")  # two kinds, whose agents are not one after the other
 SPEC = JointSpec(

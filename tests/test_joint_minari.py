@@ -19,11 +19,11 @@ from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
-from herdbook.core.joint import JointEpisode, JointSpec
+from herdbook.core.joint.types import JointEpisode, JointSpec
 from herdbook.core.spaces import flatten
 from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.joint_episodes import JointEpisodes
-from herdbook.datasets.joint_minari import read_joint, save_joint
+from herdbook.datasets.joint.episodes import JointEpisodes
+from herdbook.datasets.joint.minari import read_joint, save_joint
 from herdbook.datasets.load import load_dataset
 from herdbook.datasets.minari import JOINT, read_minari, write_minari
 

@@ -13,9 +13,9 @@ from gymnasium import spaces
 from torch.utils import _pytree as pytree
 
 from herdbook.core.checkpoint import load, save
-from herdbook.core.joint import JointEpisode, JointSpec
-from herdbook.datasets.joint_episodes import JointEpisodes
-from herdbook.datasets.joint_replay import JointReplay
+from herdbook.core.joint.types import JointEpisode, JointSpec
+from herdbook.datasets.joint.episodes import JointEpisodes
+from herdbook.datasets.joint.replay import JointReplay
 
 BOX = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 AGENTS = ("a", "b", "c")

@@ -14,9 +14,9 @@ from mpe2 import simple_spread_v3, simple_tag_v3
 from pettingzoo import AECEnv, ParallelEnv
 
 from herdbook.core.environments import EnvironmentUnavailable
-from herdbook.core.joint import JointEpisode, JointSpec
-from herdbook.core.joint_games import IllegalAction
-from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout, in_rounds
+from herdbook.core.joint.games import IllegalAction
+from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout, in_rounds
+from herdbook.core.joint.types import JointEpisode, JointSpec
 from herdbook.core.random import generator
 from herdbook.core.rollout import EnvironmentFailed, PolicyFailed
 from herdbook.core.types import Carry, Step
@@ -534,7 +534,7 @@ def test_max_steps_of_a_turn_based_game_are_rounds() -> None:
 
 
 def test_an_environment_without_a_limit_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("herdbook.core.joint_rollout.UNDECLARED_LIMIT", 30)
+    monkeypatch.setattr("herdbook.core.joint.rollout.UNDECLARED_LIMIT", 30)
     rollout = JointRollout(Crowd, 1)
     with pytest.warns(UserWarning, match="Crowd declares no time limit; its episodes are cut after 30 steps"):
         played = rollout.run(Picking(rollout.spec), [79])

@@ -10,8 +10,8 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from herdbook.core.joint import JointSegments, JointSpec, JointTransitions
-from herdbook.core.joint_networks import JointCritic
+from herdbook.core.joint.networks import JointCritic
+from herdbook.core.joint.types import JointSegments, JointSpec, JointTransitions
 from herdbook.marl import independent_q, maddpg, matd3_bc, qmix, qmix_cql, vdn
 from herdbook.marl.independent_q import IndependentQ, IndependentQConfig
 from herdbook.marl.maddpg import MADDPG, MADDPGConfig

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from herdbook.core.distributions import EpsilonGreedy
 from herdbook.core.exploration import linear_schedule
-from herdbook.core.joint import JointSegments, JointSpec, JointTransitions
-from herdbook.core.joint_actions import JointActions, only_legal
-from herdbook.core.joint_networks import AgentNetworks, JointCritic, StateEncoder, joint_view, rows_present
+from herdbook.core.joint.actions import JointActions, only_legal
+from herdbook.core.joint.networks import AgentNetworks, JointCritic, StateEncoder, joint_view, rows_present
+from herdbook.core.joint.types import JointSegments, JointSpec, JointTransitions
 from herdbook.core.networks import GRU
 from herdbook.core.types import Step, tree_map
 from herdbook.marl.independent_q import IndependentQ, IndependentQConfig

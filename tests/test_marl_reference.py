@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from herdbook.core.joint import JointSegments, JointSpec, JointTransitions
+from herdbook.core.joint.types import JointSegments, JointSpec, JointTransitions
 from herdbook.marl.maddpg import MADDPG, MADDPGConfig
 from herdbook.marl.matd3 import MATD3, MATD3Config
 from herdbook.marl.matd3_bc import MATD3BC, MATD3BCConfig

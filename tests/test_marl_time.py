@@ -8,8 +8,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from herdbook.core.joint import JointSegments, JointSpec, JointTransitions
-from herdbook.core.joint_networks import row_times
+from herdbook.core.joint.networks import row_times
+from herdbook.core.joint.types import JointSegments, JointSpec, JointTransitions
 from herdbook.core.types import Step
 from herdbook.marl.independent_q import IndependentQ, IndependentQConfig
 from herdbook.marl.maddpg import MADDPG, MADDPGConfig

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.joint import JointSegments, JointSpec
+from herdbook.core.joint.types import JointSegments, JointSpec
 from herdbook.core.types import Step
 from herdbook.marl.independent_q import IndependentQ, IndependentQConfig
 from herdbook.marl.qmix import QMIX, QMIXConfig

@@ -18,25 +18,25 @@ import torch
 from sameness import equal, same, state_of
 
 import herdbook
-from herdbook.cli.api import collect, evaluate_run, resume
-from herdbook.cli.assemble import play_options
-from herdbook.cli.catalogue import UserError
 from herdbook.cli.main import main
-from herdbook.cli.others import RunPlayer
-from herdbook.cli.records import options_of
 from herdbook.core.book import Book
 from herdbook.core.checkpoint import Checkpoints
 from herdbook.core.collection import Batch
 from herdbook.core.environments import EnvironmentSpec
-from herdbook.core.joint import JointEpisode
-from herdbook.core.joint_actor import JointActor
+from herdbook.core.joint.actor import JointActor
+from herdbook.core.joint.types import JointEpisode
 from herdbook.core.learner import Learner
 from herdbook.core.rollout import EnvironmentFailed
 from herdbook.core.runs import Run, RunError, RunFailed
 from herdbook.datasets.episodes import DataError
-from herdbook.datasets.joint_episodes import JointEpisodes
+from herdbook.datasets.joint.episodes import JointEpisodes
 from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.load import load_dataset, recorded_environment
+from herdbook.experiments.build import play_options
+from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.opponents import RunPlayer
+from herdbook.experiments.records import options_of
+from herdbook.experiments.train import collect, evaluate_run, resume
 
 GAME = '''
 """A game for tests: both agents are paid for choosing the side that they see; episodes last 3 to 6 steps."""
@@ -437,8 +437,8 @@ def test_an_episode_is_filmed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_users_own_networks_play_too(game: str) -> None:
     from functools import partial
 
-    from herdbook.core.joint_environments import make_joint_environment
-    from herdbook.core.joint_networks import AgentNetworks
+    from herdbook.core.joint.environments import make_joint_environment
+    from herdbook.core.joint.networks import AgentNetworks
 
     spec = make_joint_environment(game).spec
     own = {"agents": partial(AgentNetworks, spec, 2, (5, 5), sharing="kind", agent_id=True)}  # the config says (8, 8)
@@ -678,7 +678,7 @@ def test_an_actor_remembers_what_each_agent_did_itself() -> None:
     """As `JointRollout` does: an agent whose turn it is not keeps its last action; the first of a space is none."""
     from gymnasium import spaces
 
-    from herdbook.core.joint import JointSpec
+    from herdbook.core.joint.types import JointSpec
 
     box, choice = spaces.Box(-1, 1, (1,)), spaces.Discrete(3, start=1)
     spec = JointSpec(

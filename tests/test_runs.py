@@ -15,9 +15,6 @@ import pytest
 import torch
 
 import herdbook
-from herdbook.cli.api import evaluate_run, resume
-from herdbook.cli.catalogue import UserError
-from herdbook.cli.records import config_from_values, config_values
 from herdbook.core import runs
 from herdbook.core.checkpoint import CheckpointError, Checkpoints
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores
@@ -25,6 +22,9 @@ from herdbook.core.loop import Cadence
 from herdbook.core.runs import JSONLines, Run, RunError, RunFailed, create_run, locked, to_json
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.load import load_dataset
+from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.records import config_from_values, config_values
+from herdbook.experiments.train import evaluate_run, resume
 
 MINE = "user_code:Mine"
 FILES = ("metrics.jsonl", "evaluations.jsonl")
@@ -529,7 +529,7 @@ def test_infinite_config_values_survive(small_dataset: str) -> None:
 
 
 def test_iqls_actor_decays_over_the_run_unless_told_otherwise(small_dataset: str) -> None:
-    from herdbook.cli.api import train
+    from herdbook.experiments.train import train
     from herdbook.offline.iql import IQLConfig
 
     def decay(name: str, config: IQLConfig) -> int:

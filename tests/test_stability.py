@@ -11,7 +11,6 @@ from devices import DEVICES
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from herdbook.cli.catalogue import algorithm_class, config_class
 from herdbook.core import checkpoint, parameter_noise
 from herdbook.core.exploration import decayed
 from herdbook.core.moments import RewardScale, RunningMoments
@@ -23,6 +22,7 @@ from herdbook.core.stepping import Steps
 from herdbook.core.types import Spec, Step, Transitions
 from herdbook.core.units import RunningUnits
 from herdbook.datasets.replay import ReplayBuffer
+from herdbook.experiments.catalogue import algorithm_class, config_class
 from herdbook.online.ddpg import DDPG, DDPGConfig
 from herdbook.online.dqn import DQN, DQNConfig
 from herdbook.online.td3 import TD3, TD3Config

@@ -17,8 +17,6 @@ from gymnasium import spaces
 from sameness import equal, same, state_of
 
 import herdbook
-from herdbook.cli.api import export_replay, resume
-from herdbook.cli.catalogue import UserError, algorithm_class, config_class
 from herdbook.cli.collect import CollectArguments
 from herdbook.cli.main import main
 from herdbook.core.environments import EnvironmentUnavailable
@@ -32,6 +30,8 @@ from herdbook.core.types import Spec, Step
 from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rollouts import Rollouts
+from herdbook.experiments.catalogue import UserError, algorithm_class, config_class
+from herdbook.experiments.train import export_replay, resume
 from herdbook.online.a2c import A2C, A2CConfig
 from herdbook.online.dqn import DQN, DQNConfig
 from herdbook.online.sac import SAC, SACConfig

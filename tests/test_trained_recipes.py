@@ -167,7 +167,7 @@ def test_a_first_use_that_is_interrupted_while_they_play_does_not_train_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("herdbook.cli.recipes.evaluate", stop)
+        patch.setattr("herdbook.experiments.recipes.evaluate", stop)
         load_dataset(NAME)
     assert list_datasets() == []
     trained = Trained(monkeypatch)

@@ -14,12 +14,12 @@ from gymnasium import spaces
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from herdbook.cli.settings import settings_for
 from herdbook.core import checkpoint
 from herdbook.core.distributions import BOUND, Normal, SquashedNormal
 from herdbook.core.learner import Adam, Learner, Params
 from herdbook.core.networks import MLP
 from herdbook.core.types import Spec, Step, Transitions
+from herdbook.experiments.settings import settings_for
 from herdbook.offline.bc import BC, BCConfig
 from herdbook.offline.bcq import BCQ, BCQConfig
 from herdbook.offline.cql import CQL, CQLConfig

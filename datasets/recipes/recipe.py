@@ -86,7 +86,7 @@ class Recipe:
         if not isinstance(self.behaviours, Training):
             return [collect(self.environment, b, derive(self.seed, i)) for i, b in enumerate(self.behaviours())]
         # The one import up the layers, allowed by name in tests/test_packaging.py: algorithms are known above.
-        from herdbook.cli.recipes import trained_episodes
+        from herdbook.experiments.recipes import trained_episodes
 
         environment = environment_spec(self.environment)
         with TemporaryDirectory() as temporary:

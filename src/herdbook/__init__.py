@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from herdbook.cli.api import load, train
     from herdbook.datasets.episodes import Episodes
     from herdbook.datasets.load import load_dataset
     from herdbook.datasets.replay import ReplayBuffer
     from herdbook.evaluation.evaluate import evaluate
+    from herdbook.experiments.train import load, train
 
     __version__: str
 
@@ -22,9 +22,9 @@ _HOMES = {
     "Episodes": "herdbook.datasets.episodes",
     "ReplayBuffer": "herdbook.datasets.replay",
     "evaluate": "herdbook.evaluation.evaluate",
-    "load": "herdbook.cli.api",
+    "load": "herdbook.experiments.train",
     "load_dataset": "herdbook.datasets.load",
-    "train": "herdbook.cli.api",
+    "train": "herdbook.experiments.train",
 }
 
 

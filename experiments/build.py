@@ -14,11 +14,6 @@ import numpy as np
 import torch
 
 import herdbook.tabular.environment  # noqa: F401  # importing it registers our environments
-from herdbook.cli.catalogue import UserError
-from herdbook.cli.options import RunOptions, literal_pairs
-from herdbook.cli.others import RunPlayer
-from herdbook.cli.records import OTHERS, environment_record
-from herdbook.cli.settings import Setting, settings_for
 from herdbook.core.book import Evaluate
 from herdbook.core.collection import Plan
 from herdbook.core.environments import (
@@ -32,9 +27,9 @@ from herdbook.core.environments import (
     whole_games,
 )
 from herdbook.core.fine_tuning import FineTuned
-from herdbook.core.joint import JointSpec
-from herdbook.core.joint_games import IllegalAction
-from herdbook.core.joint_rollout import JointRandomPolicy, JointRollout
+from herdbook.core.joint.games import IllegalAction
+from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout
+from herdbook.core.joint.types import JointSpec
 from herdbook.core.rollout import EnvironmentFailed, RandomPolicy, Rollout, fixed_episodes
 from herdbook.core.runs import Run, RunError
 from herdbook.core.seeds import SeedBySeed
@@ -42,9 +37,9 @@ from herdbook.core.spaces import check_action_space, flat_action_space, flat_spa
 from herdbook.core.stepping import Stepper
 from herdbook.core.types import Algorithm, Policy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.joint_episodes import JointEpisodes
-from herdbook.datasets.joint_minari import save_joint
-from herdbook.datasets.joint_replay import JointReplay
+from herdbook.datasets.joint.episodes import JointEpisodes
+from herdbook.datasets.joint.minari import save_joint
+from herdbook.datasets.joint.replay import JointReplay
 from herdbook.datasets.load import load_dataset, recorded_environment
 from herdbook.datasets.minari import write_minari
 from herdbook.datasets.mixed import MixedReplay
@@ -55,6 +50,11 @@ from herdbook.datasets.rollouts import Rollouts
 from herdbook.evaluation.evaluate import Scores, evaluate, score
 from herdbook.evaluation.joint import evaluate_joint
 from herdbook.evaluation.scores import find_references, normalised_score
+from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.opponents import RunPlayer
+from herdbook.experiments.options import RunOptions, literal_pairs
+from herdbook.experiments.records import OTHERS, environment_record
+from herdbook.experiments.settings import Setting, settings_for
 
 EVALUATION_ENVIRONMENTS = 20  # stepped side by side
 

@@ -10,7 +10,34 @@ from typing import Any
 
 import torch
 
-from herdbook.cli.assemble import (
+from herdbook.core.actor import Actor
+from herdbook.core.book import Evaluate
+from herdbook.core.checkpoint import CheckpointError
+from herdbook.core.collection import Collector
+from herdbook.core.environments import EnvironmentSource, ReferenceScores, whole_games
+from herdbook.core.exploration import NoisyPolicy
+from herdbook.core.fine_tuning import FineTuned, score_of, watched
+from herdbook.core.joint.actor import JointActor
+from herdbook.core.joint.types import JointSpec
+from herdbook.core.logging import Reporter
+from herdbook.core.loop import Cadence, train_offline, train_online
+from herdbook.core.random import generator
+from herdbook.core.runs import (
+    Run,
+    RunError,
+    create_run,
+    locked,
+    next_free_directory,
+    provenance,
+    refuse_existing_run,
+)
+from herdbook.core.specs import any_spec_from_state, any_spec_state
+from herdbook.core.types import Spec
+from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.learned import LearnedBy
+from herdbook.datasets.minari import minari_root
+from herdbook.datasets.prioritised import PrioritisedReplay
+from herdbook.experiments.build import (
     EVALUATION_ENVIRONMENTS,
     Data,
     Networks,
@@ -43,9 +70,9 @@ from herdbook.cli.assemble import (
     workers_of,
     write_any,
 )
-from herdbook.cli.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, nearest
-from herdbook.cli.options import RunOptions, as_words
-from herdbook.cli.records import (
+from herdbook.experiments.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, nearest
+from herdbook.experiments.options import RunOptions, as_words
+from herdbook.experiments.records import (
     absolute,
     build_config,
     check_networks,
@@ -60,34 +87,7 @@ from herdbook.cli.records import (
     same_record,
     spec_of_record,
 )
-from herdbook.cli.settings import Setting
-from herdbook.core.actor import Actor
-from herdbook.core.book import Evaluate
-from herdbook.core.checkpoint import CheckpointError
-from herdbook.core.collection import Collector
-from herdbook.core.environments import EnvironmentSource, ReferenceScores, whole_games
-from herdbook.core.exploration import NoisyPolicy
-from herdbook.core.fine_tuning import FineTuned, score_of, watched
-from herdbook.core.joint import JointSpec
-from herdbook.core.joint_actor import JointActor
-from herdbook.core.logging import Reporter
-from herdbook.core.loop import Cadence, train_offline, train_online
-from herdbook.core.random import generator
-from herdbook.core.runs import (
-    Run,
-    RunError,
-    create_run,
-    locked,
-    next_free_directory,
-    provenance,
-    refuse_existing_run,
-)
-from herdbook.core.specs import any_spec_from_state, any_spec_state
-from herdbook.core.types import Spec
-from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.learned import LearnedBy
-from herdbook.datasets.minari import minari_root
-from herdbook.datasets.prioritised import PrioritisedReplay
+from herdbook.experiments.settings import Setting
 
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from herdbook.cli.catalogue import UserError
+from herdbook.experiments.catalogue import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
-from herdbook.core.joint import ByKind, JointEpisode, JointSpec, Kind
+from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind
 from herdbook.core.spaces import BadValues, cast
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets import validation

@@ -24,11 +24,11 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from herdbook.core.environments import EnvironmentSpec
-from herdbook.core.joint import ByKind, JointSpec
+from herdbook.core.joint.types import ByKind, JointSpec
 from herdbook.core.spaces import flatten_batch, unflatten_batch
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets import validation
-from herdbook.datasets.joint_episodes import JointEpisodes, masked_kinds, present_rows
+from herdbook.datasets.joint.episodes import JointEpisodes, masked_kinds, present_rows
 from herdbook.datasets.learned import learned_metadata, read_learned
 from herdbook.datasets.minari import (
     JOINT,

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from herdbook.core.joint import ByKind, JointSegments, JointSpec, JointTransitions, Kind
-from herdbook.core.joint_actions import joined, kinds_to_agents, numbers_of, of_agents, widened
+from herdbook.core.joint.actions import joined, kinds_to_agents, numbers_of, of_agents, widened
+from herdbook.core.joint.types import ByKind, JointSegments, JointSpec, JointTransitions, Kind
 from herdbook.core.networks import GRU, Encoder, Linear
 from herdbook.core.types import Tree
 

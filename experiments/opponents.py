@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from herdbook.core.joint_games import IllegalAction
+from herdbook.core.joint.games import IllegalAction
 
 
 class RunPlayer:
@@ -57,7 +57,7 @@ class RunPlayer:
 
     def _loaded(self) -> Any:
         if self._actor is None:
-            from herdbook.core.joint_actor import JointActor
+            from herdbook.core.joint.actor import JointActor
 
             policy, spec, _ = _policies(self.path, self.step)
             self._actor = JointActor(policy, spec)
@@ -67,10 +67,10 @@ class RunPlayer:
 @lru_cache(maxsize=8)
 def _policies(path: str, step: int | None) -> tuple[Any, Any, int]:
     """Greedy policies of a run's first seed, their spec, and the step that they are of."""
-    from herdbook.cli.api import restore
-    from herdbook.cli.catalogue import UserError
-    from herdbook.core.joint import JointSpec
+    from herdbook.core.joint.types import JointSpec
     from herdbook.core.runs import Run
+    from herdbook.experiments.catalogue import UserError
+    from herdbook.experiments.train import restore
 
     run = Run(path)
     built, spec, at = restore(run, None, step, run.seeds[0], "cpu", None)

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from gymnasium.wrappers import RenderCollection
 
-from herdbook.cli.api import restore
-from herdbook.cli.assemble import play_options, with_arguments
-from herdbook.cli.catalogue import UserError
-from herdbook.cli.records import environment_from_record, options_of
 from herdbook.core.environments import EnvironmentSource, make_environment, whole_games
-from herdbook.core.joint import JointSpec
-from herdbook.core.joint_rollout import JointRollout
+from herdbook.core.joint.rollout import JointRollout
+from herdbook.core.joint.types import JointSpec
 from herdbook.core.runs import Run
 from herdbook.core.types import Array, Policy, Spec
 from herdbook.evaluation.evaluate import evaluate
+from herdbook.experiments.build import play_options, with_arguments
+from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.records import environment_from_record, options_of
+from herdbook.experiments.train import restore
 
 FRAMES_PER_SECOND = 15
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from herdbook.core.distributions import Categorical, EpsilonGreedy, Normal
-from herdbook.core.joint import ByKind, JointSegments, JointSpec, JointTransitions
-from herdbook.core.joint_actions import JointActions, only_legal
-from herdbook.core.joint_networks import AgentNetworks, JointCritic, Sharing, row_times, rows_present
+from herdbook.core.joint.actions import JointActions, only_legal
+from herdbook.core.joint.networks import AgentNetworks, JointCritic, Sharing, row_times, rows_present
+from herdbook.core.joint.types import ByKind, JointSegments, JointSpec, JointTransitions
 from herdbook.core.learner import Network, Parameters, Setup, check_one_seed
 from herdbook.core.policy import greedy
 from herdbook.core.types import Carry, Distribution, Step, tree_map

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from herdbook.core.joint import JointSpec
-from herdbook.core.joint_environments import write, zeros
+from herdbook.core.joint.environments import write, zeros
+from herdbook.core.joint.types import JointSpec
 from herdbook.core.spaces import flatten
 from herdbook.core.types import Array, Policy, Step, Tree, to_numpy
 

@@ -10,11 +10,6 @@ from pathlib import Path
 
 import torch
 
-from herdbook.cli.api import replay_of, restore, resume, start
-from herdbook.cli.assemble import learns_in_environment, learns_jointly
-from herdbook.cli.catalogue import UserError, algorithm_class, config_class
-from herdbook.cli.options import RunOptions
-from herdbook.cli.records import build_config
 from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy
@@ -26,6 +21,11 @@ from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.recipes.recipe import LANES, Recipe
 from herdbook.datasets.recipes.training import Share, Training
 from herdbook.evaluation.evaluate import evaluate
+from herdbook.experiments.build import learns_in_environment, learns_jointly
+from herdbook.experiments.catalogue import UserError, algorithm_class, config_class
+from herdbook.experiments.options import RunOptions
+from herdbook.experiments.records import build_config
+from herdbook.experiments.train import replay_of, restore, resume, start
 
 logger = logging.getLogger("herdbook")
 

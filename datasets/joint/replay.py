@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from herdbook.core.joint import JointEpisode, JointSegments, JointSpec, JointTransitions
+from herdbook.core.joint.types import JointEpisode, JointSegments, JointSpec, JointTransitions
 from herdbook.core.types import Array, TimeLimit, Tree, tree_map
-from herdbook.datasets.joint_episodes import JointEpisodes, masked_kinds
+from herdbook.datasets.joint.episodes import JointEpisodes, masked_kinds
 from herdbook.datasets.replay import (
     check_discount,
     checked_time_limit,

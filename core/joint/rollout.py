@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from herdbook.core.environments import EnvironmentUnavailable
-from herdbook.core.joint import ByKind, JointEpisode, JointSpec, Kind
-from herdbook.core.joint_environments import (
+from herdbook.core.joint.environments import (
     JointEnvironment,
     JointSource,
     Rows,
@@ -32,7 +31,8 @@ from herdbook.core.joint_environments import (
     write,
     zeros,
 )
-from herdbook.core.joint_games import IllegalAction
+from herdbook.core.joint.games import IllegalAction
+from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind
 from herdbook.core.rollout import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed, Uniform, UniformIntegers, alike
 from herdbook.core.types import Array, Carry, Policy, Step, Tree, to_numpy
 

@@ -1,6 +1,6 @@
 """Environments with many agents, behind one flat interface: what a game says of agents by name, as arrays by kind.
 
-It is turned into arrays once, at the door; names are those of `core.joint_games`.
+It is turned into arrays once, at the door; names are those of `core.joint.games`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from herdbook.core.environments import (
     EnvironmentUnavailable,
     making,
 )
-from herdbook.core.joint import ByKind, JointSpec
-from herdbook.core.joint_games import Game, Moment, Others, is_gymnasium, make_game, playable, random_action, split_mask
+from herdbook.core.joint.games import Game, Moment, Others, is_gymnasium, make_game, playable, random_action, split_mask
+from herdbook.core.joint.types import ByKind, JointSpec
 from herdbook.core.spaces import flat_space, flatten
 from herdbook.core.types import Array, Tree
 

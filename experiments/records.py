@@ -10,8 +10,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from herdbook.cli.catalogue import UserError, nearest
-from herdbook.cli.options import RESERVED, RunOptions
 from herdbook.core.environments import (
     EnvironmentSource,
     EnvironmentSpec,
@@ -20,6 +18,8 @@ from herdbook.core.environments import (
 )
 from herdbook.core.runs import Run, RunError, to_json
 from herdbook.datasets.load import local_path
+from herdbook.experiments.catalogue import UserError, nearest
+from herdbook.experiments.options import RESERVED, RunOptions
 
 OTHERS = "others"  # where a run keeps the policies that play beside its own
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.joint import ByKind, JointSpec
+from herdbook.core.joint.types import ByKind, JointSpec
 from herdbook.core.policy import Scaling
 from herdbook.core.spaces import ActionKind, check_action_space
 from herdbook.core.types import Spec
