@@ -81,8 +81,8 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.policy == "random" and parsed.env is None:
         raise UserError("collect random: expected --env, the environment to play in")
 
+    from herdbook.experiments.collect import collect, export_replay
     from herdbook.experiments.options import literal_pairs
-    from herdbook.experiments.train import collect, export_replay
 
     shared: dict[str, Any] = {
         "out": parsed.out,

@@ -155,8 +155,8 @@ def _make(parsed: MakeArguments) -> None:
 
 def _convert(parsed: ConvertArguments) -> None:
     from herdbook.datasets.load import load_dataset
-    from herdbook.experiments.build import write_any
+    from herdbook.experiments.domains import domain_of
 
     episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
-    folder = write_any(episodes, parsed.out, parsed.data_dir)
+    folder = domain_of(episodes).write(episodes, parsed.out, parsed.data_dir)
     show(f"{parsed.out}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, in {folder}")

@@ -25,7 +25,8 @@ def run(folder: Path = FOLDER, steps: Mapping[str, int] = STEPS) -> int:
 
     from herdbook.core.memory import keep_freed_memory
     from herdbook.datasets.load import load_dataset
-    from herdbook.experiments.train import evaluate_run, train
+    from herdbook.experiments.evaluate import evaluate_run
+    from herdbook.experiments.train import train
 
     keep_freed_memory()
     print(f"1. the dataset {DATASET}, recorded by a scripted controller with noise", flush=True)

@@ -50,8 +50,8 @@ def run(arguments: Sequence[str]) -> int:
     """Evaluate; returns the exit status."""
     parsed = parse(EvalArguments, arguments, "eval")
 
+    from herdbook.experiments.evaluate import evaluate_run
     from herdbook.experiments.options import literal_pairs
-    from herdbook.experiments.train import evaluate_run
 
     if parsed.out is not None:  # before an hour of evaluation, rather than after it
         try:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import make_dataclass
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from herdbook.cli.parse import flag, parse, show, wants_help
-from herdbook.experiments.catalogue import ALGORITHMS, SUMMARIES, algorithm_class, config_class
+from herdbook.experiments.catalogue import ALGORITHMS, SUMMARIES, UserError, algorithm_class, config_class, needs_of
+
+if TYPE_CHECKING:
+    from herdbook.core.config import Config
+    from herdbook.core.needs import Needs
+    from herdbook.experiments.options import RunOptions
+    from herdbook.experiments.settings import Setting
 
 
 def usage() -> str:
@@ -18,7 +24,7 @@ def usage() -> str:
         "usage: herdbook train ALGORITHM --dataset ID_OR_PATH | --env ID [--steps N] [--seeds 0 1 2] "
         "[--FIELD VALUE …]\n\n"
         f"algorithms:\n{names}\n  module:Class  your own\n\n"
-        "herdbook train ALGORITHM --help lists every field."
+        "herdbook train ALGORITHM --help lists every option of an algorithm."
     )
 
 
@@ -36,47 +42,18 @@ def run(arguments: Sequence[str]) -> int:
     algorithm = algorithm_class(name)
     config_type = config_class(algorithm)
 
-    import tyro
-
     from herdbook.core.memory import keep_freed_memory
-    from herdbook.experiments.build import learns_in_environment, settings_of
-    from herdbook.experiments.catalogue import UserError
-    from herdbook.experiments.options import RunOptions, literal_pairs
-    from herdbook.experiments.records import build_config, check_reserved
-    from herdbook.experiments.settings import Setting, settings_for
+    from herdbook.experiments.options import literal_pairs
+    from herdbook.experiments.records import check_reserved
+    from herdbook.experiments.settings import settings_for
+    from herdbook.experiments.tasks import settings_of
     from herdbook.experiments.train import start
 
     check_reserved(config_type)
-    both = make_dataclass(
-        "Arguments",
-        [
-            ("run", Annotated[RunOptions, tyro.conf.arg(name="")]),
-            ("config", Annotated[config_type, tyro.conf.arg(name="")]),
-        ],
-    )
-    required = "env" if learns_in_environment(algorithm) else "dataset"
-
-    def parsed_with(applied: Sequence[Setting]) -> Any:
-        defaults: dict[str, Any] = {key: value for row in applied for key, value in row.config.items()}
-        run_defaults: dict[str, Any] = {key: value for row in applied for key, value in row.run.items()}
-        try:
-            return parse(
-                both,
-                words,
-                f"train {name}",
-                description=SUMMARIES.get(name) or algorithm.__doc__ or config_type.__doc__ or name,
-                default=both(
-                    RunOptions(**{required: tyro.MISSING}, **run_defaults), build_config(config_type, defaults)
-                ),
-            )
-        except UserError:
-            raise
-        except ValueError as error:  # the config refuses a value
-            raise UserError(str(error)) from error
-
+    description = SUMMARIES.get(name) or algorithm.__doc__ or config_type.__doc__ or name
+    command = _Command(name, description, needs_of(algorithm), config_type)
     applied = settings_for(name, flag(words, "dataset"), flag(words, "env"))
-    parsed = parsed_with(applied)  # mistakes are told before a dataset is fetched, which names its environment
-    options = parsed.run
+    config, options = command.parse(words, applied)  # mistakes are told before a dataset is fetched
     named = settings_of(
         name,
         algorithm,
@@ -85,16 +62,82 @@ def run(arguments: Sequence[str]) -> int:
         env=options.env,
         env_kwargs=literal_pairs(options.env_kwargs),
     )
-    if named != applied:
-        applied, parsed = named, parsed_with(named)
+    if named != applied:  # the dataset names its environment
+        applied, (config, options) = named, command.parse(words, named)
     keep_freed_memory()
-    result = start(name, algorithm, parsed.config, parsed.run, applied=applied)
+    result = start(name, algorithm, config, options, applied=applied)
     report(result)
     return 0
 
 
+@dataclass(frozen=True)
+class _Command:
+    """The options of `herdbook train NAME`: the algorithm's config, and the groups of run options that apply to it."""
+
+    name: str
+    description: str
+    needs: Needs
+    config_type: type[Config]
+
+    def parse(self, words: Sequence[str], applied: Sequence[Setting]) -> tuple[Config, RunOptions]:
+        """The config and the options, with the settings of the task as defaults."""
+        import tyro
+
+        from herdbook.experiments.options import RunOptions
+        from herdbook.experiments.records import build_config
+
+        config = build_config(self.config_type, {key: value for row in applied for key, value in row.config.items()})
+        defaults = asdict(RunOptions(**{key: value for row in applied for key, value in row.run.items()}))
+        if self.needs.data is True:
+            defaults["dataset"] = tyro.MISSING
+        if self.needs.environment is True:
+            defaults["env"] = tyro.MISSING
+        groups = self._groups(defaults)
+        arguments: Any = make_dataclass("Arguments", [("algorithm", self.config_type), *groups], frozen=True)
+        try:
+            parsed: Any = parse(
+                arguments,
+                words,
+                f"train {self.name}",
+                description=self.description,
+                default=arguments(config, *(group() for _, group in groups)),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+            chosen = {key: value for group, _ in groups for key, value in vars(getattr(parsed, group)).items()}
+            return parsed.algorithm, RunOptions(**{**defaults, **chosen})
+        except UserError:
+            raise
+        except ValueError as error:  # the config refuses a value
+            raise UserError(str(error)) from error
+
+    def _groups(self, defaults: Mapping[str, Any]) -> list[tuple[str, type[Any]]]:
+        """A dataclass for each group of run options of which some apply."""
+        import typing
+
+        import tyro
+
+        from herdbook.experiments.options import GROUPS, RunOptions, descriptions, options_for
+
+        types, texts = typing.get_type_hints(RunOptions), descriptions()
+        groups = []
+        for group, names in options_for(self.needs).items():
+            described = {
+                name: Annotated[types[name], tyro.conf.arg(help=texts[name], metavar=_METAVARS.get(types[name]))]
+                for name in names
+            }
+            members = [(name, hint, field(default=defaults[name])) for name, hint in described.items()]
+            made = make_dataclass(group, members, frozen=True)
+            made.__doc__ = GROUPS[group]
+            groups.append((group, made))
+        return groups
+
+
+_METAVARS: dict[Any, str] = {str | None: "STR", int | None: "INT", float | None: "FLOAT"}
+"""Optional options are left out, not given as None."""
+
+
 def report(result: Any) -> None:
-    """The last scores of a run, and where it is."""
+    """Print the last scores of a run, and its directory."""
     final: dict[int, dict[str, Any]] = {line["seed"]: line for line in result.evaluations()}
     for seed, line in final.items():
         score = line["normalized_score"]

@@ -1,12 +1,12 @@
-"""Configs are frozen dataclasses; this is how they check themselves."""
+"""Configs: frozen dataclasses derived from `Config`, and how they check themselves."""
 
 from __future__ import annotations
 
 import math
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 _Config = TypeVar("_Config", bound=Any)
 
@@ -27,6 +27,51 @@ _SPANS = {
     FRACTION: "in (0, 1]",
     COUNT: ">= 1",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The base of every algorithm's config: what a run asks of it, answered for an algorithm without such an option.
+
+    An algorithm that has one gives its own answer: a field or a method of the same name.
+    """
+
+    algorithm: ClassVar[str] = ""
+    """The name in the catalogue; empty for a user's own algorithm."""
+
+    def for_run(self, steps: int) -> Self:
+        """The config for a run of `steps` steps: schedules without a length of their own last all of them."""
+        return self
+
+    @property
+    def recurrent(self) -> bool:
+        """Its networks have a memory, so that each seed trains by itself."""
+        return False
+
+    @property
+    def frame_stack(self) -> int:
+        """Observations that the networks see at once."""
+        return 1
+
+    @property
+    def replay_steps(self) -> int:
+        """Steps that the replay of an environment keeps."""
+        return 1_000_000
+
+    @property
+    def priority_exponent(self) -> float:
+        """α of prioritised replay (Schaul et al. 2016)."""
+        return 0.6
+
+    @property
+    def prioritised(self) -> bool:
+        """Batches are drawn by priority."""
+        return False
+
+    @property
+    def scale_rewards(self) -> bool:
+        """Rewards are divided by a running standard deviation."""
+        return False
 
 
 def require(config: Any, **bounds: tuple[float, float]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from gymnasium import Space
 
 from herdbook.core.book import Evaluate
 from herdbook.core.exploration import NoisyPolicy, steps_between_updates, updates_after
-from herdbook.core.types import Metrics, OffPolicy, Policy, Replay
+from herdbook.core.types import GoesOnline, Metrics, OffPolicy, Policy, Replay
 
 
 class FineTuned:
@@ -22,19 +23,18 @@ class FineTuned:
     Raises ValueError for noise that does not fit the actions.
     """
 
-    num_envs: ClassVar[int] = 1
-
     def __init__(
         self, algorithm: OffPolicy, action_space: Space[Any], *, noise: float = 0.0, updates_per_step: float = 1.0
     ) -> None:
         self.algorithm, self.config, self.updates_per_step = algorithm, algorithm.config, updates_per_step
         self.action_space, self.noise = action_space, noise
+        self.needs = replace(algorithm.needs, environment=True, num_envs=1)
         self.policy(deterministic=False)  # raises for the noise
 
     def begin(self) -> None:
-        """Tell an algorithm that has a `go_online` that its updates are those of fine-tuning from now on."""
-        if (go_online := getattr(self.algorithm, "go_online", None)) is not None:
-            go_online()
+        """Fine-tuning begins."""
+        if self.algorithm.needs.goes_online:
+            cast(GoesOnline, self.algorithm).go_online()
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Any:
         return self.algorithm.sample(replay, generators)

@@ -16,13 +16,12 @@ FAILURES = 10
 class Interactive(Algorithm, Protocol):
     """An algorithm that learns from what its own policies play. It trains one seed.
 
-    Its config says how many `replay_steps` are kept. Algorithms of many agents play whole episodes. One of one agent
-    may have `follows` (None: nothing): what takes every step in, once, as its replay does.
+    Its config says how many `replay_steps` are kept, and its needs how it plays.
     """
 
     learner: Any
-    acting: tuple[str, ...]
-    """Of many agents: the networks that its policies read."""
+    follows: Any
+    """Where `needs.follows`: takes every step in once, as the replay does; None: nothing is to be followed."""
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Any: ...
     def update(self, batch: Any) -> Metrics: ...
@@ -76,7 +75,7 @@ class SeedBySeed:
 
     def __init__(self, algorithms: Sequence[Any]) -> None:
         self.algorithms = tuple(algorithms)
-        self.config = self.algorithms[0].config
+        self.config, self.needs = self.algorithms[0].config, self.algorithms[0].needs
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> list[Any]:
         """Every seed's batch, from the same replay."""
@@ -111,7 +110,7 @@ class Member:
 
     def __init__(self, algorithm: Interactive, replay: Any, generator: torch.Generator) -> None:
         self.algorithm, self.replay, self.generator = algorithm, replay, generator
-        self.follows = getattr(algorithm, "follows", None)
+        self.follows: Any = algorithm.follows if algorithm.needs.follows else None
         self.rounds = self.episodes = self.steps = self.updates = self.lost = self.lost_in_a_row = 0
         self.metrics: Metrics = {}
 
@@ -139,7 +138,10 @@ class Member:
         """Make the updates that are due."""
         due = self.algorithm.updates_due(self.episodes, self.steps)
         while self.updates < due:
-            batch = self.algorithm.sample(self.replay, [self.generator])
+            if self.algorithm.needs.on_policy:
+                batch = self.replay.take()
+            else:
+                batch = self.algorithm.sample(self.replay, [self.generator])
             metrics = self.algorithm.update(batch)
             priorities = metrics.pop("priorities", None)
             if priorities is not None:
@@ -152,7 +154,7 @@ class Member:
         learner = self.algorithm.learner
         return {
             name: {key: value.cpu().numpy().copy() for key, value in learner.parameters_of(name).items()}
-            for name in self.algorithm.acting
+            for name in self.algorithm.needs.acting
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from gymnasium import Space, spaces
 
+from herdbook.core.needs import ActionKind
 from herdbook.core.types import Array, Tree
 
 Keys = Sequence[str] | None
 """Which parts of a Dict observation are used; None for all of them."""
-ActionKind = Literal["box", "discrete", "any"]
-"""Which actions an algorithm handles."""
 
 
 class BadValues(ValueError):

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from herdbook.core.needs import Needs
+
 Tree = Any
 """A tensor (or an array), or a dict or tuple of trees: observations and actions of composite spaces."""
 Array = NDArray[Any]
@@ -168,6 +170,8 @@ class Replay(Protocol):
 class Algorithm(Protocol):
     """What every algorithm offers. Built as `Name(config, spec, *, seeds, device, networks=None)`."""
 
+    needs: Needs
+
     @property
     def config(self) -> Any: ...
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy: ...
@@ -185,6 +189,20 @@ class OffPolicy(Algorithm, Protocol):
     def update(self, batch: Any) -> Metrics:
         """One update of every parameter. The batch is raw: the algorithm scales it as its policy does."""
         ...
+
+
+class OnPolicy(Algorithm, Protocol):
+    """An algorithm that learns once from each rollout of its own policy."""
+
+    def update(self, rollout: Segments) -> Metrics:
+        """Every update that one rollout gives, `[lanes, T, ...]`."""
+        ...
+
+
+class GoesOnline(Protocol):
+    """An offline algorithm that changes where fine-tuning in an environment begins."""
+
+    def go_online(self) -> None: ...
 
 
 def to_numpy(tree: Tree) -> Tree:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from herdbook.core.growing import Growing
-from herdbook.core.types import Array, Transitions, Tree
+from herdbook.core.types import Array, Spec, Transitions, Tree
+from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
 
 
@@ -91,6 +92,10 @@ class PrioritisedReplay(Growing):
     def cut(self, lanes: Array) -> None:
         """As `ReplayBuffer.cut`."""
         self.replay.cut(lanes)
+
+    def to_episodes(self, spec: Spec, **fields: Any) -> Episodes:
+        """As `ReplayBuffer.to_episodes`."""
+        return self.replay.to_episodes(spec, **fields)
 
     def _entries(self, first: int, last: int) -> Array:
         """The entries of all lanes of the steps with these numbers."""

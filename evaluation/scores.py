@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -25,3 +27,20 @@ def find_references(
     if recorded is not None or environment is None:
         return recorded
     return d4rl_references(environment if isinstance(environment, str) else environment.id)
+
+
+def score_line(
+    returns: NDArray[np.float64], lengths: NDArray[np.int64], references: ReferenceScores | None
+) -> dict[str, Any]:
+    """The numbers of one evaluation, as evaluations.jsonl holds them.
+
+    returns, lengths: of each episode. `normalized_score` is the mean over the episodes, None without references.
+    """
+    score = None if references is None else float(np.mean(normalised_score(returns, references)))
+    return {
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "normalized_score": score,
+        "returns": returns.tolist(),
+        "lengths": lengths.tolist(),
+    }

@@ -13,7 +13,9 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
+from herdbook.core.config import Config
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, GaussianActor
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
@@ -21,8 +23,7 @@ from herdbook.offline.iql import advantage_weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneStepConfig:
-    algorithm: ClassVar[str] = "one_step"
+class OneStepConfig(Config):
     beta: float = 1.0  # β, eq. 2
     max_weight: float = 100.0  # w, eq. 2
     discount: float = 0.99
@@ -33,7 +34,7 @@ class OneStepConfig:
 
 
 class OneStep:
-    action_space: ClassVar[str] = "box"
+    needs: ClassVar[Needs] = Needs(data=True, actions="box")
 
     def __init__(self, config: OneStepConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = config

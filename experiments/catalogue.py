@@ -1,4 +1,4 @@
-"""Names become classes here and nowhere else; reading this module imports no algorithm."""
+"""Names become classes here and nowhere else. Importing this module imports no algorithm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import difflib
 import importlib
 import typing
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from herdbook.core.config import Config
+    from herdbook.core.needs import Needs
 
 ALGORITHMS = {
     "bc": "herdbook.offline.bc:BC",
@@ -84,21 +88,49 @@ def algorithm_class(name: str) -> type[Any]:
         raise UserError(f"{name}: {error}") from error
     if not isinstance(found, type):
         raise UserError(f"{name}: expected a class, got {type(found).__name__}")
+    needs_of(found)
     return found
 
 
-def config_class(algorithm: type[Any]) -> type[Any]:
-    """The dataclass that `algorithm`'s constructor takes as `config`. Raises UserError if it names none."""
+def needs_of(algorithm: type[Any]) -> Needs:
+    """What a class declares. Raises UserError, with what to write, for a class without `needs` or with wrong ones."""
+    from herdbook.core.needs import Needs
+
+    found = next((vars(base)["needs"] for base in algorithm.__mro__ if "needs" in vars(base)), None)
+    if not isinstance(found, Needs):
+        raise UserError(
+            f"{algorithm.__qualname__}: expected a class attribute that declares what it learns from, got "
+            f"{'none' if found is None else repr(found)}; write, with `from herdbook.core.needs import Needs`:\n"
+            "    needs = Needs(data=True)  # it learns from a dataset; environment=True: it plays while it learns"
+        )
+    expected = {
+        "updates_due": bool(found.environment),
+        "round_steps": bool(found.environment) and found.interaction != "episodes",
+        "go_online": found.goes_online,
+    }
+    for method, wanted in expected.items():
+        if wanted is not (method in dir(algorithm)):
+            raise UserError(
+                f"{algorithm.__qualname__}: expected {'a' if wanted else 'no'} method {method} beside {found}; "
+                "change its needs, or its methods as the protocols in core/types.py say"
+            )
+    return found
+
+
+def config_class(algorithm: type[Any]) -> type[Config]:
+    """The config that `algorithm`'s constructor takes. Raises UserError, with what to write, if it names none."""
     import dataclasses
+
+    from herdbook.core.config import Config
 
     try:
         found = typing.get_type_hints(algorithm.__init__).get("config")
     except NameError as error:
         raise UserError(f"{algorithm.__qualname__}: its constructor's annotations cannot be read: {error}") from error
-    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found) or not issubclass(found, Config):
         raise UserError(
-            f"{algorithm.__qualname__}: expected `__init__(self, config: SomeDataclass, spec, *, seeds, device)`, "
-            f"got {found!r} for config"
+            f"{algorithm.__qualname__}: expected `__init__(self, config: MyConfig, spec, *, seeds, device)` with a "
+            f"frozen dataclass `class MyConfig(herdbook.core.config.Config)`, got {found!r} for config"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Those who play beside the agents that learn: the policies of another run."""
+"""The agents that play beside the learners: the policies of another run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from herdbook.core.joint.actor import JointActor
 from herdbook.core.joint.games import IllegalAction
+from herdbook.core.runs import Run
+from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.options import RunOptions
+from herdbook.experiments.records import OTHERS
+from herdbook.experiments.restore import Restored, restore
 
 
 class RunPlayer:
@@ -23,16 +29,14 @@ class RunPlayer:
         Raises RunError or UserError if there is no run of many agents at `path`, CheckpointError for another step.
         """
         self.path = str(path)
-        self.step = _policies(self.path, step)[-1]
-        self._actor: Any = None
+        self.step = _restored(self.path, step).step
+        self._actor: JointActor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "step": self.step, "_actor": None}
 
     def move(self, folder: Path) -> None:
         """Copy what is needed of the run to `folder`, and play from there: the run itself may go on, or be deleted."""
-        from herdbook.core.runs import Run
-
         run = Run(self.path)
         (folder / "checkpoints").mkdir(parents=True)
         shutil.copy(run.path / "config.json", folder)
@@ -52,28 +56,40 @@ class RunPlayer:
                 f"{self.path}: expected a run of {', '.join(missing)}, who do not learn here; "
                 f"it has policies of {', '.join(actor.spec.agents)}"
             )
-        actions: dict[str, Any] = actor.act(observations)
-        return actions
+        return actor.act(observations)
 
-    def _loaded(self) -> Any:
+    def _loaded(self) -> JointActor:
         if self._actor is None:
-            from herdbook.core.joint.actor import JointActor
-
-            policy, spec, _ = _policies(self.path, self.step)
-            self._actor = JointActor(policy, spec)
+            restored = _restored(self.path, self.step)
+            self._actor = JointActor(restored.policy(), restored.spec)
         return self._actor
 
 
 @lru_cache(maxsize=8)
-def _policies(path: str, step: int | None) -> tuple[Any, Any, int]:
-    """Greedy policies of a run's first seed, their spec, and the step that they are of."""
-    from herdbook.core.joint.types import JointSpec
-    from herdbook.core.runs import Run
-    from herdbook.experiments.catalogue import UserError
-    from herdbook.experiments.train import restore
-
+def _restored(path: str, step: int | None) -> Restored:
+    """The first seed of a run of many agents."""
     run = Run(path)
-    built, spec, at = restore(run, None, step, run.seeds[0], "cpu", None)
-    if not isinstance(spec, JointSpec):
-        raise UserError(f"{path}: expected a run of many agents, got one of a single agent")
-    return built.policy(0), spec, at
+    restored = restore(run, None, step, run.seeds[0], "cpu", None)
+    if not restored.domain.has_opponents:
+        raise UserError(f"{path}: expected a run of many agents, got one of {restored.domain.title}")
+    return restored
+
+
+def opponents_of(options: RunOptions) -> dict[str, Any]:
+    """Which agents learn and who plays the others, for `Task.opponents`. Raises UserError or RunError."""
+    if options.others == "random" and options.others_step is not None:
+        raise UserError(f"others_step: expected --others, the run that has it, beside it; got {options.others_step}")
+    if not options.learn:
+        if options.others != "random":
+            raise UserError("others: expected --learn beside it, which names the agents that learn; got none")
+        return {}
+    others = None if options.others == "random" else RunPlayer(options.others, options.others_step)
+    return {"learners": options.learn, "others": others}
+
+
+def keep_opponents(run: Run, opponents: Mapping[str, Any]) -> None:
+    """Copy the policies of the opponents into the run's own directory: where they came from may change."""
+    player = opponents.get("others")
+    if player is not None:
+        player.move(run.path / OTHERS)
+        run.update_config(run={**run.options, "others_step": player.step})

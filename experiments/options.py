@@ -1,87 +1,136 @@
-"""The fields of a run, beside those of its algorithm's config. Their names are reserved: no config may use one."""
+"""The options of a run. Their names are reserved: no algorithm's config may have a field of the same name."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from herdbook.core.needs import Needs
 from herdbook.experiments.catalogue import UserError
+
+Applies = Callable[[Needs], bool]
+
+
+def _always(needs: Needs) -> bool:
+    return True
+
+
+def _one_agent(needs: Needs) -> bool:
+    return needs.agents == "one"
+
+
+def _many_agents(needs: Needs) -> bool:
+    return needs.agents == "many"
+
+
+def _data(needs: Needs) -> bool:
+    return bool(needs.data)
+
+
+def _plays(needs: Needs) -> bool:
+    return bool(needs.environment)
+
+
+def _fine_tunes(needs: Needs) -> bool:
+    return needs.agents == "one" and needs.environment is not True
+
+
+def _workers(needs: Needs) -> bool:
+    return bool(needs.environment) and needs.interaction == "episodes"
+
+
+def _option(default: Any, group: str, applies: Applies = _always) -> Any:
+    """A field: the group of options that `--help` shows it in, and which algorithms it applies to."""
+    return field(default=default, metadata={"group": group, "applies": applies})
+
+
+GROUPS = {
+    "data": "What the algorithm learns from.",
+    "environment": "The environment, for learning or for evaluation.",
+    "fine_tuning": "Learning goes on in the environment after the last offline update.",
+    "evaluation": "How the policies are evaluated during training.",
+    "run": "How long the run is, and what it writes.",
+}
+"""The groups of options beside the algorithm's own, and what `--help` says about each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What is trained on, for how long, and what is written when. Raises UserError for values out of range."""
+    """The options of a run, beside the config of its algorithm. Raises UserError for values out of range."""
 
-    dataset: str | None = None
-    """Minari id (D4RL/pointmaze/umaze-v2), recipe (classic/pendulum), D4RL .hdf5 file or Minari directory."""
-    steps: int = 100_000
-    """Updates; of an algorithm that learns in an environment, environment steps of each seed."""
-    online_steps: int = 0
-    """Of an algorithm that learns from a dataset: environment steps in which its policy is fine-tuned after `steps`
-    updates. What it plays joins the dataset."""
-    online_updates: float = 1.0
-    """Updates for each of these steps."""
-    online_noise: float | None = None
-    """Noise of the policy that plays: a deviation, where actions are [-1, 1], or the share of random discrete actions;
-    by default 0.1 for td3_bc, and for bc of a Box, whose own policies have none, else 0."""
-    online_share: float | None = None
-    """Of every batch that is new, as 0.5; by default all steps are drawn alike, old and new."""
-    online_replay: int = 1_000_000
-    """How many of the new steps are kept; the oldest leave first."""
-    seeds: tuple[int, ...] = (0,)
-    """Trained together as one program; each has its own parameters, batches and scores."""
-    run_dir: str | None = None
-    """Directory of this run; by default runs/<name>."""
-    name: str | None = None
-    """Name of the run; by default <algorithm>-<dataset>, numbered where it exists."""
-    device: str = "auto"
-    """auto (cuda where there is one), cpu, cuda, cuda:1 …"""
-    time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
-    """Whether values are bootstrapped through a truncation, or the time limit ends the task."""
-    reward_transform: str = "none"
-    """Of what is learned from; returns stay as they are. none, minus_one: r - 1 (antmaze), clip: to [-1, 1] (Atari),
-    scale:X, shift:X; and of a dataset return_range: r * 1000 / (best - worst return in it), or standardise."""
-    observation_keys: tuple[str, ...] | None = None
-    """Parts of a Dict observation to use; by default all."""
-    data_dir: str | None = None
-    """Where Minari datasets are; by default Minari's own directory."""
-    env: str | None = None
-    """Environment to learn in, or to evaluate in (by default the dataset's): a Gymnasium id, a PettingZoo name
-    (mpe2/simple_spread_v3) or module:callable."""
-    env_kwargs: tuple[str, ...] = ()
-    """Its keyword arguments, as `name value name value …` (Python literals, else text)."""
-    num_envs: int | None = None
-    """Environments stepped side by side while learning, of each seed; by default the algorithm's own number."""
-    workers: int | None = None
-    """Processes that step those of many agents while the learner learns; by default 1 where there is a second core.
-    The results are the same for any number."""
-    learn: tuple[str, ...] = ()
-    """Names of the agents that learn, * for any letters ('adversary_*'); by default all."""
-    others: str = "random"
-    """Who plays the others: random (legal actions), or the directory of a run."""
-    others_step: int | None = None
-    """Of that run's checkpoint, which is copied into this run; by default its last one."""
-    log_every: int | None = None
-    """Steps between log lines; by default 1 % of the steps, at most 1000."""
-    evaluate_every: int | None = None
-    """Steps between evaluations; by default 10 % of the steps. The final policies are always evaluated."""
-    eval_episodes: int = 10
-    """Episodes of each evaluation; 0 for none."""
-    eval_seed: int = 10_000
-    """Episode i of an evaluation is reset with eval_seed + i."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints; by default 5 % of the steps."""
-    keep: int = 2
-    """How many of the newest checkpoints are kept (at least 2)."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the losses; auto is off on CPU."""
-    threads: int | None = None
-    """CPU threads of torch; by default torch's own choice."""
-    wandb: str | None = None
-    """Project at Weights & Biases (needs the extra `wandb`)."""
+    dataset: str | None = _option(None, "data", _data)
+    """A Minari id (D4RL/pointmaze/umaze-v2), a recipe (classic/pendulum), a D4RL .hdf5 file or a Minari directory."""
+    steps: int = _option(100_000, "run")
+    """Number of updates; for an algorithm that learns in an environment, environment steps of each seed."""
+    online_steps: int = _option(0, "fine_tuning", _fine_tunes)
+    """Environment steps of each seed after the updates on the dataset. The new steps join the dataset."""
+    online_updates: float = _option(1.0, "fine_tuning", _fine_tunes)
+    """Updates per environment step."""
+    online_noise: float | None = _option(None, "fine_tuning", _fine_tunes)
+    """Exploration noise: the standard deviation for actions in [-1, 1], or the probability of a random discrete action.
+    The default is 0.1 for deterministic policies (td3_bc, and bc with continuous actions), else 0."""
+    online_share: float | None = _option(None, "fine_tuning", _fine_tunes)
+    """Share of each batch that is drawn from the new steps, for example 0.5. By default, old and new steps are equally
+    likely."""
+    online_replay: int = _option(1_000_000, "fine_tuning", _fine_tunes)
+    """Number of new steps that are kept; the oldest are dropped first."""
+    seeds: tuple[int, ...] = _option((0,), "run")
+    """Random seeds. All seeds train together as one program; each has its own parameters, batches and scores."""
+    run_dir: str | None = _option(None, "run")
+    """Directory of the run. The default is runs/<name>."""
+    name: str | None = _option(None, "run")
+    """Name of the run. The default is <algorithm>-<dataset or environment>, with a number if that exists."""
+    device: str = _option("auto", "run")
+    """auto (cuda if there is a GPU, else cpu), cpu, cuda, cuda:1, ..."""
+    time_limit: Literal["bootstrap", "terminal"] = _option("bootstrap", "run")
+    """At a truncation, bootstrap from the next value, or treat the time limit as the end of the task."""
+    reward_transform: str = _option("none", "data", _one_agent)
+    """Transform of the rewards that are learned from; reported returns do not change. none, minus_one: r - 1 (antmaze),
+    clip: to [-1, 1] (Atari), scale:X, shift:X. For datasets also return_range: r * 1000 / (best - worst return in the
+    dataset), and standardise."""
+    observation_keys: tuple[str, ...] | None = _option(None, "data", _one_agent)
+    """Parts of a Dict observation that the algorithm sees. The default is all of them."""
+    data_dir: str | None = _option(None, "data", _data)
+    """Directory of the Minari datasets. The default is Minari's own."""
+    env: str | None = _option(None, "environment")
+    """Environment to learn in, or to evaluate in: a Gymnasium id, a PettingZoo name (mpe2/simple_spread_v3) or
+    module:callable. An offline algorithm is evaluated in the dataset's environment by default."""
+    env_kwargs: tuple[str, ...] = _option((), "environment")
+    """Keyword arguments of the environment, as `name value name value ...` (Python literals, else text)."""
+    num_envs: int | None = _option(None, "environment", lambda needs: _plays(needs) or _fine_tunes(needs))
+    """Environments that each seed steps side by side while it learns. The default is the algorithm's."""
+    workers: int | None = _option(None, "environment", _workers)
+    """Worker processes that play episodes while the learner updates. The default is 1 if there is a second core. The
+    results do not depend on it."""
+    learn: tuple[str, ...] = _option((), "environment", _many_agents)
+    """Names of the agents that learn; * matches any letters ('adversary_*'). The default is all agents."""
+    others: str = _option("random", "environment", _many_agents)
+    """Policy of the other agents: random (uniform legal actions), or the directory of a run."""
+    others_step: int | None = _option(None, "environment", _many_agents)
+    """Checkpoint of that run, which is copied into this run. The default is its last one."""
+    log_every: int | None = _option(None, "run")
+    """Steps between log lines. The default is 1 % of the steps, at most 1000."""
+    evaluate_every: int | None = _option(None, "evaluation")
+    """Steps between evaluations. The default is 10 % of the steps. The final policies are always evaluated."""
+    eval_episodes: int = _option(10, "evaluation")
+    """Episodes per evaluation; 0 switches evaluation off."""
+    eval_seed: int = _option(10_000, "evaluation")
+    """Episode i of an evaluation is reset with the seed eval_seed + i."""
+    checkpoint_every: int | None = _option(None, "run")
+    """Steps between checkpoints. The default is 5 % of the steps."""
+    keep: int = _option(2, "run")
+    """Number of checkpoints that are kept, the newest ones; at least 2."""
+    compile: Literal["auto", "on", "off"] = _option("auto", "run")
+    """Compile the losses with torch.compile; auto is off on a CPU."""
+    threads: int | None = _option(None, "run")
+    """CPU threads of PyTorch. The default is PyTorch's."""
+    wandb: str | None = _option(None, "run")
+    """Weights & Biases project (needs the extra `wandb`)."""
 
     def __post_init__(self) -> None:
         check(self.steps >= 0, "steps", "0 or more", self.steps)
@@ -110,8 +159,35 @@ class RunOptions:
 
     @property
     def total_steps(self) -> int:
-        """Where the run ends: updates, or environment steps, and the environment steps of fine-tuning."""
+        """Steps of the whole run: updates or environment steps, and the environment steps of fine-tuning."""
         return self.steps + self.online_steps
+
+    def lanes(self, needs: Needs) -> int:
+        """Environments that each seed steps side by side."""
+        return self.num_envs or needs.num_envs
+
+    def worker_processes(self, needs: Needs) -> int:
+        """Worker processes that play while the learner updates."""
+        if not _workers(needs):
+            return 0
+        return min(1, (os.cpu_count() or 1) - 1) if self.workers is None else self.workers
+
+
+def options_for(needs: Needs) -> dict[str, list[str]]:
+    """The names of the options that apply to an algorithm with these needs, by group; empty groups are left out."""
+    applying = [f for f in fields(RunOptions) if f.metadata["applies"](needs)]
+    found = {group: [f.name for f in applying if f.metadata["group"] == group] for group in GROUPS}
+    return {group: names for group, names in found.items() if names}
+
+
+def descriptions() -> dict[str, str]:
+    """What the source says below each field of `RunOptions`, by the field's name."""
+    (body,) = (node for node in ast.parse(inspect.getsource(RunOptions)).body if isinstance(node, ast.ClassDef))
+    found = {}
+    for node, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(following, ast.Expr):
+            found[node.target.id] = " ".join(ast.literal_eval(following.value).split())
+    return found
 
 
 RESERVED = frozenset(f.name for f in fields(RunOptions)) | {"algorithm", "config", "networks", "resume"}

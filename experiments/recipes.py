@@ -12,20 +12,19 @@ import torch
 
 from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.environments import EnvironmentUnavailable
-from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.random import derive
 from herdbook.core.runs import Run, RunError, provenance, to_json
-from herdbook.core.types import Spec
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.recipes.recipe import LANES, Recipe
 from herdbook.datasets.recipes.training import Share, Training
 from herdbook.evaluation.evaluate import evaluate
-from herdbook.experiments.build import learns_in_environment, learns_jointly
-from herdbook.experiments.catalogue import UserError, algorithm_class, config_class
+from herdbook.experiments.catalogue import UserError, algorithm_class, config_class, needs_of
+from herdbook.experiments.collect import replay_of
 from herdbook.experiments.options import RunOptions
 from herdbook.experiments.records import build_config
-from herdbook.experiments.train import replay_of, restore, resume, start
+from herdbook.experiments.restore import restore
+from herdbook.experiments.train import resume, start
 
 logger = logging.getLogger("herdbook")
 
@@ -64,7 +63,8 @@ def _not_installed(error: BaseException | None) -> bool:
 def _trained(recipe: Recipe, training: Training, folder: Path) -> Run:
     """The run, from where it is to its end."""
     chosen = algorithm_class(training.algorithm)
-    if not learns_in_environment(chosen) or learns_jointly(chosen):
+    needs = needs_of(chosen)
+    if needs.environment is not True or needs.data is True or needs.agents != "one":
         raise UserError(f"expected an algorithm of one agent that learns in an environment, got {training.algorithm}")
     config = build_config(config_class(chosen), training.config)
     path, note = folder / "run", folder / "recipe.json"
@@ -109,14 +109,11 @@ def _played(recipe: Recipe, training: Training, run: Run, number: int) -> Episod
     """The episodes of one share."""
     share: Share = training.shares[number]
     step = next(step for step in run.checkpoints.steps() if step >= training.step_of(share))
-    built, spec, at = restore(run, training.algorithm, step, recipe.seed, "cpu", None)
-    assert isinstance(spec, Spec)  # `_trained` has refused many agents
-    policy = built.policy(0, deterministic=share.deterministic)
+    restored = restore(run, training.algorithm, step, recipe.seed, "cpu", None)
+    spec, at = restored.spec, restored.step
+    policy = restored.policy(deterministic=share.deterministic)
     if share.noise:
-        try:
-            policy = NoisyPolicy(policy, spec.action_space, share.noise)
-        except ValueError as error:
-            raise UserError(f"noise: {error}") from error
+        policy = restored.domain.noisy_policy(policy, spec, share.noise)
     seed = derive(recipe.seed, number) % 2**31  # some environments take a C int
     lanes = min(LANES, share.episodes)
     played = evaluate(policy, recipe.environment, share.episodes, seed, num_envs=lanes, spec=spec)

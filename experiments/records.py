@@ -1,87 +1,20 @@
-"""What config.json says of a run, and how it is read back: environment, config, options."""
+"""The record of a run in config.json, and how it is read back: config, options, dataset."""
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from herdbook.core.environments import (
-    EnvironmentSource,
-    EnvironmentSpec,
-    describe_environment,
-    registered_only,
-)
-from herdbook.core.runs import Run, RunError, to_json
+from herdbook.core.config import Config
+from herdbook.core.runs import Run, RunError
 from herdbook.datasets.load import local_path
 from herdbook.experiments.catalogue import UserError, nearest
 from herdbook.experiments.options import RESERVED, RunOptions
 
 OTHERS = "others"  # where a run keeps the policies that play beside its own
-
-
-def environment_record(environment: EnvironmentSource | None) -> dict[str, Any] | None:
-    """What config.json says of an environment; code is named, with a colon, but never imported from there.
-
-    `gymnasium` is the whole Gymnasium spec, wrappers included, where there is one.
-    """
-    if environment is None:
-        return None
-    bound: Mapping[str, Any] = {}
-    if isinstance(environment, functools.partial):  # of `with_arguments`, or the user's own
-        bound, environment = environment.keywords, environment.func
-    described = describe_environment(environment, **bound)
-    if described is None:
-        name = getattr(environment, "__qualname__", type(environment).__name__)
-        return {"id": f"python:{name}", **({"kwargs": dict(bound)} if bound else {})}
-    return {
-        "id": described.id,
-        "kwargs": dict(described.kwargs),
-        "max_episode_steps": described.max_episode_steps,
-        "gymnasium": None if described.gymnasium_json is None else json.loads(described.to_json()),
-    }
-
-
-def same_record(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Whether two records say the same environment: id, arguments, time limit and wrappers, as JSON holds them."""
-
-    def identity(record: Mapping[str, Any] | None) -> Any:
-        if record is None:
-            return None
-        wrappers = (record.get("gymnasium") or {}).get("additional_wrappers") or ()
-        # The rest of Gymnasium's spec changes with its version.
-        return to_json([*(record.get(key) for key in ("id", "kwargs", "max_episode_steps")), wrappers])
-
-    return bool(identity(one) == identity(other))
-
-
-def environment_from_record(record: Mapping[str, Any] | None) -> EnvironmentSpec:
-    """The environment of a run.
-
-    Raises UserError or EnvironmentUnavailable where it, or a wrapper, is code: no module that a file names is imported.
-    """
-    if record is None:
-        raise UserError("this run records no environment; give one with --env (env= in Python)")
-    if ":" in record["id"]:
-        raise UserError(
-            f"this run's environment is code, {record['id']}; code that a run directory names is not imported: "
-            f"give it again with --env {record['id']} if you trust it"
-        )
-    return registered_only(spec_of_record(record))
-
-
-def spec_of_record(record: Mapping[str, Any]) -> EnvironmentSpec:
-    """The inverse of `environment_record`, as untrusted as the file that it comes from."""
-    return EnvironmentSpec(
-        id=record["id"],
-        kwargs=record.get("kwargs") or {},
-        max_episode_steps=record.get("max_episode_steps"),
-        gymnasium_json=json.dumps(record["gymnasium"]) if record.get("gymnasium") else None,
-    )
 
 
 def build_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
@@ -130,10 +63,8 @@ def config_from_values(config_class: type[Any], values: Mapping[str, Any]) -> An
     return build_config(config_class, {name: rich(value) for name, value in values.items()})
 
 
-def run_schedules(config: Any) -> list[str]:
+def run_schedules(config: Config) -> list[str]:
     """The fields of a config that `for_run` fills with the length of the run."""
-    if not hasattr(config, "for_run"):
-        return []
     given = [f.name for f in fields(config) if f.default is None and getattr(config, f.name) is not None]
     return [name for name in given if getattr(replace(config, **{name: None}).for_run(1), name) is not None]
 

@@ -1,27 +1,21 @@
-"""The command's work as functions: `train`, `resume`, `load`, `evaluate_run`; the first and third are `herdbook.…`."""
+"""Training by name: `train` a new run, or `resume` one."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from herdbook.core.actor import Actor
 from herdbook.core.book import Evaluate
-from herdbook.core.checkpoint import CheckpointError
-from herdbook.core.collection import Collector
-from herdbook.core.environments import EnvironmentSource, ReferenceScores, whole_games
-from herdbook.core.exploration import NoisyPolicy
-from herdbook.core.fine_tuning import FineTuned, score_of, watched
-from herdbook.core.joint.actor import JointActor
-from herdbook.core.joint.types import JointSpec
+from herdbook.core.config import Config
+from herdbook.core.environments import EnvironmentSource
+from herdbook.core.fine_tuning import score_of, watched
 from herdbook.core.logging import Reporter
 from herdbook.core.loop import Cadence, train_offline, train_online
-from herdbook.core.random import generator
 from herdbook.core.runs import (
     Run,
     RunError,
@@ -31,46 +25,11 @@ from herdbook.core.runs import (
     provenance,
     refuse_existing_run,
 )
-from herdbook.core.specs import any_spec_from_state, any_spec_state
-from herdbook.core.types import Spec
-from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.learned import LearnedBy
-from herdbook.datasets.minari import minari_root
-from herdbook.datasets.prioritised import PrioritisedReplay
-from herdbook.experiments.build import (
-    EVALUATION_ENVIRONMENTS,
-    Data,
-    Networks,
-    Task,
-    build_algorithm,
-    check_dataset,
-    choose_device,
-    dataset_record,
-    fine_tuned,
-    keep_others,
-    lanes_of,
-    learns_in_environment,
-    load_playground,
-    load_task,
-    make_evaluation,
-    make_plan,
-    make_replays,
-    make_stepper,
-    mixed_replays,
-    play,
-    play_options,
-    random_policy,
-    random_task,
-    same_environment,
-    score_line,
-    scores,
-    settings_of,
-    step_replay,
-    with_arguments,
-    workers_of,
-    write_any,
-)
-from herdbook.experiments.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, nearest
+from herdbook.experiments.build import build_algorithm, choose_device
+from herdbook.experiments.catalogue import UserError, config_class, nearest, needs_of
+from herdbook.experiments.domain import Networks, Task
+from herdbook.experiments.environments import environment_from_record, environment_record, same_record
+from herdbook.experiments.opponents import keep_opponents
 from herdbook.experiments.options import RunOptions, as_words
 from herdbook.experiments.records import (
     absolute,
@@ -79,15 +38,13 @@ from herdbook.experiments.records import (
     check_reserved,
     config_from_values,
     config_values,
-    environment_from_record,
-    environment_record,
     merge,
     options_of,
     run_schedules,
-    same_record,
-    spec_of_record,
 )
+from herdbook.experiments.restore import algorithm_of, resolve
 from herdbook.experiments.settings import Setting
+from herdbook.experiments.tasks import Named, check_dataset, dataset_record, load_task, make_evaluation, settings_of
 
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
 
@@ -95,7 +52,7 @@ _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
 def train(
     algorithm: str | type[Any] | Any,
     *,
-    dataset: str | Path | Data | None = None,
+    dataset: Named | None = None,
     env: EnvironmentSource | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     config: Any = None,
@@ -123,7 +80,7 @@ def train(
     """
     run_options = {name: value for name, value in options.items() if name in _RUN_FIELDS}
     values = {name: value for name, value in options.items() if name not in _RUN_FIELDS}
-    name, chosen = _resolve(algorithm)
+    name, chosen = resolve(algorithm)
     if is_dataclass(algorithm) and not isinstance(algorithm, type):
         config = algorithm
     applied: list[Setting] = []
@@ -176,10 +133,10 @@ def train(
 def start(
     name: str,
     algorithm: type[Any],
-    config: Any,
+    config: Config,
     options: RunOptions,
     *,
-    dataset: str | Path | Data | None = None,
+    dataset: Named | None = None,
     env: EnvironmentSource | None = None,
     networks: Networks | None = None,
     applied: Sequence[Setting] = (),
@@ -187,17 +144,19 @@ def start(
 ) -> Run:
     """A new run, everything named resolved. Nothing is written before all of it has been found good."""
     check_reserved(type(config))
-    if hasattr(config, "for_run") and not options.online_steps:  # schedules that last the whole training
+    needs = needs_of(algorithm)
+    plays = needs.plays(dataset is not None or options.dataset is not None)
+    if not options.online_steps:
         config = config.for_run(options.steps)
     options = absolute(options)
-    if learns_in_environment(algorithm) or options.online_steps:
-        options = merge(options, num_envs=lanes_of(options, FineTuned if options.online_steps else algorithm))
+    if plays or options.online_steps:
+        options = merge(options, num_envs=options.lanes(needs))
     device = choose_device(options.device)
     cadence = Cadence.of(options.total_steps, options.log_every, options.evaluate_every, options.checkpoint_every)
     path = Path(options.run_dir) if options.run_dir else None
     if path is not None:
         refuse_existing_run(path)
-    task = _load(algorithm, options, dataset, env)
+    task = load_task(algorithm, options, dataset, env)
     trainer = _Trainer(algorithm, config, options, task, device, networks, env is not None)
     path = path or next_free_directory("runs", options.name or _slug(f"{name}-{task.source}"))
     run = create_run(
@@ -217,7 +176,7 @@ def start(
             **provenance(),
         },
     )
-    keep_others(run, task)
+    keep_opponents(run, task.opponents)
     for row in applied:
         trainer.notices.insert(0, f"settings: {row}")
     trainer.run(run, options, quiet)
@@ -230,7 +189,7 @@ def resume(
     steps: int | None = None,
     online_steps: int | None = None,
     algorithm: str | type[Any] | None = None,
-    dataset: str | Path | Data | None = None,
+    dataset: Named | None = None,
     env: EnvironmentSource | None = None,
     networks: Networks | None = None,
     device: str | None = None,
@@ -264,14 +223,15 @@ def resume(
         )
     if last is not None and options.total_steps == last:
         return run, False
-    _, chosen = _algorithm_of(run, algorithm)
+    _, chosen = algorithm_of(run, algorithm)
     check_networks(run, networks)
     config = config_from_values(config_class(chosen), run.config["config"])
     named = env if isinstance(env, str) else None
     options = merge(options, device=device, data_dir=data_dir, workers=workers, env=named)
     resolved = choose_device(options.device)
     with locked(run.path):
-        task = _load(chosen, _trusted(run, options, env), dataset, None if isinstance(env, str) else env)
+        _check_trusted(run, options, env)
+        task = load_task(chosen, options, dataset, None if isinstance(env, str) else env)
         check_dataset(run, task)
         _check_environment(run, task, given=env is not None)
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
@@ -286,32 +246,12 @@ def resume(
     return Run(run.path), True
 
 
-def _load(
-    algorithm: type[Any], options: RunOptions, dataset: str | Path | Data | None, env: EnvironmentSource | None
-) -> Task:
-    """The dataset or the environment that the algorithm learns from."""
-    named = options.dataset if dataset is None else dataset
-    if learns_in_environment(algorithm):
-        if options.online_steps:
-            raise UserError(
-                f"online_steps: expected 0, all steps of {algorithm.__name__} are those of an environment; "
-                f"got {options.online_steps}"
-            )
-        if named is not None:
-            raise UserError(f"{algorithm.__name__} learns in an environment: give --env, not --dataset")
-        return load_playground(algorithm, options, env)
-    if named is None:
-        raise UserError(f"{algorithm.__name__} learns from a dataset: give --dataset (dataset= in Python)")
-    return load_task(options, named, env)
-
-
-def _trusted(run: Run, options: RunOptions, env: EnvironmentSource | None) -> RunOptions:
-    """Options of a run read from its directory; raises where an environment is code that was not given again."""
+def _check_trusted(run: Run, options: RunOptions, env: EnvironmentSource | None) -> None:
+    """Raise unless the environment that a run directory names is registered, or was given again."""
     if env is None and options.env is not None:
         environment_from_record(environment_record(options.env))  # what would be made, whatever is recorded beside it
     elif env is None and run.config["dataset"] is None:
         environment_from_record(run.config["environment"])
-    return options
 
 
 def _check_environment(run: Run, task: Task, given: bool) -> None:
@@ -333,7 +273,7 @@ class _Trainer:
     def __init__(
         self,
         algorithm: type[Any],
-        config: Any,
+        config: Config,
         options: RunOptions,
         task: Task,
         device: str,
@@ -342,21 +282,20 @@ class _Trainer:
     ) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self.options, self.device, self.config, self.task = options, device, config, task
-        joint, self.offline = isinstance(task.spec, JointSpec), task.data is not None
-        if joint and options.online_steps:
-            raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
-        if options.online_steps and options.workers:
-            raise UserError(f"workers: expected 0, the learner steps one agent itself; got {options.workers}")
+        domain, needs = task.domain, needs_of(algorithm)
+        self.options, self.device, self.task = options, device, task
+        self.plays = needs.plays(task.data is not None)
+        replay: Any = None if task.data is None else domain.dataset_replay(task, algorithm, options, device)
         self.algorithm = build_algorithm(
             algorithm,
             config,
             task.spec,
             seeds=options.seeds,
             device=device,
+            plays=self.plays or options.online_steps > 0,
             networks=networks,
             compile=options.compile,
-            apart=options.online_steps > 0,
+            demonstrations=replay,
         )
         env_given = env_given or options.env is not None
         self.evaluate, notice = make_evaluation(
@@ -368,17 +307,15 @@ class _Trainer:
             required=env_given,
         )
         self.notices = [] if notice is None else [notice]
-        self.replays: list[Any] = make_replays(task, self.algorithm, options, device)
-        self.player, self.played_into = self.algorithm, self.replays  # as it learns in an environment
+        self.replay, self.replays, self.player, self.collector = replay, list[Any](), self.algorithm, None
         if options.online_steps:
-            self.player = fine_tuned(self.algorithm, task, options)
-            self.played_into = mixed_replays(self.replays[0], task, self.algorithm, options, device)
-        plays = options.online_steps > 0 or not self.offline
-        self.plan = make_plan(task, self.algorithm, options, networks) if plays and joint else None
-        self.stepper = None
-        if plays and not joint:
-            self.stepper = make_stepper(task, self.player, options, device, given=env_given or not self.offline)
-        self.extra = {"config": config_values(config), "spec": any_spec_state(task.spec)}
+            self.player, self.replays = domain.fine_tuning(task, self.algorithm, replay, options, device)
+        elif self.plays:
+            self.replays = domain.empty_replays(task, self.algorithm.algorithms, options, device)
+        if self.replays:
+            given = env_given or task.data is None
+            self.collector = domain.collector(task, self.player.algorithms, options, device, networks, given)
+        self.extra = {"config": config_values(config), "spec": domain.spec_state(task.spec)}
 
     def run(self, run: Run, options: RunOptions, quiet: bool, held: bool = False) -> None:
         """The loops, to the steps of `options`; `held`: the caller has locked the directory."""
@@ -408,27 +345,27 @@ class _Trainer:
             "extra": self.extra,
             "device": self.device,
         }
-        at = run.checkpoints.last()
-        if self.offline and (not options.online_steps or at is None or at < options.steps):
+        at, fine_tuned = run.checkpoints.last(), options.online_steps > 0
+        if not self.plays and (not fine_tuned or at is None or at < options.steps):
             train_offline(
                 self.algorithm,
-                self.replays[0],
+                self.replay,
                 run,
                 steps=options.steps,
                 evaluate=self.evaluate,
-                more=options.online_steps > 0,
+                more=fine_tuned,
                 **shared,
             )
-        if self.stepper is None and self.plan is None:
+        if self.collector is None:
             return
         train_online(
             self.player,
-            self.played_into,
-            self.stepper or Collector(self.plan, run.seeds, workers_of(self.options)),  # type: ignore[arg-type]  # one of them is there
+            self.replays,
+            self.collector,
             run,
             steps=total,
-            start=options.steps if self.offline else None,
-            evaluate=self._watched(run, options.steps, reporter) if self.offline else self.evaluate,
+            start=options.steps if fine_tuned else None,
+            evaluate=self._watched(run, options.steps, reporter) if fine_tuned else self.evaluate,
             **shared,
         )
 
@@ -445,279 +382,6 @@ class _Trainer:
             )
 
         return watched(self.evaluate, before, tell)
-
-
-def load(
-    path: str | Path,
-    algorithm: str | type[Any] | None = None,
-    *,
-    step: int | None = None,
-    seed: int | None = None,
-    device: str = "cpu",
-    networks: Networks | None = None,
-    deterministic: bool = True,
-) -> Actor | JointActor:
-    """The policy of a run, as an `Actor` with NumPy in and out (a dict by agent for many agents).
-
-    Args:
-        path: The run directory.
-        algorithm: Needed for a user's own algorithm: the class, or `module:Class`.
-        step: Of the checkpoint; by default the last, or the last good one of a seed that stopped.
-        seed: One of the run's seeds; by default the first.
-        device: Where it runs.
-        networks: Needed where the run was trained with a user's own modules.
-        deterministic: The mode of a stochastic policy; else it is sampled.
-
-    Raises RunError, CheckpointError or UserError, saying what is missing or what there is.
-    """
-    run = Run(path)
-    chosen = _seed_of(run, seed)
-    device = choose_device(device)
-    built, spec, _ = restore(run, algorithm, step, chosen, device, networks)
-    policy = built.policy(run.seeds.index(chosen), deterministic=deterministic)
-    noise = generator(chosen, device=device)
-    if isinstance(spec, JointSpec):
-        return JointActor(policy, spec, device=device, generator=noise)
-    return Actor(policy, spec, device=device, generator=noise)
-
-
-def evaluate_run(
-    path: str | Path,
-    *,
-    episodes: int = 100,
-    seed: int = 0,
-    step: int | None = None,
-    algorithm: str | type[Any] | None = None,
-    env: EnvironmentSource | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
-    networks: Networks | None = None,
-    device: str = "cpu",
-) -> dict[str, Any]:
-    """Evaluate every seed of a run: episode i is reset with `seed + i`.
-
-    Returns what `herdbook eval --out` writes: run, algorithm, environment, references, and per seed its step, returns,
-    lengths, mean, standard deviation and normalised score.
-    """
-    run = Run(path)
-    device = choose_device(device)
-    source = env if env is not None else environment_from_record(run.config.get("environment"))
-    bound = whole_games(with_arguments(source, env_kwargs or {}) or source)
-    recorded, trained_in = run.config.get("references"), run.config.get("environment")
-    same = trained_in is not None and same_environment(env, env_kwargs or {}, spec_of_record(trained_in))
-    references = ReferenceScores(**recorded) if recorded and same else None
-    playing = play_options(options_of(run))
-    results = []
-    for index, each in enumerate(run.seeds):
-        built, spec, at = restore(run, algorithm, step, each, device, networks)
-        task = Task(data=None, spec=spec, environment=bound, references=references, play=playing)
-        result = scores(built.policy(index), bound, episodes, seed, task, device)
-        results.append({"seed": each, "step": at, **score_line(result, references)})
-    return {
-        "run": str(run.path),
-        "algorithm": run.algorithm,
-        "dataset": (run.config["dataset"] or {}).get("source"),
-        "environment": environment_record(bound),
-        "references": recorded if references is not None else None,
-        "episodes": episodes,
-        "eval_seed": seed,
-        "time_limit": run.config.get("time_limit"),
-        "seeds": results,
-    }
-
-
-def collect(
-    policy: str | Path,
-    *,
-    out: str,
-    episodes: int,
-    seed: int = 0,
-    env: EnvironmentSource | None = None,
-    env_kwargs: Mapping[str, Any] | None = None,
-    step: int | None = None,
-    run_seed: int | None = None,
-    deterministic: bool = True,
-    noise: float = 0.0,
-    algorithm: str | type[Any] | None = None,
-    networks: Networks | None = None,
-    data_dir: str | None = None,
-    num_envs: int = EVALUATION_ENVIRONMENTS,
-    device: str = "cpu",
-) -> tuple[Data, Path]:
-    """Play a run's policy, or `"random"`, and write the episodes as the Minari dataset `out`.
-
-    Episode i is reset with `seed + i`. `noise` is that of a `NoisyPolicy`. Returns the episodes, which say who learned
-    the policy, and where they are.
-
-    Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
-    """
-    device = choose_device(device)
-    _refuse_taken(out, data_dir)  # before an hour of play, rather than after it
-    learned_by: tuple[LearnedBy, ...] = ()
-    if policy == "random":
-        if env is None:
-            raise UserError("expected env=, the environment to play in")
-        source = with_arguments(env, env_kwargs or {})
-        assert source is not None  # env is not
-        task = random_task(source)
-        player = random_policy(task.spec)
-    else:
-        run = Run(policy)
-        chosen = _seed_of(run, run_seed)
-        built, spec, at = restore(run, algorithm, step, chosen, device, networks)
-        learned_by = (LearnedBy(algorithm=run.algorithm, step=at, seed=chosen),)
-        own = env if env is not None else environment_from_record(run.config["environment"])
-        task = Task(
-            data=None,
-            spec=spec,
-            environment=with_arguments(own, env_kwargs or {}),
-            references=None,
-            play=play_options(options_of(run)),
-        )
-        player = built.policy(run.seeds.index(chosen), deterministic=deterministic)
-    assert task.environment is not None
-    if noise:
-        if isinstance(task.spec, JointSpec):
-            raise UserError(f"noise: expected 0 for many agents, got {noise}; deterministic=False explores")
-        try:
-            player = NoisyPolicy(player, task.spec.action_space, noise)
-        except ValueError as error:
-            raise UserError(f"noise: {error}") from error
-    played = play(player, task.environment, episodes, seed, task, device, num_envs, state=True)
-    played = replace(played, learned_by=learned_by)
-    return played, write_any(played, out, data_dir)
-
-
-def export_replay(
-    path: str | Path,
-    *,
-    out: str,
-    run_seed: int | None = None,
-    algorithm: str | type[Any] | None = None,
-    data_dir: str | None = None,
-) -> tuple[Data, Path]:
-    """Write what the replay of a run's last checkpoint holds, lane by lane, as the Minari dataset `out`.
-
-    Steps are those of one seed, `run_seed`, by default the first. Returns the episodes and where they are.
-
-    Raises UserError for a run without such a replay, RunError, or DataError for an id that is taken.
-    """
-    _refuse_taken(out, data_dir)
-    episodes = replay_of(Run(path), run_seed, algorithm)
-    return episodes, write_any(episodes, out, data_dir)
-
-
-def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | None = None) -> Episodes:
-    """What the replay of a run's last checkpoint holds of one of its seeds, by default the first.
-
-    Raises UserError for a run without such a replay, RunError for one that cannot be read.
-    """
-    chosen_seed = _seed_of(run, seed)
-    index = run.seeds.index(chosen_seed)
-    state = run.checkpoints.load()
-    spec = any_spec_from_state(state["spec"])
-    _, chosen = _algorithm_of(run, algorithm)
-    if run.config["dataset"] is not None or isinstance(spec, JointSpec) or getattr(chosen, "on_policy", False):
-        raise UserError(
-            f"{run.path}: expected a run of one agent that learned in an environment alone and keeps a replay, got one "
-            f"of {run.algorithm}" + (" on a dataset" if run.config["dataset"] is not None else "")
-        )
-    config = config_from_values(config_class(chosen), state["config"])
-    one = build_algorithm(chosen, config, spec, seeds=run.seeds, device="cpu").algorithms[index]
-    kept = step_replay(spec, one, options_of(run), "cpu")
-    try:
-        kept.load_state_dict(run.checkpoints.load_replay(state)["replays"][index])
-    except (CheckpointError, ValueError, KeyError) as error:
-        raise RunError(f"{run.path}: its replay cannot be read: {error}") from error
-    replay = kept.replay if isinstance(kept, PrioritisedReplay) else kept
-    recorded = run.config["environment"]
-    environment = None if ":" in recorded["id"] else spec_of_record(recorded)  # code is not named in data
-    return replay.to_episodes(
-        spec,
-        environment=environment,
-        source=f"replay of {run.path.name}",
-        learned_by=(LearnedBy(algorithm=run.algorithm, step=int(state["step"]), seed=chosen_seed),),
-    )
-
-
-def _refuse_taken(out: str, data_dir: str | None) -> None:
-    if (taken := minari_root(data_dir) / out).exists():
-        raise DataError(f"{out} exists at {taken}; choose another id or version, or delete that folder")
-
-
-def _seed_of(run: Run, seed: int | None) -> int:
-    """One of a run's seeds, by default the first. Raises RunError for another."""
-    chosen = run.seeds[0] if seed is None else seed
-    if chosen not in run.seeds:
-        raise RunError(f"{run.path}: there is no seed {chosen}; it has seeds {', '.join(map(str, run.seeds))}")
-    return chosen
-
-
-def restore(
-    run: Run,
-    algorithm: str | type[Any] | None,
-    step: int | None,
-    seed: int,
-    device: str,
-    networks: Networks | None,
-) -> tuple[Any, Spec | JointSpec, int]:
-    """The algorithm as it was at a checkpoint: the given one, or the last that is good for `seed`."""
-    name, chosen = _algorithm_of(run, algorithm)
-    check_networks(run, networks)
-    state = run.checkpoints.load(step)
-    if step is None and str(seed) in state["stopped"]:
-        state = run.checkpoints.load(state["stopped"][str(seed)]["checkpoint"])
-    at = int(state["step"])
-    if state["algorithm"] != name:
-        raise RunError(f"{run.checkpoints.path(at)}: expected a checkpoint of {name}, got one of {state['algorithm']}")
-    spec = any_spec_from_state(state["spec"])
-    config = config_from_values(config_class(chosen), state["config"])
-    built = build_algorithm(
-        chosen,
-        config,
-        spec,
-        seeds=run.seeds,
-        device=device,
-        networks=networks,
-        apart=options_of(run).online_steps > 0,
-    )
-    try:
-        built.load_state_dict(state["state"])
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise RunError(f"{run.checkpoints.path(at)}: does not fit {name}: {error}") from error
-    return built, spec, at
-
-
-def _resolve(algorithm: str | type[Any] | Any) -> tuple[str, type[Any]]:
-    """The name to record, and the class."""
-    if isinstance(algorithm, str):
-        return algorithm, algorithm_class(algorithm)
-    if isinstance(algorithm, type) and not is_dataclass(algorithm):
-        own = f"{algorithm.__module__}:{algorithm.__qualname__}"
-        return next((name for name, target in ALGORITHMS.items() if target == own), own), algorithm
-    name = getattr(algorithm, "algorithm", None)
-    if is_dataclass(algorithm) and name in ALGORITHMS:
-        return str(name), algorithm_class(str(name))
-    raise UserError(
-        f"expected the config of an algorithm in the catalogue, a name or a class, got {algorithm!r}; "
-        "for your own algorithm: train(Mine, config=MineConfig(…), …)"
-    )
-
-
-def _algorithm_of(run: Run, algorithm: str | type[Any] | None) -> tuple[str, type[Any]]:
-    """The algorithm of a run. Its name in config.json is only looked up in the catalogue, never imported."""
-    if algorithm is None:
-        if run.algorithm not in ALGORITHMS:
-            raise UserError(
-                f"{run.path}: its algorithm is code, {run.algorithm}; code that a run directory names is not imported: "
-                f"give it again with --algorithm {run.algorithm} (algorithm= in Python) if you trust it"
-            )
-        return _resolve(run.algorithm)
-    name, chosen = _resolve(algorithm)
-    if isinstance(algorithm, str) and algorithm != run.algorithm and run.algorithm in ALGORITHMS:
-        raise RunError(f"{run.path}: expected a run of {name}, got a run of {run.algorithm}")
-    if not isinstance(algorithm, str) and run.algorithm in ALGORITHMS and name != run.algorithm:
-        raise RunError(f"{run.path}: expected a run of {name}, got a run of {run.algorithm}")
-    return run.algorithm, chosen
 
 
 def _slug(text: str) -> str:

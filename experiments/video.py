@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.wrappers import RenderCollection
 
-from herdbook.core.environments import EnvironmentSource, make_environment, whole_games
-from herdbook.core.joint.rollout import JointRollout
-from herdbook.core.joint.types import JointSpec
+from herdbook.core.environments import EnvironmentSource, whole_games
 from herdbook.core.runs import Run
-from herdbook.core.types import Array, Policy, Spec
-from herdbook.evaluation.evaluate import evaluate
-from herdbook.experiments.build import play_options, with_arguments
+from herdbook.core.types import Array
 from herdbook.experiments.catalogue import UserError
-from herdbook.experiments.records import environment_from_record, options_of
-from herdbook.experiments.train import restore
+from herdbook.experiments.domain import Task
+from herdbook.experiments.environments import environment_from_record, with_arguments
+from herdbook.experiments.opponents import opponents_of
+from herdbook.experiments.records import options_of
+from herdbook.experiments.restore import restore
 
 FRAMES_PER_SECOND = 15
 
@@ -45,8 +43,9 @@ def record(
     bound = with_arguments(source, {**(env_kwargs or {}), "render_mode": "rgb_array"})
     assert bound is not None  # source is not
     bound = whole_games(bound)
-    built, spec, _ = restore(run, algorithm, step, run.seeds[0], "cpu", None)
-    frames = _film(built.policy(), bound, spec, seed, play_options(options_of(run)))
+    restored = restore(run, algorithm, step, run.seeds[0], "cpu", None)
+    task = Task(domain=restored.domain, spec=restored.spec, opponents=opponents_of(options_of(run)))
+    frames = restored.domain.film(restored.policy(), bound, seed, task)
     if not frames or any(frame is None for frame in frames):
         raise UserError("video: the environment draws no pictures with render_mode='rgb_array'")
     _write(out, frames)
@@ -59,27 +58,6 @@ def check_name(out: str | Path) -> Path:
     if out.suffix not in (".gif", ".mp4"):
         raise UserError(f"video: expected a name that ends in .gif or .mp4, got {out}")
     return out
-
-
-def _film(policy: Policy, source: EnvironmentSource, spec: Spec | JointSpec, seed: int, playing: Any) -> list[Any]:
-    if isinstance(spec, JointSpec):
-        frames: list[Any] = []
-        rollout = JointRollout(source, 1, spec=spec, **playing)
-        try:
-            played = rollout.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
-        finally:
-            rollout.close()
-        if played.failures:
-            raise UserError(f"video: {played.failures[0]}")
-        return frames
-    films: list[RenderCollection[Any, Any]] = []
-
-    def filmed() -> Any:
-        films.append(RenderCollection(make_environment(source), pop_frames=False, reset_clean=True))
-        return films[-1]
-
-    evaluate(policy, filmed, 1, seed, spec=spec)
-    return list(films[-1].frame_list)
 
 
 def _write(out: Path, frames: Sequence[Array]) -> None:

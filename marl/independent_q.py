@@ -17,19 +17,19 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing
 from herdbook.core.joint.policy import AgentValues
 from herdbook.core.joint.types import JointSegments, JointSpec
 from herdbook.core.learner import Adam, Learner, Params, Setup
-from herdbook.core.spaces import ActionKind
+from herdbook.core.needs import Needs
 from herdbook.core.types import Metrics, Policy
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndependentQConfig:
+class IndependentQConfig(Config):
     """Settings of independent Q-learning; the defaults are EPyMARL's but for agents without memory."""
 
     algorithm: ClassVar[str] = "independent_q"
@@ -81,13 +81,13 @@ def td_loss(q: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 class IndependentQ:
     """`networks` may replace `agents`, which is called as `AgentNetworks` is."""
 
-    action_space: ClassVar[ActionKind] = "discrete"
-    joint: ClassVar[bool] = True
-    acting: ClassVar[tuple[str, ...]] = ("agents",)
+    needs: ClassVar[Needs] = Needs(
+        environment=True, agents="many", actions="discrete", interaction="episodes", num_envs=8, acting=("agents",)
+    )
 
     def __init__(self, config: IndependentQConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_joint(spec, self.action_space, c.algorithm, turn_based=True)
+        check_joint(spec, self.needs.actions, c.algorithm, turn_based=True)
         self.q = AgentValues(spec, c, setup)
         self.actions = self.q.actions
         self.learner = Learner(

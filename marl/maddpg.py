@@ -21,19 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing, transition_views
 from herdbook.core.joint.policy import Actors
 from herdbook.core.joint.types import JointSpec, JointTransitions
 from herdbook.core.learner import Adam, Learner, Params, Setup
-from herdbook.core.spaces import ActionKind
+from herdbook.core.needs import Needs
 from herdbook.core.types import Metrics, Policy
 from herdbook.marl.independent_q import mean_where, td_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class MADDPGConfig:
+class MADDPGConfig(Config):
     """Settings of MADDPG; the paper learns every 100 environment steps, at a rate of 0.01."""
 
     algorithm: ClassVar[str] = "maddpg"
@@ -92,14 +92,13 @@ class MADDPG:
     With a horizon the time is the actor's extra input, and the critic's view is that of a timed one.
     """
 
-    action_space: ClassVar[ActionKind] = "any"
-    joint: ClassVar[bool] = True
-    reads_state: ClassVar[bool] = True
-    acting: ClassVar[tuple[str, ...]] = ("actor",)
+    needs: ClassVar[Needs] = Needs(
+        environment=True, agents="many", state=True, interaction="episodes", num_envs=8, acting=("actor",)
+    )
 
     def __init__(self, config: MADDPGConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_joint(spec, self.action_space, c.algorithm)
+        check_joint(spec, self.needs.actions, c.algorithm)
         self.spec, self.actors = spec, Actors(spec, c, setup)
         self.actions = self.actors.actions
         self.learner = Learner(

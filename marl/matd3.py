@@ -19,20 +19,20 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing, transition_views
 from herdbook.core.joint.policy import Actors
 from herdbook.core.joint.types import JointSpec, JointTransitions
 from herdbook.core.learner import Adam, Learner, Params, Setup
-from herdbook.core.spaces import ActionKind
+from herdbook.core.needs import Needs
 from herdbook.core.types import Metrics, Policy
 from herdbook.marl.independent_q import mean_where, td_loss
 from herdbook.marl.maddpg import actor_loss, gumbel, straight_through, with_own
 
 
 @dataclass(frozen=True, kw_only=True)
-class MATD3Config:
+class MATD3Config(Config):
     """Settings of MATD3: MADDPG's, and TD3's for what it adds."""
 
     algorithm: ClassVar[str] = "matd3"
@@ -72,14 +72,13 @@ class MATD3:
     that of timed ones.
     """
 
-    action_space: ClassVar[ActionKind] = "any"
-    joint: ClassVar[bool] = True
-    reads_state: ClassVar[bool] = True
-    acting: ClassVar[tuple[str, ...]] = ("actor",)
+    needs: ClassVar[Needs] = Needs(
+        environment=True, agents="many", state=True, interaction="episodes", num_envs=8, acting=("actor",)
+    )
 
     def __init__(self, config: MATD3Config, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_joint(spec, self.action_space, c.algorithm)
+        check_joint(spec, self.needs.actions, c.algorithm)
         self.spec, self.actors = spec, Actors(spec, c, setup)
         self.actions = self.actors.actions
         self.learner = Learner(

@@ -13,25 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config, expect_together, require
 from herdbook.core.joint.actions import check_joint
 from herdbook.core.joint.networks import AgentNetworks, Sharing, transition_views
 from herdbook.core.joint.policy import Actors, beside
 from herdbook.core.joint.types import JointSpec, JointTransitions
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
-from herdbook.core.spaces import ActionKind
+from herdbook.core.needs import Needs
 from herdbook.core.types import Metrics, Policy, Tree
 from herdbook.marl.independent_q import mean_where, td_loss
 from herdbook.marl.maddpg import with_own
 
 
 @dataclass(frozen=True, kw_only=True)
-class MATD3BCConfig:
+class MATD3BCConfig(Config):
     """Settings of MATD3+BC: TD3+BC's, and MATD3's of many agents."""
 
     algorithm: ClassVar[str] = "matd3_bc"
@@ -57,7 +57,7 @@ class MATD3BCConfig:
         require(self, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
         require(self, batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, decay_updates=COUNT)
 
-    def for_run(self, steps: int) -> MATD3BCConfig:
+    def for_run(self, steps: int) -> Self:
         """The config of a run of so many updates."""
         return replace(self, decay_updates=max(steps, 1)) if self.decay_lr and self.decay_updates is None else self
 
@@ -77,14 +77,11 @@ class MATD3BC:
     With a horizon the time is the actor's extra input and the end of theirs, and a view is that of timed critics.
     """
 
-    action_space: ClassVar[ActionKind] = "box"
-    joint: ClassVar[bool] = True
-    reads_state: ClassVar[bool] = True
-    acting: ClassVar[tuple[str, ...]] = ("actor",)
+    needs: ClassVar[Needs] = Needs(data=True, agents="many", actions="box", state=True)
 
     def __init__(self, config: MATD3BCConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_joint(spec, self.action_space, c.algorithm)
+        check_joint(spec, self.needs.actions, c.algorithm)
         expect_together(c, "decay_lr", "decay_updates")
         self.spec, self.actors = spec, Actors(spec, c, setup)
         self.actions = self.actors.actions

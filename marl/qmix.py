@@ -20,21 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing, StateEncoder, joint_view, row_times, rows_present
 from herdbook.core.joint.policy import AgentValues
 from herdbook.core.joint.types import JointSegments, JointSpec
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Linear
-from herdbook.core.spaces import ActionKind
 from herdbook.core.types import Metrics, Policy, Tree, tree_map
 from herdbook.marl.independent_q import greedy_value, mean_where, td_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class QMIXConfig:
+class QMIXConfig(Config):
     """Settings of QMIX; the defaults are EPyMARL's but for agents without memory."""
 
     algorithm: ClassVar[str] = "qmix"
@@ -115,14 +115,19 @@ def mixer_view(spec: JointSpec, batch: JointSegments, horizon: int | None) -> tu
 class QMIX:
     """`networks` may replace `agents`, called as `AgentNetworks` is, and `mixer`, called as `StateMixer` is."""
 
-    action_space: ClassVar[ActionKind] = "discrete"
-    joint: ClassVar[bool] = True
-    reads_state: ClassVar[bool] = True
-    acting: ClassVar[tuple[str, ...]] = ("agents",)
+    needs: ClassVar[Needs] = Needs(
+        environment=True,
+        agents="many",
+        actions="discrete",
+        state=True,
+        interaction="episodes",
+        num_envs=8,
+        acting=("agents",),
+    )
 
     def __init__(self, config: QMIXConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_joint(spec, self.action_space, c.algorithm)
+        check_joint(spec, self.needs.actions, c.algorithm)
         self.q = AgentValues(spec, c, setup)
         self.actions = self.q.actions
         self.learner = Learner(

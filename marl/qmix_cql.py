@@ -20,20 +20,20 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing
 from herdbook.core.joint.policy import AgentValues
 from herdbook.core.joint.types import JointSegments, JointSpec
 from herdbook.core.learner import Adam, Learner, Params, Setup
-from herdbook.core.spaces import ActionKind
+from herdbook.core.needs import Needs
 from herdbook.core.types import Metrics, Policy, tree_map
 from herdbook.marl.independent_q import greedy_value, mean_where, td_loss
 from herdbook.marl.qmix import StateMixer, mixer_view
 
 
 @dataclass(frozen=True, kw_only=True)
-class QMIXCQLConfig:
+class QMIXCQLConfig(Config):
     """Settings of QMIX+CQL: QMIX's, with soft targets."""
 
     algorithm: ClassVar[str] = "qmix_cql"
@@ -81,14 +81,11 @@ class QMIXCQL:
     Independent critics have no mixer.
     """
 
-    action_space: ClassVar[ActionKind] = "discrete"
-    joint: ClassVar[bool] = True
-    reads_state: ClassVar[bool] = True
-    acting: ClassVar[tuple[str, ...]] = ("agents",)
+    needs: ClassVar[Needs] = Needs(data=True, agents="many", actions="discrete", state=True)
 
     def __init__(self, config: QMIXCQLConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_joint(spec, self.action_space, c.algorithm)
+        check_joint(spec, self.needs.actions, c.algorithm)
         self.q = AgentValues(spec, c, setup)
         self.actions = self.q.actions
         networks: dict[str, Callable[[], nn.Module]] = {"agents": self.q.make}

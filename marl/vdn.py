@@ -17,20 +17,20 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing
 from herdbook.core.joint.policy import AgentValues
 from herdbook.core.joint.types import JointSegments, JointSpec
 from herdbook.core.learner import Adam, Learner, Params, Setup
-from herdbook.core.spaces import ActionKind
+from herdbook.core.needs import Needs
 from herdbook.core.types import Metrics, Policy
 from herdbook.marl.independent_q import greedy_value, mean_where, td_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class VDNConfig:
+class VDNConfig(Config):
     """Settings of VDN; the defaults are EPyMARL's but for agents without memory."""
 
     algorithm: ClassVar[str] = "vdn"
@@ -70,13 +70,13 @@ def team_value(q: Tensor, alive: Tensor) -> Tensor:
 class VDN:
     """`networks` may replace `agents`, which is called as `AgentNetworks` is."""
 
-    action_space: ClassVar[ActionKind] = "discrete"
-    joint: ClassVar[bool] = True
-    acting: ClassVar[tuple[str, ...]] = ("agents",)
+    needs: ClassVar[Needs] = Needs(
+        environment=True, agents="many", actions="discrete", interaction="episodes", num_envs=8, acting=("agents",)
+    )
 
     def __init__(self, config: VDNConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_joint(spec, self.action_space, c.algorithm)
+        check_joint(spec, self.needs.actions, c.algorithm)
         self.q = AgentValues(spec, c, setup)
         self.actions = self.q.actions
         self.learner = Learner(

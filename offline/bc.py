@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.config import COUNT, POSITIVE, require
+from herdbook.core.config import COUNT, POSITIVE, Config, require
 from herdbook.core.distributions import Categorical, Deterministic
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import DeterministicActor, Head
 from herdbook.core.policy import FeedForwardPolicy, Scaling
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCConfig:
+class BCConfig(Config):
     """Settings of behavioural cloning."""
 
     algorithm: ClassVar[str] = "bc"
@@ -51,12 +51,11 @@ def classification_loss(logits: Tensor, data_actions: Tensor) -> Tensor:
 class BC:
     """`networks` may replace `actor`: [B, …] → actions [B, A] in [−1, 1], or logits [B, n]."""
 
-    action_space: ClassVar[ActionKind] = "any"
+    needs: ClassVar[Needs] = Needs(data=True, online_noise=0.1)
 
     def __init__(self, config: BCConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
-        self.online_noise = 0.0 if isinstance(spec.action_space, spaces.Discrete) else 0.1  # where it is fine-tuned
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(
             spec,
             standardise=c.standardise_observations,

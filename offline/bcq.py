@@ -20,18 +20,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, JointHead
 from herdbook.core.policy import FeedForwardPolicy, Scaling
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree
 
 LATENT_CLIP = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class BCQConfig:
+class BCQConfig(Config):
     """Settings of continuous BCQ; the defaults are the authors'."""
 
     algorithm: ClassVar[str] = "bcq"
@@ -104,11 +105,11 @@ class BestCandidate:
 class BCQ:
     """`networks` may replace `encoder` (s, a → [B, 2 Z]), `decoder` (s, z → [B, A]), `perturbation`, `critic`."""
 
-    action_space: ClassVar[ActionKind] = "box"
+    needs: ClassVar[Needs] = Needs(data=True, actions="box")
 
     def __init__(self, config: BCQConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size = spec.observation_space, self.scaling.action_size
         self.latent_size = 2 * size

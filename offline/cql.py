@@ -24,16 +24,17 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
 from herdbook.core.policy import FeedForwardPolicy, Scaling
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
-class CQLConfig:
+class CQLConfig(Config):
     """Settings of continuous CQL(H)."""
 
     algorithm: ClassVar[str] = "cql"
@@ -80,11 +81,11 @@ def lagrange_multiplier(log_multiplier: Tensor) -> Tensor:
 class CQL:
     """`networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (actions [*N, B, A] → [critics, *N, B])."""
 
-    action_space: ClassVar[ActionKind] = "box"
+    needs: ClassVar[Needs] = Needs(data=True, actions="box")
 
     def __init__(self, config: CQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size = spec.observation_space, self.scaling.action_size
         self.target_entropy = -float(size)

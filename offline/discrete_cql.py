@@ -15,17 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.distributions import Categorical
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Head
 from herdbook.core.policy import FeedForwardPolicy, Scaling
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscreteCQLConfig:
+class DiscreteCQLConfig(Config):
     """Settings of discrete CQL; learning rate and widths are ours for vectors, the paper trains on Atari."""
 
     algorithm: ClassVar[str] = "discrete_cql"
@@ -58,11 +59,11 @@ def double_q_target(rewards: Tensor, discounts: Tensor, online_next_q: Tensor, t
 class DiscreteCQL:
     """`networks` may replace `critic`: [B, …] → Q [B, n]."""
 
-    action_space: ClassVar[ActionKind] = "discrete"
+    needs: ClassVar[Needs] = Needs(data=True, actions="discrete")
 
     def __init__(self, config: DiscreteCQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(
             spec,
             standardise=c.standardise_observations,

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, GaussianActor, StateValue
 from herdbook.core.policy import FeedForwardPolicy, Scaling
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
-class IQLConfig:
+class IQLConfig(Config):
     """Settings of IQL; the defaults are the paper's for locomotion."""
 
     algorithm: ClassVar[str] = "iql"
@@ -50,7 +51,7 @@ class IQLConfig:
         require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, actor_decay_updates=COUNT)
         require(self, actor_lr=POSITIVE, critic_lr=POSITIVE, value_lr=POSITIVE)
 
-    def for_run(self, steps: int) -> IQLConfig:
+    def for_run(self, steps: int) -> Self:
         """The config of a run of so many updates: the actor's rate decays over all of them, as the authors' does."""
         return replace(self, actor_decay_updates=max(steps, 1)) if self.actor_decay_updates is None else self
 
@@ -68,11 +69,11 @@ def advantage_weight(advantage: Tensor, beta: float, max_weight: float) -> Tenso
 class IQL:
     """`networks` may replace `actor` ([B, …] → a distribution), `critic` (→ [critics, B]) and `value` (→ [B])."""
 
-    action_space: ClassVar[ActionKind] = "box"
+    needs: ClassVar[Needs] = Needs(data=True, actions="box")
 
     def __init__(self, config: IQLConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size = spec.observation_space, self.scaling.action_size
         self.learner = Learner(

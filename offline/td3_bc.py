@@ -16,17 +16,18 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.distributions import Deterministic
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, DeterministicActor
 from herdbook.core.policy import FeedForwardPolicy, Scaling
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD3BCConfig:
+class TD3BCConfig(Config):
     """Settings of TD3+BC; the defaults are the paper's."""
 
     algorithm: ClassVar[str] = "td3_bc"
@@ -64,12 +65,11 @@ def actor_loss(q: Tensor, actions: Tensor, data_actions: Tensor, alpha: float) -
 class TD3BC:
     """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [critics, B])."""
 
-    action_space: ClassVar[ActionKind] = "box"
-    online_noise: ClassVar[float] = 0.1  # of exploration where it is fine-tuned: its own policy has none
+    needs: ClassVar[Needs] = Needs(data=True, actions="box", online_noise=0.1, goes_online=True)
 
     def __init__(self, config: TD3BCConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size = spec.observation_space, self.scaling.action_size
         self.learner = Learner(

@@ -10,24 +10,25 @@ Adam a rollout, where the paper has RMSprop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config, expect_together, require, with_decay
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
+from herdbook.core.needs import Needs
 from herdbook.core.on_policy import Experience, Units, advantages_of, standardised, steps_of
 from herdbook.core.policy import FeedForwardPolicy
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 
 @dataclass(frozen=True, kw_only=True)
-class A2CConfig:
+class A2CConfig(Config):
     """Settings of A2C; the defaults are the paper's, but for optimiser and rate."""
 
     algorithm: ClassVar[str] = "a2c"
@@ -51,7 +52,7 @@ class A2CConfig:
         require(self, rollout_steps=COUNT, hidden_sizes=COUNT, decay_steps=COUNT)
         require(self, lr=POSITIVE, max_grad_norm=POSITIVE, initial_std=POSITIVE)
 
-    def for_run(self, steps: int) -> A2CConfig:
+    def for_run(self, steps: int) -> Self:
         """The config of a run of so many environment steps."""
         return with_decay(self, steps)
 
@@ -69,13 +70,11 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
 class A2C:
     """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` ([B, …] → V [B])."""
 
-    action_space: ClassVar[ActionKind] = "any"
-    on_policy: ClassVar[bool] = True
-    num_envs: ClassVar[int] = 8
+    needs: ClassVar[Needs] = Needs(environment=True, interaction="rollouts", num_envs=8, seeds_together=False)
 
     def __init__(self, config: A2CConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         check_one_seed(c.algorithm, setup, "it trains")
         expect_together(c, "decay_lr", "decay_steps")
         self.units = Units(spec, c, setup.get("device", "cpu"))
@@ -86,10 +85,6 @@ class A2C:
         )
         self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
         self.steps = 0
-
-    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Segments:
-        rollout: Segments = replay.take()
-        return rollout
 
     def update(self, rollout: Segments) -> Metrics:
         c, critic = self.config, self.learner.parameters_of("critic")

@@ -13,24 +13,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
+from herdbook.core.config import (
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UNIT,
+    Config,
+    expect_together,
+    require,
+    with_decay,
+)
 from herdbook.core.exploration import decayed, exploring_actor, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, DeterministicActor
 from herdbook.core.off_policy import restore_state, whole_state
 from herdbook.core.parameter_noise import noise_on_actor
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 from herdbook.core.units import RunningUnits
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDPGConfig:
+class DDPGConfig(Config):
     """Settings of DDPG."""
 
     algorithm: ClassVar[str] = "ddpg"
@@ -58,7 +69,7 @@ class DDPGConfig:
         require(self, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
         require(self, max_grad_norm=POSITIVE, decay_steps=COUNT, parameter_noise=POSITIVE)
 
-    def for_run(self, steps: int) -> DDPGConfig:
+    def for_run(self, steps: int) -> Self:
         """The config of a run of so many environment steps."""
         return with_decay(self, steps)
 
@@ -71,12 +82,11 @@ def critic_loss(q: Tensor, target: Tensor) -> Tensor:
 class DDPG:
     """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [1, B])."""
 
-    action_space: ClassVar[ActionKind] = "box"
-    num_envs: ClassVar[int] = 1
+    needs: ClassVar[Needs] = Needs(environment=True, actions="box", follows=True)
 
     def __init__(self, config: DDPGConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         expect_together(c, "decay_lr", "decay_steps")
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
         self.scaling, self.follows = self.units.scaling, self.units.follows

@@ -11,25 +11,36 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
+from herdbook.core.config import (
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UNIT,
+    Config,
+    expect_together,
+    require,
+    with_decay,
+)
 from herdbook.core.distributions import Categorical
 from herdbook.core.exploration import decayed, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Head, Scalar
 from herdbook.core.off_policy import restore_state, whole_state
 from herdbook.core.policy import FeedForwardPolicy
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 from herdbook.core.units import RunningUnits
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscreteSACConfig:
+class DiscreteSACConfig(Config):
     """Settings of discrete SAC; the paper's are those of Atari, these are ours for vectors."""
 
     algorithm: ClassVar[str] = "discrete_sac"
@@ -67,7 +78,7 @@ class DiscreteSACConfig:
         )
         require(self, max_grad_norm=POSITIVE, decay_steps=COUNT)
 
-    def for_run(self, steps: int) -> DiscreteSACConfig:
+    def for_run(self, steps: int) -> Self:
         """The config of a run of so many environment steps."""
         return with_decay(self, steps)
 
@@ -103,12 +114,11 @@ class DiscreteSAC:
     An actor forbids actions by logits of −∞.
     """
 
-    action_space: ClassVar[ActionKind] = "discrete"
-    num_envs: ClassVar[int] = 1
+    needs: ClassVar[Needs] = Needs(environment=True, actions="discrete", follows=True)
 
     def __init__(self, config: DiscreteSACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         expect_together(c, "decay_lr", "decay_steps")
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"), frame_stack=c.frame_stack)
         self.scaling, self.follows = self.units.scaling, self.units.follows

@@ -15,28 +15,39 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 import torch.nn.functional as F
 from gymnasium import Space
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, expect_together, require, with_decay
+from herdbook.core.config import (
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UNIT,
+    Config,
+    expect_together,
+    require,
+    with_decay,
+)
 from herdbook.core.distributions import EpsilonGreedy
 from herdbook.core.exploration import decayed, linear_schedule, steps_before, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import MLP, Encoder, Head
 from herdbook.core.off_policy import restore_state, whole_state
 from herdbook.core.parameter_noise import greedy_divergence, noise_on_values
 from herdbook.core.policy import FeedForwardPolicy
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Spec, Transitions, Tree
 from herdbook.core.units import RunningUnits
 
 
 @dataclass(frozen=True, kw_only=True)
-class DQNConfig:
+class DQNConfig(Config):
     """Settings of DQN; the defaults are ours for vectors, the papers train on Atari."""
 
     algorithm: ClassVar[str] = "dqn"
@@ -82,7 +93,7 @@ class DQNConfig:
         require(self, epsilon_steps=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
         require(self, decay_steps=COUNT)
 
-    def for_run(self, steps: int) -> DQNConfig:
+    def for_run(self, steps: int) -> Self:
         """The config of a run of so many environment steps: β grows and rates decay over all of it."""
         c = with_decay(self, steps)
         if not self.prioritised or self.importance_updates is not None:
@@ -129,12 +140,11 @@ class DuelingHead(nn.Module):
 class DQN:
     """`networks` may replace `critic`: [B, …] → Q [B, n]."""
 
-    action_space: ClassVar[ActionKind] = "discrete"
-    num_envs: ClassVar[int] = 1
+    needs: ClassVar[Needs] = Needs(environment=True, actions="discrete", follows=True)
 
     def __init__(self, config: DQNConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         expect_together(c, "prioritised", "importance_updates")
         expect_together(c, "decay_lr", "decay_steps")
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"), frame_stack=c.frame_stack)

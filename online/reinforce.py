@@ -11,24 +11,25 @@ without one nothing does, and a truncated return is only what was earned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
+from herdbook.core.needs import Needs
 from herdbook.core.on_policy import Experience, Units, minibatches, standardised, steps_of
 from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.returns import discounted_returns
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Segments, Spec, tree_map
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReinforceConfig:
+class ReinforceConfig(Config):
     """Settings of REINFORCE."""
 
     algorithm: ClassVar[str] = "reinforce"
@@ -66,14 +67,12 @@ def baseline_loss(values: Tensor, returns: Tensor) -> Tensor:
 class Reinforce:
     """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `baseline` ([B, …] → [B])."""
 
-    action_space: ClassVar[ActionKind] = "any"
-    on_policy: ClassVar[bool] = True
-    num_envs: ClassVar[int] = 1
-    most_envs: ClassVar[int] = 1  # more would be in the middle of an episode where the policy changes
+    # One environment: another would be in the middle of an episode where the policy changes.
+    needs: ClassVar[Needs] = Needs(environment=True, interaction="rollouts", max_envs=1, seeds_together=False)
 
     def __init__(self, config: ReinforceConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         check_one_seed(c.algorithm, setup, "it trains")
         self.units = Units(spec, c, setup.get("device", "cpu"))
         self.learner = Learner(
@@ -85,10 +84,6 @@ class Reinforce:
             **setup,
         )
         self.actor, self.baseline = self.learner.networks["actor"], self.learner.networks["baseline"]
-
-    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Segments:
-        rollout: Segments = replay.take()
-        return rollout
 
     def update(self, rollout: Segments) -> Metrics:
         """rollout: whole episodes, one after the other, [1, T]."""

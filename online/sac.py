@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import Tensor
@@ -25,22 +25,24 @@ from herdbook.core.config import (
     NOT_NEGATIVE,
     POSITIVE,
     UNIT,
+    Config,
     expect_together,
     require,
     with_decay,
 )
 from herdbook.core.exploration import decayed, steps_between_updates, uniform_box, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
+from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
 from herdbook.core.off_policy import restore_state, whole_state
 from herdbook.core.policy import FeedForwardPolicy
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 from herdbook.core.units import RunningUnits
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACConfig:
+class SACConfig(Config):
     """Settings of SAC; the defaults are the paper's, with a warm-up for the smaller tasks."""
 
     algorithm: ClassVar[str] = "sac"
@@ -71,7 +73,7 @@ class SACConfig:
         require(self, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
         require(self, max_grad_norm=POSITIVE, decay_steps=COUNT)
 
-    def for_run(self, steps: int) -> SACConfig:
+    def for_run(self, steps: int) -> Self:
         """The config of a run of so many environment steps."""
         return with_decay(self, steps)
 
@@ -99,12 +101,11 @@ def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: 
 class SAC:
     """`networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (→ [critics, B])."""
 
-    action_space: ClassVar[ActionKind] = "box"
-    num_envs: ClassVar[int] = 1
+    needs: ClassVar[Needs] = Needs(environment=True, actions="box", follows=True)
 
     def __init__(self, config: SACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         expect_together(c, "decay_lr", "decay_steps")
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
         self.scaling, self.follows = self.units.scaling, self.units.follows

@@ -17,16 +17,17 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
 from herdbook.core.learner import Adam, Learner, Parameters, Params, Setup, check_one_seed
+from herdbook.core.needs import Needs
 from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
 from herdbook.core.policy import FeedForwardPolicy
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRPOConfig:
+class TRPOConfig(Config):
     """Settings of TRPO; the defaults are the paper's, the critic's are ours."""
 
     algorithm: ClassVar[str] = "trpo"
@@ -81,13 +82,11 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
 class TRPO:
     """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` ([B, …] → V [B])."""
 
-    action_space: ClassVar[ActionKind] = "any"
-    on_policy: ClassVar[bool] = True
-    num_envs: ClassVar[int] = 8
+    needs: ClassVar[Needs] = Needs(environment=True, interaction="rollouts", num_envs=8, seeds_together=False)
 
     def __init__(self, config: TRPOConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.action_space, c.algorithm)
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         check_one_seed(c.algorithm, setup, "it trains")
         self.units = Units(spec, c, setup.get("device", "cpu"))
         self.learner = Learner(
@@ -96,10 +95,6 @@ class TRPO:
             **setup,
         )
         self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
-
-    def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> Segments:
-        rollout: Segments = replay.take()
-        return rollout
 
     def update(self, rollout: Segments) -> Metrics:
         c, critic = self.config, self.learner.parameters_of("critic")

@@ -108,12 +108,14 @@ from dataclasses import dataclass
 
 import torch
 
+from herdbook.core.config import Config
 from herdbook.core.distributions import Deterministic
+from herdbook.core.needs import Needs
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 
 
 @dataclass(frozen=True, kw_only=True)
-class MineConfig:
+class MineConfig(Config):
     lr: float = 0.1
     batch_size: int = 16
     fail_seed: int = -1  # its loss becomes NaN ...
@@ -127,7 +129,7 @@ class MineConfig:
 
 
 class Mine:
-    action_space = "box"
+    needs = Needs(data=True, actions="box")
 
     def __init__(self, config: MineConfig, spec, *, seeds=(0,), device="cpu"):
         self.config, self.seeds, self.updates = config, tuple(seeds), 0

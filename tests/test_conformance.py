@@ -24,7 +24,7 @@ from herdbook.datasets.rollouts import Rollouts
 from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_class
 
 NAMES = sorted(n for n, where in ALGORITHMS.items() if where.startswith(("herdbook.offline.", "herdbook.online.")))
-ON_POLICY = [name for name in NAMES if getattr(algorithm_class(name), "on_policy", False)]
+ON_POLICY = [name for name in NAMES if algorithm_class(name).needs.on_policy]
 """They train one seed at a time."""
 BATCHED = [name for name in NAMES if name not in ON_POLICY]
 SMALL = {
@@ -95,7 +95,7 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
 
 
 def fits(name: str, actions: str) -> bool:
-    kind = algorithm_class(name).action_space
+    kind = algorithm_class(name).needs.actions
     return kind == "any" or (kind == "box") == (actions in BOXES)
 
 
@@ -178,13 +178,15 @@ class Trial:
         self.algorithm = cls(config(**{**small, **changes}), self.spec, **setup)
         self.replay: Any = Played(self.spec) if name in ON_POLICY else ReplayBuffer(episodes)
         self.generators = [torch.Generator().manual_seed(100 + seed) for seed in self.algorithm.learner.seeds]
-        if getattr(self.algorithm, "follows", None) is not None:
+        if self.algorithm.needs.follows and self.algorithm.follows is not None:
             play(episodes, self.algorithm.follows)
 
     def train(self, updates: int) -> list[dict[str, Tensor]]:
         return [self.algorithm.update(self.batch()) for _ in range(updates)]
 
     def batch(self) -> Any:
+        if self.algorithm.needs.on_policy:
+            return self.replay.take()
         return self.algorithm.sample(self.replay, self.generators)
 
     def weights(self, seed_index: int = 0) -> dict[str, Tensor]:

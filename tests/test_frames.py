@@ -39,8 +39,10 @@ from herdbook.datasets.replay import ReplayBuffer
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.fqe import fitted_q_evaluation
 from herdbook.experiments.catalogue import UserError, algorithm_class, config_class
+from herdbook.experiments.collect import collect, export_replay
+from herdbook.experiments.evaluate import evaluate_run
 from herdbook.experiments.settings import settings_for
-from herdbook.experiments.train import collect, evaluate_run, export_replay, resume
+from herdbook.experiments.train import resume
 
 GREY = spaces.Box(0, 255, (20, 20), np.uint8)
 SPEC = Spec(GREY, spaces.Discrete(2))

@@ -661,9 +661,9 @@ def test_configs_name_their_algorithm_and_no_run_field() -> None:
     for name, (algorithm, config) in ALGORITHMS.items():
         assert config.algorithm == name
         assert not reserved & set(config.__dataclass_fields__)
-        assert algorithm.joint and algorithm.action_space in ("discrete", "box", "any")
+        assert algorithm.needs.agents == "many"
         made = algorithm(config(), _spec(BOX if name == "matd3_bc" else None))
-        assert set(algorithm.acting) <= set(made.learner.networks)
+        assert set(algorithm.needs.acting) <= set(made.learner.networks)
 
 
 def test_the_losses_and_the_mixer_are_there_to_be_imported() -> None:

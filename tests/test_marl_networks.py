@@ -664,7 +664,7 @@ RECURRENT: list[tuple[Any, Any, dict[str, Any], bool]] = [
 
 
 def _batch(made: Any, spec: JointSpec, *lead: int) -> Any:
-    return _segments(spec, *lead) if hasattr(made, "q") else _transitions(spec, *lead)
+    return _segments(spec, *lead) if made.needs.actions == "discrete" else _transitions(spec, *lead)
 
 
 def _weights(made: Any, index: int = 0) -> dict[str, Tensor]:

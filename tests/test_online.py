@@ -32,11 +32,12 @@ from herdbook.datasets.episodes import DataError
 from herdbook.datasets.joint.episodes import JointEpisodes
 from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.load import load_dataset, recorded_environment
-from herdbook.experiments.build import play_options
 from herdbook.experiments.catalogue import UserError
-from herdbook.experiments.opponents import RunPlayer
+from herdbook.experiments.collect import collect
+from herdbook.experiments.evaluate import evaluate_run
+from herdbook.experiments.opponents import RunPlayer, opponents_of
 from herdbook.experiments.records import options_of
-from herdbook.experiments.train import collect, evaluate_run, resume
+from herdbook.experiments.train import resume
 
 GAME = '''
 """A game for tests: both agents are paid for choosing the side that they see; episodes last 3 to 6 steps."""
@@ -578,7 +579,7 @@ def test_others_stay_who_they_were_when_the_run_began(game: str) -> None:
         _, continued = resume(run.path, steps=300, env=game, workers=1, quiet=True)
         assert continued
     shutil.rmtree(other.path)
-    assert play_options(options_of(runs[1]))["others"].step == first
+    assert opponents_of(options_of(runs[1]))["others"].step == first
     with pytest.raises(UserError, match="others_step: expected --others"):
         go(game, "alone", learn=("player_1",), others_step=3, env_kwargs={"agents": 3})
 

@@ -46,7 +46,7 @@ def batches(algorithm: Any) -> list[Transitions]:
         states, following = draws.normal(size=(2, BATCH, 3)).astype(np.float32)
         columns = (states, actions, rewards.astype(np.float32), discounts.astype(np.float32), following)
         batch = Transitions(*map(torch.from_numpy, columns))
-        if getattr(algorithm.config, "prioritised", False):
+        if algorithm.config.prioritised:
             batch = replace(batch, weights=torch.from_numpy(draws.uniform(0.1, 1, BATCH).astype(np.float32)))
         made.append(batch)
     return made

@@ -67,7 +67,7 @@ def dataset(rows: list[dict[str, Any]], actions: spaces.Space[Any]) -> Episodes:
 
 
 def actions_of(name: str) -> spaces.Space[Any]:
-    return DISCRETE if ALGORITHMS[name][0].action_space == "discrete" else BOX
+    return DISCRETE if ALGORITHMS[name][0].needs.actions == "discrete" else BOX
 
 
 def q_values(algorithm: Any, episodes: Episodes, rows: Any = slice(None)) -> Tensor:

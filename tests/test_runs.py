@@ -23,8 +23,9 @@ from herdbook.core.runs import JSONLines, Run, RunError, RunFailed, create_run, 
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.load import load_dataset
 from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.evaluate import evaluate_run
 from herdbook.experiments.records import config_from_values, config_values
-from herdbook.experiments.train import evaluate_run, resume
+from herdbook.experiments.train import resume
 
 MINE = "user_code:Mine"
 FILES = ("metrics.jsonl", "evaluations.jsonl")

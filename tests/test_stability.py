@@ -34,7 +34,7 @@ DISCRETE, BOX = Spec(VECTOR, spaces.Discrete(3)), Spec(VECTOR, spaces.Box(-2.0, 
 
 
 def spec_of(name: str) -> Spec:
-    return DISCRETE if algorithm_class(name).action_space == "discrete" else BOX
+    return DISCRETE if algorithm_class(name).needs.actions == "discrete" else BOX
 
 
 def make(name: str, *, seeds: tuple[int, ...] = (0,), **changes: Any) -> Any:

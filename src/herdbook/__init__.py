@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from herdbook.datasets.load import load_dataset
     from herdbook.datasets.replay import ReplayBuffer
     from herdbook.evaluation.evaluate import evaluate
-    from herdbook.experiments.train import load, train
+    from herdbook.experiments.restore import load
+    from herdbook.experiments.train import train
 
     __version__: str
 
@@ -22,7 +23,7 @@ _HOMES = {
     "Episodes": "herdbook.datasets.episodes",
     "ReplayBuffer": "herdbook.datasets.replay",
     "evaluate": "herdbook.evaluation.evaluate",
-    "load": "herdbook.experiments.train",
+    "load": "herdbook.experiments.restore",
     "load_dataset": "herdbook.datasets.load",
     "train": "herdbook.experiments.train",
 }

@@ -1,0 +1,67 @@
+"""Evaluation of every policy of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from herdbook.core.environments import EnvironmentSource, ReferenceScores, whole_games
+from herdbook.core.runs import Run
+from herdbook.experiments.build import choose_device
+from herdbook.experiments.domain import Networks, Task
+from herdbook.experiments.environments import (
+    environment_from_record,
+    environment_record,
+    same_environment,
+    spec_of_record,
+    with_arguments,
+)
+from herdbook.experiments.opponents import opponents_of
+from herdbook.experiments.records import options_of
+from herdbook.experiments.restore import restore
+
+
+def evaluate_run(
+    path: str | Path,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    step: int | None = None,
+    algorithm: str | type[Any] | None = None,
+    env: EnvironmentSource | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    networks: Networks | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Evaluate every seed of a run: episode i is reset with `seed + i`.
+
+    Returns what `herdbook eval --out` writes: run, algorithm, environment, references, and per seed its step, returns,
+    lengths, mean, standard deviation and normalised score.
+    """
+    run = Run(path)
+    device = choose_device(device)
+    source = env if env is not None else environment_from_record(run.config.get("environment"))
+    bound = whole_games(with_arguments(source, env_kwargs or {}) or source)
+    recorded, trained_in = run.config.get("references"), run.config.get("environment")
+    same = trained_in is not None and same_environment(env, env_kwargs or {}, spec_of_record(trained_in))
+    references = ReferenceScores(**recorded) if recorded and same else None
+    opponents = opponents_of(options_of(run))
+    results = []
+    for each in run.seeds:
+        restored = restore(run, algorithm, step, each, device, networks)
+        domain, spec = restored.domain, restored.spec
+        task = Task(domain=domain, spec=spec, environment=bound, references=references, opponents=opponents)
+        line = domain.score(restored.policy(), bound, episodes, seed, task, device)
+        results.append({"seed": each, "step": restored.step, **line})
+    return {
+        "run": str(run.path),
+        "algorithm": run.algorithm,
+        "dataset": (run.config["dataset"] or {}).get("source"),
+        "environment": environment_record(bound),
+        "references": recorded if references is not None else None,
+        "episodes": episodes,
+        "eval_seed": seed,
+        "time_limit": run.config.get("time_limit"),
+        "seeds": results,
+    }

@@ -1,0 +1,211 @@
+"""The domain of many agents: PettingZoo environments, `JointEpisodes`, policies that play whole episodes."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from herdbook.core.collection import Collector, Plan
+from herdbook.core.environments import EnvironmentSource, ReferenceScores
+from herdbook.core.joint.actor import JointActor
+from herdbook.core.joint.games import IllegalAction
+from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout
+from herdbook.core.joint.types import JointSpec
+from herdbook.core.needs import Interaction, Needs
+from herdbook.core.seeds import SeedBySeed
+from herdbook.core.specs import joint_spec_from_state, joint_spec_state
+from herdbook.core.types import Array, Policy
+from herdbook.datasets.joint.episodes import JointEpisodes
+from herdbook.datasets.joint.minari import save_joint
+from herdbook.datasets.joint.replay import JointReplay
+from herdbook.evaluation.joint import evaluate_joint
+from herdbook.evaluation.scores import score_line
+from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Task
+from herdbook.experiments.options import RunOptions
+
+
+class ManyAgents:
+    """See `Domain`."""
+
+    title = "many agents"
+    has_opponents = True
+    interactions: Sequence[Interaction] = ("episodes",)
+
+    def serves(self, needs: Needs) -> bool:
+        return needs.agents == "many"
+
+    def holds(self, data: Any) -> bool:
+        return isinstance(data, JointEpisodes)
+
+    def check_options(self, options: RunOptions) -> None:
+        if options.reward_transform != "none":
+            raise UserError(
+                f"reward_transform: expected none where many agents play, got {options.reward_transform}; "
+                "wrap the environment"
+            )
+        if options.online_steps:
+            raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
+
+    def check_actions(self, spec: JointSpec, needs: Needs, algorithm: str) -> None:
+        """The constructor of each algorithm says which other one fits."""
+
+    def environment_spec(
+        self,
+        source: EnvironmentSource,
+        observation_keys: tuple[str, ...] | None = None,
+        opponents: Mapping[str, Any] | None = None,
+    ) -> JointSpec:
+        try:
+            rollout = JointRollout(source, 1, **(opponents or {}))
+        except IllegalAction as error:  # of the others
+            raise UserError(f"others: {error}") from error
+        rollout.close()
+        return rollout.spec
+
+    def data_spec(self, data: JointEpisodes) -> JointSpec:
+        return data.spec
+
+    def spec_state(self, spec: JointSpec) -> dict[str, Any]:
+        return joint_spec_state(spec)
+
+    def spec_from_state(self, state: Mapping[str, Any]) -> JointSpec:
+        return joint_spec_from_state(state)
+
+    def transformed(self, data: JointEpisodes, transform: str) -> JointEpisodes:
+        return data  # `check_options` refuses every transform
+
+    def transforms(self, data: JointEpisodes) -> list[str]:
+        return []
+
+    def references(self, source: EnvironmentSource) -> ReferenceScores | None:
+        return None
+
+    def write(self, data: JointEpisodes, dataset_id: str, data_dir: str | None) -> Path:
+        return save_joint(data, dataset_id, data_dir=data_dir)
+
+    def dataset_replay(self, task: Task, algorithm: Any, options: RunOptions, device: str) -> JointReplay:
+        assert task.data is not None  # the caller asks where there is a dataset
+        episodes: JointEpisodes = task.data.episodes
+        state = keeps_state(algorithm.needs, episodes.spec)
+        return JointReplay(episodes, device=device, time_limit=options.time_limit, state=state)
+
+    def empty_replays(
+        self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str
+    ) -> list[JointReplay]:
+        return [
+            JointReplay.online(
+                task.spec,
+                one.config.replay_steps,
+                device=device,
+                time_limit=options.time_limit,
+                state=keeps_state(one.needs, task.spec),
+            )
+            for one in algorithms
+        ]
+
+    def collector(
+        self,
+        task: Task,
+        algorithms: Sequence[Any],
+        options: RunOptions,
+        device: str,
+        networks: Networks | None,
+        given: bool,
+    ) -> Collector:
+        assert task.environment is not None  # there is no fine-tuning here, so the user named one
+        first = algorithms[0]
+        plan = Plan(
+            algorithm=type(first),
+            config=first.config,
+            spec=task.spec,
+            source=task.environment,
+            num_envs=options.lanes(first.needs),
+            rollout={**task.opponents, "state": keeps_state(first.needs, task.spec)},
+            networks=networks,
+        )
+        workers = options.worker_processes(first.needs)
+        try:
+            if workers:
+                pickle.dumps(plan)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"workers: expected an environment and networks that another process can import, got {error}; "
+                "define them at the top of a module, or set workers=0"
+            ) from error
+        return Collector(plan, options.seeds, workers)
+
+    def fine_tuning(
+        self, task: Task, algorithms: SeedBySeed, replay: JointReplay, options: RunOptions, device: str
+    ) -> tuple[SeedBySeed, list[Any]]:
+        raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
+
+    def try_environment(self, source: EnvironmentSource, task: Task, device: str) -> None:
+        JointRollout(source, 1, spec=task.spec, device=device, **task.opponents).close()
+
+    def play(
+        self,
+        policy: Policy,
+        source: EnvironmentSource,
+        episodes: int,
+        seed: int,
+        task: Task,
+        device: str,
+        num_envs: int = EVALUATION_ENVIRONMENTS,
+    ) -> JointEpisodes:
+        return self._evaluated(policy, source, episodes, seed, task, device, num_envs, state=True)
+
+    def score(
+        self, policy: Policy, source: EnvironmentSource, episodes: int, seed: int, task: Task, device: str
+    ) -> dict[str, Any]:
+        played = self._evaluated(policy, source, episodes, seed, task, device, EVALUATION_ENVIRONMENTS, state=False)
+        means = dict(zip(played.spec.agents, played.agent_returns().mean(0).tolist(), strict=True))
+        return {**score_line(played.returns(), played.lengths(), task.references), "agent_returns": means}
+
+    def _evaluated(
+        self,
+        policy: Policy,
+        source: EnvironmentSource,
+        episodes: int,
+        seed: int,
+        task: Task,
+        device: str,
+        num_envs: int,
+        state: bool,
+    ) -> JointEpisodes:
+        lanes = min(episodes, num_envs)
+        return evaluate_joint(
+            policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec, state=state, **task.opponents
+        )
+
+    def random_policy(self, spec: JointSpec) -> Policy:
+        try:
+            return JointRandomPolicy(spec)
+        except ValueError as error:  # actions without bounds
+            raise UserError(str(error)) from error
+
+    def noisy_policy(self, policy: Policy, spec: JointSpec, noise: float) -> Policy:
+        raise UserError(f"noise: expected 0 for many agents, got {noise}; deterministic=False explores")
+
+    def actor(self, policy: Policy, spec: JointSpec, *, device: str, generator: torch.Generator) -> JointActor:
+        return JointActor(policy, spec, device=device, generator=generator)
+
+    def film(self, policy: Policy, source: EnvironmentSource, seed: int, task: Task) -> list[Array]:
+        frames: list[Array] = []
+        rollout = JointRollout(source, 1, spec=task.spec, **task.opponents)
+        try:
+            played = rollout.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
+        finally:
+            rollout.close()
+        if played.failures:
+            raise UserError(f"video: {played.failures[0]}")
+        return frames
+
+
+def keeps_state(needs: Needs, spec: JointSpec) -> bool:
+    """Whether the global state is stored: for algorithms that read it, where the environment has one."""
+    return needs.state and spec.state_space is not None

@@ -1,0 +1,267 @@
+"""The domain of one agent: Gymnasium environments, `Episodes`, policies that play step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from gymnasium import spaces
+from gymnasium.wrappers import RenderCollection
+
+from herdbook.core.actor import Actor
+from herdbook.core.environments import (
+    EnvironmentSource,
+    EnvironmentUnavailable,
+    ReferenceScores,
+    describe_environment,
+    make_environment,
+    whole_games,
+)
+from herdbook.core.exploration import NoisyPolicy
+from herdbook.core.fine_tuning import FineTuned
+from herdbook.core.needs import Interaction, Needs
+from herdbook.core.rollout import RandomPolicy, Rollout, fixed_episodes
+from herdbook.core.seeds import SeedBySeed
+from herdbook.core.spaces import check_action_space, flat_action_space, flat_space
+from herdbook.core.specs import spec_from_state, spec_state
+from herdbook.core.stepping import Stepper
+from herdbook.core.types import Array, Policy, Spec
+from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.minari import write_minari
+from herdbook.datasets.mixed import MixedReplay
+from herdbook.datasets.prioritised import PrioritisedReplay
+from herdbook.datasets.replay import ReplayBuffer
+from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
+from herdbook.datasets.rollouts import Rollouts
+from herdbook.evaluation.evaluate import evaluate, score
+from herdbook.evaluation.scores import find_references, score_line
+from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Recorded, Task
+from herdbook.experiments.environments import trusted
+from herdbook.experiments.options import RunOptions
+
+
+class SingleAgent:
+    """See `Domain`."""
+
+    title = "one agent"
+    has_opponents = False
+    interactions: Sequence[Interaction] = ("steps", "rollouts")
+
+    def serves(self, needs: Needs) -> bool:
+        return needs.agents == "one"
+
+    def holds(self, data: Any) -> bool:
+        return isinstance(data, Episodes)
+
+    def check_options(self, options: RunOptions) -> None:
+        if options.learn or options.others != "random":
+            raise UserError("learn, others: expected none, there is one agent; they are for environments with many")
+        if options.workers:
+            raise UserError(f"workers: expected 0, the learner steps one agent itself; got {options.workers}")
+
+    def check_actions(self, spec: Spec, needs: Needs, algorithm: str) -> None:
+        check_action_space(spec.action_space, needs.actions, algorithm)
+
+    def environment_spec(
+        self,
+        source: EnvironmentSource,
+        observation_keys: tuple[str, ...] | None = None,
+        opponents: Mapping[str, Any] | None = None,
+    ) -> Spec:
+        env = make_environment(source)
+        env.close()
+        raw = env.observation_space
+        try:
+            seen = flat_space(raw, observation_keys)
+            return Spec(seen, flat_action_space(env.action_space), None if raw == seen else raw, observation_keys)
+        except EnvironmentUnavailable:
+            raise
+        except ValueError as error:  # of the keys, or of a space that is not supported
+            raise UserError(str(error)) from error
+
+    def data_spec(self, data: Episodes) -> Spec:
+        return data.spec()
+
+    def spec_state(self, spec: Spec) -> dict[str, Any]:
+        return spec_state(spec)
+
+    def spec_from_state(self, state: Mapping[str, Any]) -> Spec:
+        return spec_from_state(state)
+
+    def transformed(self, data: Episodes, transform: str) -> Episodes:
+        try:
+            return transform_rewards(data, transform)
+        except DataError:
+            raise
+        except ValueError as error:  # an unknown name
+            raise UserError(str(error)) from error
+
+    def transforms(self, data: Episodes) -> list[str]:
+        return list(data.transforms)
+
+    def references(self, source: EnvironmentSource) -> ReferenceScores | None:
+        return find_references(None, describe_environment(source))
+
+    def write(self, data: Episodes, dataset_id: str, data_dir: str | None) -> Path:
+        return write_minari(data, dataset_id, data_dir=data_dir)
+
+    def dataset_replay(self, task: Task, algorithm: Any, options: RunOptions, device: str) -> ReplayBuffer:
+        assert task.data is not None  # the caller asks where there is a dataset
+        return ReplayBuffer(task.data.episodes, device=device, time_limit=options.time_limit)
+
+    def empty_replays(self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str) -> list[Any]:
+        return [self.storage(task.spec, algorithm, options, device) for algorithm in algorithms]
+
+    def storage(self, spec: Spec, algorithm: Any, options: RunOptions, device: str) -> Any:
+        """What one seed's steps go into: a rollout for on-policy algorithms, else a replay, prioritised on request."""
+        c, transform = algorithm.config, reward_transform(options.reward_transform)
+        if algorithm.needs.on_policy:
+            return Rollouts(device=device, time_limit=options.time_limit, reward_transform=transform)
+        if c.scale_rewards and options.reward_transform != "none":
+            raise UserError(
+                "scale_rewards: expected reward_transform none beside it, since the scale is that of the rewards as "
+                f"they were played; got {options.reward_transform}"
+            )
+        try:
+            replay = ReplayBuffer.online(
+                spec,
+                c.replay_steps,
+                options.lanes(algorithm.needs),
+                device=device,
+                time_limit=options.time_limit,
+                frame_stack=c.frame_stack,
+                reward_transform=transform,
+            )
+        except (ValueError, MemoryError) as error:
+            raise UserError(f"replay_steps: {error}") from error
+        return PrioritisedReplay(replay, c.priority_exponent) if c.prioritised else replay
+
+    def collector(
+        self,
+        task: Task,
+        algorithms: Sequence[Any],
+        options: RunOptions,
+        device: str,
+        networks: Networks | None,
+        given: bool,
+    ) -> Stepper:
+        needs: Needs = algorithms[0].needs
+        if task.environment is None:
+            raise UserError(f"online_steps: {task.source} names no environment to play in; name one with --env")
+        lanes = options.lanes(needs)
+        if needs.max_envs is not None and lanes > needs.max_envs:
+            name = type(algorithms[0]).__name__
+            raise UserError(f"num_envs: expected at most {needs.max_envs} for {name}, got {lanes}")
+        try:
+            return Stepper(trusted(task.environment, given), task.spec, options.seeds, lanes, device)
+        except EnvironmentUnavailable:
+            raise
+        except ValueError as error:  # a callable that gives the same environment twice
+            raise UserError(str(error)) from error
+
+    def fine_tuning(
+        self, task: Task, algorithms: SeedBySeed, replay: ReplayBuffer, options: RunOptions, device: str
+    ) -> tuple[SeedBySeed, list[MixedReplay]]:
+        space, needs = task.spec.action_space, algorithms.algorithms[0].needs
+        noise = options.online_noise
+        if noise is None:
+            noise = needs.online_noise if isinstance(space, spaces.Box) else 0.0
+        try:
+            players = [
+                FineTuned(one, space, noise=noise, updates_per_step=options.online_updates)
+                for one in algorithms.algorithms
+            ]
+        except ValueError as error:
+            raise UserError(f"online_noise: {error}") from error
+        rewards = reward_transform(options.reward_transform, task.data)
+        try:
+            replays = [
+                MixedReplay(
+                    replay,
+                    ReplayBuffer.online(
+                        task.spec,
+                        options.online_replay,
+                        options.lanes(players[0].needs),
+                        device=device,
+                        time_limit=options.time_limit,
+                        frame_stack=algorithms.config.frame_stack,
+                        reward_transform=rewards,
+                    ),
+                    options.online_share,
+                )
+                for _ in options.seeds
+            ]
+        except (ValueError, MemoryError) as error:
+            raise UserError(f"online_replay: {error}") from error
+        return SeedBySeed(players), replays
+
+    def try_environment(self, source: EnvironmentSource, task: Task, device: str) -> None:
+        Rollout(source, 1, fixed_episodes(1, 0), spec=task.spec, device=device).close()
+
+    def play(
+        self,
+        policy: Policy,
+        source: EnvironmentSource,
+        episodes: int,
+        seed: int,
+        task: Task,
+        device: str,
+        num_envs: int = EVALUATION_ENVIRONMENTS,
+    ) -> Episodes:
+        lanes = min(episodes, num_envs)
+        return evaluate(policy, whole_games(source), episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+
+    def score(
+        self, policy: Policy, source: EnvironmentSource, episodes: int, seed: int, task: Task, device: str
+    ) -> dict[str, Any]:
+        lanes = min(episodes, EVALUATION_ENVIRONMENTS)
+        # `score` keeps no frames, `evaluate` all of them.
+        played = score(policy, whole_games(source), episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+        return score_line(played.returns(), played.lengths(), task.references)
+
+    def random_policy(self, spec: Spec) -> Policy:
+        try:
+            return RandomPolicy(spec.action_space)
+        except ValueError as error:  # actions without bounds
+            raise UserError(str(error)) from error
+
+    def noisy_policy(self, policy: Policy, spec: Spec, noise: float) -> Policy:
+        try:
+            return NoisyPolicy(policy, spec.action_space, noise)
+        except ValueError as error:
+            raise UserError(f"noise: {error}") from error
+
+    def actor(self, policy: Policy, spec: Spec, *, device: str, generator: torch.Generator) -> Actor:
+        return Actor(policy, spec, device=device, generator=generator)
+
+    def film(self, policy: Policy, source: EnvironmentSource, seed: int, task: Task) -> list[Array]:
+        films: list[RenderCollection[Any, Any]] = []
+
+        def filmed() -> Any:
+            films.append(RenderCollection(make_environment(source), pop_frames=False, reset_clean=True))
+            return films[-1]
+
+        evaluate(policy, filmed, 1, seed, spec=task.spec)
+        return cast(list[Array], films[-1].frame_list)
+
+
+def reward_transform(name: str, data: Recorded | None = None) -> RewardMap | None:
+    """The transform of the rewards of what is played, the same as that of the run's dataset; None for none.
+
+    Raises UserError or DataError.
+    """
+    given = None if data is None else data.given
+    if given is not None and (changed := [t for t in given.transforms if t.startswith("rewards:")]):
+        raise UserError(
+            f"online_steps: expected the rewards of {given.source} as the environment gives them, they were changed: "
+            f"{', '.join(changed)}; give the raw data, and --reward-transform"
+        )
+    try:
+        return None if name == "none" else reward_map(name, given)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UserError(f"reward_transform: {error}") from error

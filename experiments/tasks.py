@@ -1,0 +1,173 @@
+"""From the dataset and the environment that a user named to a `Task`, and its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import herdbook.tabular.environment  # noqa: F401  # importing it registers our environments
+from herdbook.core.book import Evaluate
+from herdbook.core.environments import EnvironmentSource, EnvironmentUnavailable, describe_environment
+from herdbook.core.rollout import EnvironmentFailed
+from herdbook.core.runs import Run, RunError
+from herdbook.core.types import Algorithm
+from herdbook.datasets.episodes import DataError
+from herdbook.datasets.load import load_dataset, recorded_environment
+from herdbook.evaluation.scores import find_references
+from herdbook.experiments.build import check_domain
+from herdbook.experiments.catalogue import UserError, needs_of
+from herdbook.experiments.domain import Data, Recorded, Task
+from herdbook.experiments.domains import domain_for, domain_of
+from herdbook.experiments.environments import same_environment, trusted, with_arguments
+from herdbook.experiments.opponents import opponents_of
+from herdbook.experiments.options import RunOptions, literal_pairs
+from herdbook.experiments.settings import Setting, settings_for
+
+Named = str | Path | Data
+"""A dataset: what `load_dataset` takes, or episodes."""
+
+
+def load_task(algorithm: type[Any], options: RunOptions, dataset: Named | None, env: EnvironmentSource | None) -> Task:
+    """What the algorithm learns from, as its needs say: a dataset, an environment, or both.
+
+    Raises UserError, DataError or EnvironmentUnavailable.
+    """
+    needs, name = needs_of(algorithm), algorithm.__name__
+    named = options.dataset if dataset is None else dataset
+    if named is not None and not needs.data:
+        raise UserError(f"{name} learns in an environment: give --env, not --dataset")
+    if named is None and needs.data is True:
+        raise UserError(f"{name} learns from a dataset: give --dataset (dataset= in Python)")
+    plays = needs.plays(named is not None)
+    if plays and options.online_steps:
+        raise UserError(
+            f"online_steps: expected 0, all steps of {name} are those of an environment; got {options.online_steps}"
+        )
+    source = env or options.env
+    if plays and source is None:
+        raise UserError("expected --env (env= in Python), an environment to learn in; got none")
+    if named is None:
+        return _environment_task(algorithm, options, source)
+    return _dataset_task(algorithm, options, named, source)
+
+
+def _environment_task(algorithm: type[Any], options: RunOptions, source: EnvironmentSource | None) -> Task:
+    domain = domain_for(needs_of(algorithm))
+    check_domain(algorithm, domain)
+    domain.check_options(options)
+    source = with_arguments(source, literal_pairs(options.env_kwargs))
+    assert source is not None  # the caller has checked
+    opponents = opponents_of(options)
+    spec = domain.environment_spec(source, options.observation_keys, opponents)
+    references = domain.references(source)
+    return Task(domain=domain, spec=spec, environment=source, references=references, opponents=opponents)
+
+
+def _dataset_task(algorithm: type[Any], options: RunOptions, dataset: Named, source: EnvironmentSource | None) -> Task:
+    if isinstance(dataset, (str, Path)):
+        try:
+            given: Data = load_dataset(dataset, data_dir=options.data_dir, observation_keys=options.observation_keys)
+        except DataError:
+            raise
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    else:
+        given = dataset
+    domain = domain_of(given)
+    check_domain(algorithm, domain)
+    domain.check_options(options)
+    arguments = literal_pairs(options.env_kwargs)
+    recorded, references = given.environment, find_references(given.reference_scores, given.environment)
+    if recorded is not None and not same_environment(source, arguments, recorded):
+        references = None  # those of the dataset's environment say nothing about another one
+    return Task(
+        domain=domain,
+        data=Recorded(given=given, episodes=domain.transformed(given, options.reward_transform)),
+        spec=domain.data_spec(given),
+        environment=with_arguments(source or recorded, arguments),
+        references=references,
+        opponents=opponents_of(options),
+    )
+
+
+def settings_of(
+    name: str,
+    algorithm: type[Any],
+    *,
+    dataset: Named | None,
+    data_dir: str | Path | None,
+    env: EnvironmentSource | None,
+    env_kwargs: Mapping[str, Any],
+) -> list[Setting]:
+    """The settings of a task, known by its dataset, which is fetched or made if need be, and by its environment.
+
+    Fields that follow an argument of the environment follow the one that the data were recorded with, where there are
+    data. Raises DataError for a dataset that is not there.
+    """
+    source, recorded = None, None
+    if dataset is not None and needs_of(algorithm).data:
+        if isinstance(dataset, (str, Path)):
+            source, recorded = str(dataset), recorded_environment(dataset, data_dir=data_dir)
+        else:
+            source, recorded = dataset.source, dataset.environment
+    chosen = None if env is None else describe_environment(env)
+    names = [source, *(spec.id for spec in (recorded, chosen) if spec is not None)]
+    arguments = recorded.kwargs if recorded else {**(chosen.kwargs if chosen else {}), **env_kwargs}
+    return settings_for(name, *names, arguments=arguments)
+
+
+def make_evaluation(
+    algorithm: Algorithm, task: Task, *, episodes: int, seed: int, device: str, required: bool
+) -> tuple[Evaluate | None, str | None]:
+    """The loop's evaluation, or None and the reason: training goes on where the environment cannot be made.
+
+    `required`: the user named the environment, so that failing to make it is an error. Otherwise it is the dataset's,
+    of which only what is registered is made.
+    """
+    if episodes == 0:
+        return None, None
+    if task.environment is None:
+        return None, f"{task.source}: names no environment, so nothing is evaluated; name one with --env"
+    source = task.environment
+    try:  # now rather than after the first updates
+        source = trusted(source, required)
+        task.domain.try_environment(source, task, device)
+    except (EnvironmentUnavailable, EnvironmentFailed) as error:
+        if required and isinstance(error, EnvironmentUnavailable):
+            raise UserError(str(error)) from error
+        if required:
+            raise
+        return None, f"training goes on without evaluation: {error}"
+
+    def function(seed_index: int, step: int) -> dict[str, Any]:
+        return task.domain.score(algorithm.policy(seed_index), source, episodes, seed, task, device)
+
+    return function, None
+
+
+def check_dataset(run: Run, task: Task) -> None:
+    """Raise RunError unless these are the data that the run was begun with."""
+    if task.data is None:
+        return
+    episodes = task.data.episodes
+    expected, found = run.config["dataset"].get("fingerprint"), episodes.fingerprint()
+    if found != expected:
+        raise RunError(
+            f"{episodes.source}: the dataset has changed since the run began (fingerprint {found[:12]}, the run has "
+            f"{str(expected)[:12]}); restore the data, or begin a new run"
+        )
+
+
+def dataset_record(task: Task) -> dict[str, Any] | None:
+    """What config.json says of a dataset; `given` is what it was before the run's own transform of rewards."""
+    if task.data is None:
+        return None
+    episodes, given = task.data.episodes, task.data.given
+    return {
+        "source": episodes.source,
+        "fingerprint": episodes.fingerprint(),
+        "transforms": task.domain.transforms(episodes),
+        "given": {"fingerprint": given.fingerprint(), "transforms": task.domain.transforms(given)},
+        "statistics": episodes.statistics(),
+    }

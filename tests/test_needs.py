@@ -1,0 +1,206 @@
+"""What algorithms declare, and what happens where a class declares nothing, or something else than it does."""
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+
+from herdbook.cli.main import main
+from herdbook.core.config import Config
+from herdbook.core.needs import Needs
+from herdbook.experiments.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, needs_of
+from herdbook.experiments.options import GROUPS, RunOptions, descriptions, options_for
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({}, "expected data=True, environment=True or both; got neither"),
+        ({"data": "yes"}, "expected data as True, False or 'optional', got 'yes'"),
+        ({"environment": "optional"}, "expected data='optional' beside environment='optional', got data=False"),
+        ({"data": True, "agents": "two"}, "expected agents among one, many, got 'two'"),
+        ({"data": True, "actions": "continuous"}, "expected actions among box, discrete, any, got 'continuous'"),
+        ({"environment": True, "interaction": "stepwise"}, "expected interaction among steps, rollouts, episodes"),
+        ({"environment": True, "num_envs": 2, "max_envs": 1}, "expected 1 <= num_envs <= max_envs, got 2 and 1"),
+        ({"environment": True, "interaction": "episodes"}, "expected acting=(…), the networks that play"),
+    ],
+)
+def test_contradictions_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Needs(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("data", "environment", "plays", "demonstrates"),
+    [
+        (True, False, (None, False), (None, False)),
+        (False, True, (True, None), (False, None)),
+        (True, True, (None, True), (None, True)),
+        ("optional", True, (True, True), (False, True)),
+        ("optional", "optional", (True, False), (False, False)),
+    ],
+)
+def test_who_plays_and_who_gets_demonstrations(
+    data: Any, environment: Any, plays: tuple[Any, Any], demonstrates: tuple[Any, Any]
+) -> None:
+    """Without a dataset, and with one; None where that does not occur."""
+    needs = Needs(data=data, environment=environment)
+    for has_data in (False, True):
+        if plays[has_data] is not None:
+            assert needs.plays(has_data) is plays[has_data]
+            assert needs.demonstrates(has_data) is demonstrates[has_data]
+
+
+class Silent:
+    def __init__(self, config: Config, spec: Any, **setup: Any) -> None: ...
+
+
+class Stepping(Silent):
+    """Learns from data, it says, and has what steps an environment."""
+
+    needs = Needs(data=True)
+
+    def round_steps(self, num_envs: int) -> int:
+        return 1
+
+
+class Standing(Silent):
+    needs = Needs(environment=True)
+
+
+class Offline(Silent):
+    needs = Needs(data=True, goes_online=True)
+
+
+class Misspelt(Silent):
+    need = Needs(data=True)
+
+
+class Inherited(Stepping):
+    needs = Needs(data=True)
+    round_steps = None  # type: ignore[assignment]
+
+
+class Plain:
+    """Its config is a dataclass, and no `Config`."""
+
+    @dataclass(frozen=True)
+    class Settings:
+        lr: float = 1.0
+
+    needs = Needs(data=True)
+
+    def __init__(self, config: Settings, spec: Any, **setup: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        (Silent, "got none; write"),
+        (Misspelt, "needs = Needs(data=True)  # it learns from a dataset"),
+        (Stepping, "Stepping: expected no method round_steps beside Needs(data=True"),
+        (Standing, "Standing: expected a method updates_due beside Needs("),
+        (Offline, "Offline: expected a method go_online beside Needs("),
+    ],
+)
+def test_a_class_with_missing_or_wrong_needs_is_told_what_to_write(algorithm: type[Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        needs_of(algorithm)
+
+
+def test_a_config_that_is_none_of_ours_is_told_what_to_write() -> None:
+    with pytest.raises(UserError, match=r"class MyConfig\(herdbook.core.config.Config\)"):
+        config_class(Plain)
+
+
+def test_a_class_without_needs_ends_the_command_with_status_2(
+    user_module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"{user_module}.py"
+    path.write_text(path.read_text().replace('    needs = Needs(data=True, actions="box")\n', ""))
+    assert main(["train", f"{user_module}:Mine", "--dataset", "x", "--run-dir", "r"]) == 2
+    said = capsys.readouterr().err
+    assert "needs = Needs(data=True)" in said and "Traceback" not in said
+    assert not Path("r").exists()
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_has_a_group_and_a_description() -> None:
+    described = descriptions()
+    for field in fields(RunOptions):
+        assert field.metadata["group"] in GROUPS, field.name
+        assert described[field.name].endswith("."), field.name
+
+
+SHOWN: dict[str, tuple[set[str], set[str]]] = {
+    "cql": ({"dataset", "env", "online_steps", "data_dir"}, {"learn", "others", "workers"}),
+    "matd3_bc": ({"dataset", "env", "learn"}, {"online_steps", "workers", "num_envs", "reward_transform"}),
+    "sac": ({"env", "num_envs", "reward_transform"}, {"dataset", "data_dir", "online_steps", "workers", "learn"}),
+    "ppo": ({"env", "num_envs"}, {"dataset", "online_updates", "workers", "others"}),
+    "qmix": ({"env", "num_envs", "workers", "learn", "others"}, {"dataset", "online_steps", "observation_keys"}),
+}
+"""For an algorithm: options that apply to it, and options that do not."""
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_help_shows_the_options_that_apply(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown, hidden = SHOWN[name]
+    offered = {option for options in options_for(needs_of(algorithm_class(name))).values() for option in options}
+    assert shown <= offered and not hidden & offered
+    with pytest.raises(SystemExit):
+        main(["train", name, "--help"])
+    text = capsys.readouterr().out
+    for option in shown:
+        assert f"--{option.replace('_', '-')} " in text
+    for option in hidden:
+        assert f"--{option.replace('_', '-')} " not in text
+    for group in ("algorithm", "environment", "evaluation", "run"):
+        assert f"{group} options" in text
+
+
+# --- needs against behaviour ----------------------------------------------------------------------------------------
+
+
+class Cheating(Silent):
+    """Declares that it learns from data, and steps an environment of its own."""
+
+    needs = Needs(data=True)
+
+    def update(self, batch: Any) -> dict[str, Any]:
+        env = gymnasium.make("CartPole-v1")
+        env.reset(seed=0)
+        env.step(0)
+        env.close()
+        return {}
+
+
+def no_environment(patch: pytest.MonkeyPatch) -> None:
+    """From here on, whoever makes an environment fails."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("its needs declare no environment, and it made one")
+
+    for owner in (gymnasium, gymnasium.Env):
+        for name in ("make", "step", "reset"):
+            if name in dir(owner):
+                patch.setattr(owner, name, refuse)
+
+
+def test_an_algorithm_that_steps_an_environment_in_secret_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_environment(monkeypatch)
+    with pytest.raises(AssertionError, match="declare no environment"):
+        Cheating(Config(), None).update(None)
+
+
+def test_the_catalogue_declares_what_its_folders_say() -> None:
+    for name, target in ALGORITHMS.items():
+        needs, folder = needs_of(algorithm_class(name)), target.split(".")[1]
+        assert (needs.agents == "many") is (folder == "marl"), name
+        assert (needs.environment is True) is (folder == "online" or (folder == "marl" and not needs.data)), name
+        assert needs.on_policy is (name in {"reinforce", "a2c", "ppo", "trpo"}), name
+        assert bool(needs.data) is (folder == "offline" or name in {"matd3_bc", "qmix_cql"}), name
