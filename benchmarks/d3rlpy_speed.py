@@ -1,14 +1,17 @@
-"""Updates per second on CPU, herdbook against d3rlpy, in one run.
+"""Updates per second on CPU: herdbook against d3rlpy.
 
     python benchmarks/d3rlpy_speed.py [--d3rlpy-python PATH] [--threads 1 2] [--pairs 9] [--restarts 1] [--profile]
 
-Equal batch, widths, candidate counts, data and threads. The two run in processes of their own and are measured in turn,
-A B A B, so that whatever else the machine does falls on both; the ratio is the median over the pairs. A process keeps
-its own speed (d3rlpy's CQL differs by a fifth from start to start): `--restarts` starts both anew that often, each time
-for so many pairs. Beside it stand the matrix products' FLOP per update of each, and the share that herdbook reaches of
-the rate of a plain fp32 product (1024², same threads, same run). Prints markdown.
+Both sides use the same batch size, widths, candidate counts, data and number of threads. Each runs in a process of its
+own. The two are measured alternately, so that other load on the machine affects both, and the ratio is the median over
+the pairs of measurements. A process keeps its speed for its lifetime: d3rlpy's CQL differs by a fifth from start to
+start. `--restarts` therefore restarts both sides that often and measures `--pairs` pairs after each start.
 
-d3rlpy wants an environment of its own: PATH is the Python of one, else one is made in a temporary folder with pip.
+The table also shows the floating-point operations of the matrix products in one update, and the share that each side
+reaches of the rate of a plain fp32 product (1024 × 1024, same threads, same run). The output is Markdown.
+
+d3rlpy needs a Python environment of its own. PATH is the Python of such an environment; without PATH the benchmark
+creates one in a temporary folder with pip.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ DATA = {"steps": 20_000, "observation_size": 11, "action_size": 3, "seed": 0}  #
 
 
 class Worker:
-    """One side, in a process of its own."""
+    """One side of the comparison, in a process of its own."""
 
     def __init__(self, python: str, script: str, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -88,7 +91,7 @@ Start = Callable[[], dict[str, Worker]]  # both sides anew
 
 
 def compare(start: Start, name: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one algorithm on both sides, in turn."""
+    """Measure one algorithm on both sides alternately."""
     command = {"do": "build", "algorithm": name, "threads": threads, "shape": SHAPES[name], **DATA}
     rates: dict[str, dict[str, list[dict[str, float]]]] = {mode: {"ours": [], "theirs": []} for mode in options.modes}
     roofs: list[float] = []
@@ -152,7 +155,9 @@ HEADER = (
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--d3rlpy-python", help="Python of an environment with d3rlpy; by default one is made")
+    parser.add_argument(
+        "--d3rlpy-python", help="Python of an environment with d3rlpy; by default the benchmark creates one"
+    )
     parser.add_argument("--algorithms", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument(
@@ -160,14 +165,14 @@ def main() -> None:
         nargs="+",
         default=["update", "sampling"],
         choices=["update", "sampling"],
-        help="draw batches, or not",
+        help="measure updates alone, or updates and the sampling of their batches",
     )
     parser.add_argument("--pairs", type=int, default=9, help="measurements of each side after each start")
-    parser.add_argument("--restarts", type=int, default=1, help="how often both sides are started anew")
+    parser.add_argument("--restarts", type=int, default=1, help="number of starts of both sides")
     parser.add_argument("--seconds", type=float, default=1.5, help="length of one measurement")
-    parser.add_argument("--profile", action="store_true", help="add operators by their own time")
-    parser.add_argument("--json", type=Path, help="write everything that was measured here")
-    parser.add_argument("--default-malloc", action="store_true", help="herdbook without `keep_freed_memory`")
+    parser.add_argument("--profile", action="store_true", help="also print the operators with the largest own time")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
+    parser.add_argument("--default-malloc", action="store_true", help="run herdbook without `keep_freed_memory`")
     parser.add_argument(
         "--tuned-d3rlpy", action="store_true", help="give d3rlpy the same allocator settings through the environment"
     )

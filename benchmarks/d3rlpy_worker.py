@@ -1,7 +1,7 @@
-"""d3rlpy's side of `d3rlpy_speed.py`: runs in d3rlpy's own environment.
+"""The d3rlpy side of `d3rlpy_speed.py`, which runs in d3rlpy's own environment.
 
-As its documentation uses it: `build_with_dataset`, then `update(batch)`; eager torch (`compile_graph` is off, its
-default).
+It uses d3rlpy as its documentation shows: `build_with_dataset`, then `update(batch)`, in eager torch (`compile_graph`
+is off, as by default).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from worker import arrays, serve
 
 
 class D3rlpyTrial:
-    """One d3rlpy algorithm with the batch, widths and candidate counts of the command."""
+    """One d3rlpy algorithm with the batch size, widths and candidate counts that the command gives."""
 
     def __init__(self, command: dict[str, Any]) -> None:
         shape = command["shape"]
@@ -41,7 +41,7 @@ class D3rlpyTrial:
 
 
 def config(algorithm: str, shape: dict[str, Any]) -> Any:
-    """The config of `algorithm`; settings that are not of speed are d3rlpy's defaults."""
+    """The config of `algorithm`; settings that do not affect the speed keep d3rlpy's defaults."""
     hidden = VectorEncoderFactory(shape["hidden_sizes"])
     settings: dict[str, Any] = {
         "batch_size": shape["batch_size"],

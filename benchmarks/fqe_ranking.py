@@ -1,12 +1,14 @@
-"""Does fitted Q evaluation rank policies as their true returns do?
+"""Rank policies by fitted Q evaluation and compare with the ranking by their true returns.
 
     python benchmarks/fqe_ranking.py pendulum [--out fqe.json]
     python benchmarks/fqe_ranking.py runs runs/bc runs/td3_bc runs/iql --steps 5000 20000 60000 [--out fqe.json]
 
-`pendulum`: the scripted controller with 0, 12.5, …, 100 % random actions, from the recipe's data. `runs`: the policies
-of training runs on one dataset, at each of the steps (their checkpoints: train with --keep large enough), from that
-dataset. The truth is discounted Monte-Carlo returns in the environment. Prints a table in Markdown and Spearman's rank
-correlation with a bootstrap interval over the policies, whatever it is, and writes JSON.
+`pendulum` ranks the scripted controller with 0, 12.5, …, 100 % random actions, from the data of the recipe. `runs`
+ranks the policies of training runs on one dataset, at each of the given steps, from that dataset. The runs must have
+kept the checkpoints of these steps (train with a large `--keep`).
+
+The true values are discounted Monte-Carlo returns in the environment. The benchmark prints a Markdown table and
+Spearman's rank correlation with a bootstrap interval over the policies, and writes JSON to `--out`.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ def controllers() -> Iterator[Candidate]:
 def checkpoints(paths: list[Path], steps: list[int], seed: int) -> Iterator[Candidate]:
     """Each run's policy at each of the steps. Raises SystemExit for runs on different data.
 
-    The data are the same before any run's own transform of rewards, which the estimates do not use.
+    The runs may transform rewards differently, because the estimates use the untransformed rewards of the dataset.
     """
     fingerprints = {path: Run(path).config["dataset"]["given"]["fingerprint"] for path in paths}
     if len(set(fingerprints.values())) > 1:
@@ -70,7 +72,7 @@ def checkpoints(paths: list[Path], steps: list[int], seed: int) -> Iterator[Cand
 
 
 def judge(candidate: Candidate, data: Episodes, config: FQEConfig, episodes: int, seed: int) -> dict[str, Any]:
-    """Truth and estimate of one policy."""
+    """The true value and the estimate of one policy."""
     played = evaluate(
         candidate.policy, candidate.environment, episodes, 10_000, num_envs=min(episodes, 20), spec=candidate.spec
     )
@@ -94,7 +96,7 @@ def main() -> None:
     runs.add_argument("paths", nargs="+", type=Path)
     runs.add_argument("--steps", type=int, nargs="+", default=[5_000, 20_000, 60_000])
     for kind, defaults, episodes in ((pendulum, FQEConfig(**SMALL_PROBLEM), 200), (runs, FQEConfig(), 20)):
-        kind.add_argument("--seed", type=int, default=0, help="of the estimate, and which of the runs' seeds")
+        kind.add_argument("--seed", type=int, default=0, help="seed of the estimate, and the seed of the runs to rank")
         kind.add_argument("--episodes", type=int, default=episodes, help="Monte-Carlo episodes per policy")
         kind.add_argument("--updates", type=int, default=defaults.updates)
         kind.add_argument("--learning-rate", type=float, default=defaults.learning_rate)

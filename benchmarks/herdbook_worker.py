@@ -1,4 +1,4 @@
-"""herdbook's side of `d3rlpy_speed.py`: eager torch, one seed, as `herdbook train` runs it on a CPU."""
+"""The herdbook side of `d3rlpy_speed.py`: eager torch and one seed, as `herdbook train` runs on a CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import numpy as np  # isort: skip
 
 
 def synthetic(steps: int, observation_size: int, action_size: int, seed: int) -> Episodes:
-    """The worker's arrays as episodes: each step's row, and one more row at each episode's end."""
+    """The shared synthetic arrays as episodes; the last observation of an episode is repeated as its final one."""
     made = arrays(steps, observation_size, action_size, seed)
     rows = [made["observations"][i : i + EPISODE] for i in range(0, steps, EPISODE)]
     return Episodes(
@@ -38,7 +38,7 @@ def synthetic(steps: int, observation_size: int, action_size: int, seed: int) ->
 
 
 def algorithm(name: str, shape: dict[str, Any], episodes: Episodes, seeds: tuple[int, ...] = (0,)) -> Any:
-    """An algorithm of ours with the batch, widths and candidate counts of the command."""
+    """A herdbook algorithm with the batch size, widths and candidate counts that the command gives."""
     settings = {"batch_size": shape["batch_size"], "hidden_sizes": tuple(shape["hidden_sizes"])}
     spec = episodes.spec()
     if name == "td3_bc":

@@ -1,11 +1,11 @@
-"""What the adapter for many agents costs: steps/s of PettingZoo's own parallel API, and of `JointRollout` around it.
+"""The cost of the multi-agent adapter: steps/s of PettingZoo's own parallel API, and of `JointRollout` on top of it.
 
     python benchmarks/joint_adapter.py [--rounds 8] [--lanes 8]
 
-Both play the same episodes with the same actions, resets included; the rollout records whole episodes besides, and its
-policy is a table look-up, so that no network is timed. The two take turns, and the ratio is the median of the rounds'.
-Seconds are those of one processor, so that other work on the machine does not count. The global state is asked for in
-the last column only, as bare stepping does not either. Prints a markdown table.
+Both sides play the same episodes with the same actions, resets included. The rollout also records whole episodes. Its
+policy is a table look-up, so that no network is timed. The two sides alternate, and the ratio is the median over the
+rounds. Times are CPU time of one process, so that other load on the machine does not count. Only the last column asks
+for the global state, because bare stepping does not ask for it either. The output is a Markdown table.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TASKS: tuple[tuple[str, dict[str, Any], int, int], ...] = (
 
 
 class Table:
-    """Actions drawn before, one row after the other."""
+    """A policy that plays a table of actions, one row per step."""
 
     def __init__(self, spec: JointSpec, lanes: int, rows: int = 64) -> None:
         generator = np.random.default_rng(0)
@@ -59,11 +59,11 @@ class Table:
         return {name: leaf[row] for name, leaf in self.actions.items()}, carry
 
     def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
-        raise NotImplementedError  # of the protocol; nothing here asks for it
+        raise NotImplementedError  # part of the protocol, not used here
 
 
 def bare(env: Any, spec: JointSpec, table: Table, seeds: range) -> float:
-    """Steps/s of the parallel API, the actions looked up as the rollout's are."""
+    """Steps/s of the parallel API; actions come from the same table as the rollout's."""
     rows = {name: leaf[:, 0].numpy() for name, leaf in table.actions.items()}
     if spec.discrete:
         rows = {name: leaf.tolist() for name, leaf in rows.items()}

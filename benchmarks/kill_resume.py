@@ -1,10 +1,10 @@
-"""kill -9 at random instants of a short run, then `resume`: equal to the uninterrupted run to the bit?
+"""Kill a short run with `kill -9` at random instants, resume it, and compare it with an uninterrupted run.
 
     python benchmarks/kill_resume.py [--kills 20] [--algorithm td3_bc] [--steps 2000]
 
-Each trial starts the run anew as a process of its own, kills it at a random instant between its start of training and
-its end, and resumes it. Printed: the step that each resumed from, and whether parameters, metrics.jsonl and
-evaluations.jsonl equal those of the run that nobody interrupted.
+Each trial starts the run in a new process, kills it at a random instant of its training, and resumes it. The benchmark
+prints the step from which each trial resumed, and whether parameters, metrics.jsonl and evaluations.jsonl equal those
+of the uninterrupted run bit for bit.
 """
 
 import argparse

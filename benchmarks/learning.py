@@ -1,9 +1,9 @@
-"""Learning on real datasets: train every row of the table in docs/results/offline.md, and print it.
+"""Scores on real datasets: train every row of the first table in docs/results/offline.md, and print the table.
 
     python benchmarks/learning.py train --runs runs/learning [--only hopper-mixed-iql …]
     python benchmarks/learning.py table --runs runs/learning
 
-The datasets (`rlzoo/…`) are looked for where Minari looks (MINARI_DATASETS_PATH). A row that was cut off is resumed.
+The datasets (`rlzoo/…`) must be in Minari's directory (MINARI_DATASETS_PATH). An interrupted row is resumed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPISODES, EVALUATION_SEED = 20, 10_000
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the table: what is trained, and the numbers that its score is held against."""
+    """One row of the table: a training run, and the numbers with which its score is compared."""
 
     name: str
     algorithm: str
@@ -45,7 +45,7 @@ class Row:
         return shlex.split(words)
 
 
-FRESH = (10, 11, 12)  # where the curves of seeds 0, 1 and 2 had been seen before a setting was settled
+FRESH = (10, 11, 12)  # for rows whose settings were fixed after the curves of seeds 0, 1 and 2 had been seen
 ROWS = (
     Row("pendulum-iql", "iql", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −230", "−178", seeds=FRESH),
     Row("pendulum-td3bc", "td3_bc", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −500", "−449"),
@@ -65,7 +65,7 @@ ROWS = (
 
 
 def train(rows: list[Row], runs: Path) -> int:
-    """Train what is missing, one after the other; returns the number of rows that failed."""
+    """Train the rows that are missing, one after the other, and return the number of rows that failed."""
     failed = 0
     for row in rows:
         resumed = (runs / row.name / "config.json").exists()
@@ -77,7 +77,7 @@ def train(rows: list[Row], runs: Path) -> int:
 
 
 def table(rows: list[Row], runs: Path) -> str:
-    """The rows that are finished, in Markdown: mean over seeds of each seed's mean at the final checkpoint."""
+    """The finished rows in Markdown: the mean over the seeds of each seed's mean at the final checkpoint."""
     lines = [
         "| data | algorithm | updates | score | 95 % interval | seeds | floor | measured elsewhere |",
         "|---|---|---|---|---|---|---|---|",
@@ -103,7 +103,7 @@ def table(rows: list[Row], runs: Path) -> str:
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Train or print, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "table"))
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"))

@@ -1,11 +1,16 @@
-"""How long a Minari dataset takes to load, and how many bytes it takes once it is samplable.
+"""The time to load a Minari dataset, and the memory that it takes once it can be sampled.
 
     python benchmarks/loading.py [--dataset ID_OR_PATH] [--steps 200000] [--repeats 5]
 
-Without a dataset, one of the shape of Hopper is written to a temporary folder. Each load is a process of its own, files
-in the page cache. Held bytes are those of all arrays of `Episodes` and of `ReplayBuffer`, which share the large ones;
-grown is what the process grew by with both (Linux only). Raw bytes are those of the arrays in the file
-(T+1 observations per episode), counted once at float32 for observations and actions. Prints a markdown table.
+The benchmark writes a synthetic dataset of the shape of Hopper (`--steps` steps) to a temporary folder and measures it
+first, then the datasets of `--dataset`. Each load runs in a process of its own, with the files in the page cache. The
+columns count these bytes:
+
+- raw: the arrays in the file (T+1 observations per episode), with float32 observations and actions;
+- held: all arrays of `Episodes` and of `ReplayBuffer`, which share the large ones;
+- grown: the growth of the process with both (Linux only).
+
+The output is a Markdown table.
 """
 
 from __future__ import annotations
@@ -56,7 +61,7 @@ print(json.dumps(time.perf_counter() - start))
 
 
 def write_synthetic(folder: Path, steps: int, seed: int) -> str:
-    """A Minari dataset of the shape of Hopper, episodes of 50 to 1000 steps; its id."""
+    """Write a Minari dataset of the shape of Hopper, with episodes of 50 to 1000 steps, and return its id."""
     import numpy as np
     from gymnasium import spaces
 
@@ -85,7 +90,7 @@ def write_synthetic(folder: Path, steps: int, seed: int) -> str:
 
 
 def measure(script: str, name: str, folder: str) -> Any:
-    """What a fresh process prints."""
+    """Run the script in a fresh process and return the JSON that it prints."""
     done = subprocess.run([sys.executable, "-c", script, name, folder], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -93,7 +98,9 @@ def measure(script: str, name: str, folder: str) -> Any:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", nargs="*", default=[], help="Minari ids or folders; also one that is made here")
+    parser.add_argument(
+        "--dataset", nargs="*", default=[], help="Minari ids or folders to measure after the synthetic one"
+    )
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

@@ -1,8 +1,9 @@
-"""Team returns of uniformly random agents on MPE tasks, against the published values: the conventions in one number.
+"""Team returns of uniformly random agents on MPE tasks, next to the published values, as a check of the conventions.
 
     python benchmarks/marl_random.py [--episodes 1000]
 
-Prints a markdown table: mean, standard deviation of an episode, 95 % interval of the mean (normal).
+The output is a Markdown table: the mean return, the standard deviation of one episode, and the 95 % interval of the
+mean (normal approximation).
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
     python benchmarks/marl_speed.py [--algorithms qmix] [--steps 200000] [--workers 1] [--recurrent]
 
-Bare stepping: mpe2's own parallel API with random actions, resets included, before and after each run, in a process of
-its own while nothing else of ours works. A run is the command with its own defaults for the task (one update of 32
-episodes per episode), one evaluation of 100 episodes per 200,000 steps as in a run of 2 million, checkpoints included;
-its clock begins once the first update has been made and the worker is up. Prints a markdown table.
+Bare stepping uses mpe2's own parallel API with random actions, resets included. It runs in a process of its own before
+and after each training run, while the benchmark does nothing else.
+
+A training run is the command with its default settings for the task (one update of 32 episodes per episode) and one
+thread. It includes checkpoints and one evaluation of 100 episodes per 200,000 steps, as in a run of 2 million steps.
+The measurement starts after the first tenth of the run's timing records. The output is a Markdown table.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def bare(seconds: float) -> float:
 
 
 def training(algorithm: str, steps: int, workers: int, recurrent: bool, folder: str) -> tuple[float, float]:
-    """(environment steps, updates) per second of a run, from its own clock, the first tenth left out."""
+    """Environment steps and updates per second of a run, from its timing records without the first tenth."""
     run = Path(folder) / f"{algorithm}-{recurrent}"
     words = [sys.executable, "-m", "herdbook.cli.main", "train", algorithm, "--env", ENVIRONMENT]
     every = steps // (max(steps // 200_000, 1) + 1)  # the last line of the clock comes before the final evaluation

@@ -1,14 +1,15 @@
-"""What policies get after a short training, herdbook against stable-baselines3: same settings, same evaluation.
+"""Returns of policies after a short training: herdbook against stable-baselines3, same settings and evaluation.
 
     python benchmarks/sb3_scores.py --out scores.jsonl [--sb3-python PATH] [--algorithms sac td3] [--seeds 0 1 2 3 4]
         [--steps 50000] [--side both]
 
-Trains each (algorithm, seed) of each side in a process of its own with one thread, evaluates the final policy without
-noise in 20 episodes (reset seeds 10000 to 10019), and appends a line to the file; what is there already is not trained
-again, so that an interrupted benchmark goes on. Then prints, as markdown, the means with Student's interval over the
-seeds, and Welch's interval of their difference.
+Each (algorithm, seed) of each side trains in a process of its own with one thread. The final policy is evaluated
+without noise in 20 episodes (reset seeds 10000 to 10019), and the result is appended to the file. Results that are
+already in the file are not computed again, so an interrupted benchmark can be continued. At the end the benchmark
+prints, as Markdown, the means with Student's interval over the seeds, and Welch's interval of their difference.
 
-stable-baselines3 wants an environment of its own: PATH is the Python of one, else one is made in a temporary folder.
+stable-baselines3 needs a Python environment of its own. PATH is the Python of such an environment; without PATH the
+benchmark creates one in a temporary folder.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from herdbook.evaluation.statistics import t_interval
 
 ENVIRONMENT = "HalfCheetah-v5"
 EPISODES, EVALUATION_SEED = 20, 10_000
-TASKS: dict[str, dict[str, Any]] = {  # both sides' defaults, but for what is said here
+TASKS: dict[str, dict[str, Any]] = {  # both sides' defaults, except for these
     "sac": {"ours": {"warmup_steps": 1_000}, "theirs": {"learning_starts": 1_000}, "widths": [256, 256]},
-    "td3": {  # as their own tuned settings for this task
+    "td3": {  # as in stable-baselines3's tuned settings for this task
         "ours": {"warmup_steps": 10_000, "hidden_sizes": (400, 300), "actor_lr": 1e-3, "critic_lr": 1e-3},
         "theirs": {"learning_starts": 10_000, "learning_rate": 1e-3, "batch_size": 256},
         "widths": [400, 300],
@@ -84,8 +85,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines that are there."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # a last one without its end was cut off
+    """The results in the file so far."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # an unfinished last line was cut off
     return [json.loads(line) for line in lines]
 
 
@@ -116,10 +117,12 @@ def means(rows: list[dict[str, Any]], algorithm: str, side: str) -> list[float]:
 
 
 def main() -> None:
-    """Train what is missing, and print."""
+    """Train what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="file of lines, appended to")
-    parser.add_argument("--sb3-python", help="Python of an environment with stable-baselines3; by default one is made")
+    parser.add_argument("--out", type=Path, required=True, help="JSON-lines file to which results are appended")
+    parser.add_argument(
+        "--sb3-python", help="Python of an environment with stable-baselines3; by default the benchmark creates one"
+    )
     parser.add_argument("--algorithms", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=50_000)

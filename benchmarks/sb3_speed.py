@@ -1,13 +1,14 @@
-"""Environment steps per second of whole training runs, herdbook against stable-baselines3, in one run.
+"""Environment steps per second of whole training runs: herdbook against stable-baselines3.
 
     python benchmarks/sb3_speed.py [--sb3-python PATH] [--tasks ppo dqn sac td3] [--threads 1 2] [--pairs 3]
 
-The same environments, networks, batches, numbers of updates and threads; see TASKS. The two train in processes of
-their own, in turn, A B A B, so that whatever else the machine does falls on both; the ratio is the median over the
-pairs. The clock begins after the first tenth of the steps, which hold the warm-up. Ours writes logs and checkpoints
-meanwhile, as a run does by default. Prints markdown.
+Both sides use the same environments, networks, batch sizes, numbers of updates and threads (see TASKS). Each trains in
+a process of its own. The two alternate, so that other load on the machine affects both, and the ratio is the median
+over the pairs. The clock starts after the first tenth of the steps, which contains the warm-up. herdbook also writes
+its logs and checkpoints, as a run does by default. The output is Markdown.
 
-stable-baselines3 wants an environment of its own: PATH is the Python of one, else one is made in a temporary folder.
+stable-baselines3 needs a Python environment of its own. PATH is the Python of such an environment; without PATH the
+benchmark creates one in a temporary folder.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def sb3_python(given: str | None) -> Iterator[str]:
 
 
 def measure(python: str, script: str, name: str, task: dict[str, Any]) -> dict[str, Any]:
-    """One training run in a process of its own, with so many `threads` as the task says."""
+    """One training run in a process of its own, with the task's number of `threads`."""
     words = [python, "-W", "ignore", "-c", script, name, json.dumps(task)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
     ran = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
@@ -148,11 +149,13 @@ def measure(python: str, script: str, name: str, task: dict[str, Any]) -> dict[s
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sb3-python", help="Python of an environment with stable-baselines3; by default one is made")
+    parser.add_argument(
+        "--sb3-python", help="Python of an environment with stable-baselines3; by default the benchmark creates one"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="of torch, each measured for itself")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="numbers of torch threads to measure")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of steps")
     options = parser.parse_args()
     print(f"{platform.platform()}, {os.cpu_count()} cores, torch {version('torch')}\n")
     print("| algorithm | environment | copies | threads | herdbook, steps/s | stable-baselines3's | ratio (range) |")

@@ -1,10 +1,11 @@
-"""What training several seeds as one program costs, and what the axis costs one seed.
+"""The cost of training several seeds as one program, and the cost of the seed axis for a single seed.
 
     python benchmarks/seeds_axis.py [--seeds 5] [--threads 1] [--pairs 15]
 
-Updates per second of S seeds batched against one seed; and of TD3+BC with one seed against the same update written out
-with ordinary modules, `backward()` and `torch.optim.Adam`, with no learner, no seeds and no functional parameters.
-Measured in turn in one process; ratios are medians over the pairs. Prints markdown.
+The benchmark compares the update of S batched seeds with the update of one seed. It also compares TD3+BC with one seed
+to the same update written with ordinary modules, `backward()` and `torch.optim.Adam`, without a learner, seeds or
+functional parameters. Both sides of a comparison are measured alternately in one process; ratios are medians over the
+pairs. The output is Markdown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What both sides of `d3rlpy_speed.py` share: the data, the protocol, the clocks. Imports nothing of either library.
+"""Code shared by both sides of `d3rlpy_speed.py`: the data, the protocol and the clocks. It imports neither library.
 
-A worker reads one JSON command per line, answers each with one line of JSON, and idles in between, so that two of them
-can be measured in turn.
+A worker reads one JSON command per line and answers each with one line of JSON. It idles in between, so that two
+workers can be measured alternately.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Trial(Protocol):
     """One algorithm of one library, ready to be updated."""
 
     def run(self, updates: int, sampling: bool) -> None:
-        """So many updates, on batches drawn anew each time or on some that were drawn beforehand."""
+        """Make that many updates, on newly sampled batches (`sampling`) or on batches drawn beforehand."""
         ...
 
 
@@ -41,7 +41,7 @@ def arrays(steps: int, observation_size: int, action_size: int, seed: int) -> di
 
 
 def serve(version: str, build: Callable[[dict[str, Any]], Trial]) -> None:
-    """Answer commands until the input ends. What a library prints goes to standard error."""
+    """Answer commands until the input ends. Output of the libraries goes to standard error."""
     answers, sys.stdout = sys.stdout, sys.stderr
     trial: Trial | None = None
     for line in sys.stdin:
@@ -104,7 +104,7 @@ def roof(size: int = 1024, repeats: int = 5) -> float:
 
 
 def profile(trial: Trial, updates: int) -> list[dict[str, Any]]:
-    """Milliseconds and calls per update of each operator, by its own time."""
+    """Milliseconds and calls per update of each operator, sorted by the operator's own time."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         trial.run(updates, False)
     rows = [

@@ -1,8 +1,9 @@
-"""The whole circle: a policy that was learned online makes data, CQL learns from them, and is fine-tuned online.
+"""A whole cycle: SAC learns online and collects a dataset, CQL learns from the dataset and is fine-tuned online.
 
     python examples/collect_train_fine_tune.py [steps]
 
-Prints what each of the three gets in Pendulum. The environment is a callable, so that any of yours takes its place.
+The script prints the return of each stage in Pendulum. The environment is a callable, which you can replace with one
+that makes your own environment.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     python examples/cql_loss_in_your_script.py [updates]
 
-A plain fitted Q-iteration on the pendulum recipe, with the conservative term (eq. 2 of offline/cql.py) added to its
-loss. Nothing else of herdbook is used: the networks, the optimiser and the loop are torch's and yours.
+The script runs plain fitted Q-iteration on the pendulum recipe and adds the conservative term (eq. 2 of offline/cql.py)
+to its loss. The networks, the optimiser and the loop are plain PyTorch.
 """
 
 import sys

@@ -1,9 +1,10 @@
-"""herdbook's QMIX mixer and its loss in a training loop of your own: the two-step game (Rashid et al. 2018).
+"""The QMIX mixer and its loss in a training loop of your own, on the two-step game (Rashid et al. 2018).
 
     python examples/qmix_mixer_in_your_loop.py [updates]
 
-Two agents with two actions. The first agent's first action leads to a game that pays 7 whatever they do, or to one
-that pays 8 only if both choose the second action, and 0 or 1 otherwise. Every joint action is in the data once.
+Two agents have two actions each. The first action of the first agent chooses between two matrix games. The first game
+pays 7 for every joint action. The second pays 8 if both agents choose the second action, and 0 or 1 otherwise. The data
+contain every joint action once.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """A custom algorithm in under 80 lines: one-step RL (Brandfonbrener et al. 2021, arXiv:2106.08909).
 
-L_Q = mean (r + γ Q̄(s′, a′) − Q(s, a))²   over steps with a next action a′ in the data, or that terminate   (1)
-L_π = −mean min(exp(β (Q(s, a) − Q(s, π(s)))), w) log π(a|s)                                               (2)
+L_Q = mean (r + γ Q̄(s′, a′) − Q(s, a))²   over steps that have a next action a′ in the data or that terminate   (1)
+L_π = −mean min(exp(β (Q(s, a) − Q(s, π(s)))), w) log π(a|s)                                                   (2)
 
 python -m herdbook.cli.main train examples.your_own_algorithm:OneStep --dataset classic/pendulum --steps 20000
 """

@@ -1,9 +1,10 @@
-"""A user's own module as the critic of CQL.
+"""A module of your own as the critic of CQL.
 
     python examples/your_own_critic.py [steps]
 
-`networks` takes a function that builds the module, by the name that the algorithm gives it (each class says which).
-`Ensemble` turns a critic of (observations [M, D], actions [M, A]) into the twin critics that CQL wants.
+`networks` maps the algorithm's name for a network to a function that builds the module; the docstring of each algorithm
+class lists these names. `Ensemble` turns a critic of (observations [M, D], actions [M, A]) into the twin critics that
+CQL needs.
 """
 
 import sys
