@@ -112,7 +112,7 @@ SETTINGS: tuple[Setting, ...] = (
         algorithm="qmix_cql",
         patterns=("mpe2/*",),
         config={"hidden_sizes": (128, 128), "alpha": 50.0},
-        source="ours: at α = 10 one seed of three diverged on medium data of spread (docs/results/marl.md)",
+        source="ours: at α = 10 one seed of three diverged on medium data of spread (docs/results/marl_offline.md)",
     ),
     Setting(
         algorithm="matd3_bc",
@@ -125,7 +125,7 @@ SETTINGS: tuple[Setting, ...] = (
             "actor_lr": 2e-3,
             "decay_lr": True,
         },
-        source="ours: one setting for an expert's data and for half-way ones, on spread (docs/results/marl.md)",
+        source="ours: one setting for an expert's data and for half-way ones, on spread (docs/results/marl_offline.md)",
     ),
     *(
         Setting(

@@ -468,9 +468,11 @@ def test_resume_imports_nothing_that_only_the_run_directory_names(game: str, tmp
 def test_metrics_of_a_play_are_where_the_losses_are() -> None:
     from types import SimpleNamespace
 
+    from herdbook.core.needs import Needs
     from herdbook.core.seeds import Member
 
-    member = Member(SimpleNamespace(), SimpleNamespace(add=id), SimpleNamespace(device="meta"))  # type: ignore[arg-type]  # stand-ins
+    player = SimpleNamespace(needs=Needs(environment=True))
+    member = Member(player, SimpleNamespace(add=id), SimpleNamespace(device="meta"))  # type: ignore[arg-type]  # stand-ins
     flags, nobody = np.zeros((1, 2), dtype=np.bool_), np.zeros((2, 2), dtype=np.bool_)
     episode = JointEpisode({}, {}, rewards=np.ones((1, 2)), terminated=flags, truncated=flags, alive=nobody)
     member.add(Batch([episode], ["lost"]))
