@@ -27,7 +27,6 @@ class OneStepConfig(Config):
     beta: float = 1.0  # β, eq. 2
     max_weight: float = 100.0  # w, eq. 2
     discount: float = 0.99
-    tau: float = 0.005
     batch_size: int = 256
     lr: float = 3e-4
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -54,7 +53,7 @@ class OneStep:
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1
         metrics = self.learner.step(("critic", "actor"), self.objective, self.scaling(batch))
-        self.learner.move_targets(self.config.tau)
+        self.learner.move_targets(tau=0.005)
         return metrics
 
     def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:

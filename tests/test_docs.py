@@ -81,8 +81,10 @@ def test_the_example_runs_as_it_says(example: str, environment: dict[str, str], 
     assert done.returncode == 0, f"{example}\n{done.stdout}\n{done.stderr}"
 
 
-def test_the_custom_algorithm_is_under_80_lines() -> None:
+def test_custom_algorithms_are_short() -> None:
     assert len((ROOT / "examples" / "your_own_algorithm.py").read_text(encoding="utf-8").splitlines()) < 80
+    both = (ROOT / "examples" / "your_own_demonstrations.py").read_text(encoding="utf-8")
+    assert len(both[both.index("@dataclass") :].splitlines()) < 70
 
 
 def test_every_algorithm_has_its_row_and_its_file() -> None:
