@@ -6,9 +6,7 @@ import math
 import sys
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, ClassVar, Self, TypeVar
-
-_Config = TypeVar("_Config", bound=Any)
+from typing import Any, ClassVar, Self
 
 POSITIVE = (math.ulp(0.0), sys.float_info.max)
 NOT_NEGATIVE = (0.0, sys.float_info.max)
@@ -41,7 +39,31 @@ class Config:
 
     def for_run(self, steps: int) -> Self:
         """The config for a run of `steps` steps: schedules without a length of their own last all of them."""
-        return self
+        if not self.decay_lr or self.decay_steps is not None:
+            return self
+        return replace(self, decay_steps=max(steps, 1))  # type: ignore[call-arg]  # there it is a field
+
+    def require(self, **bounds: tuple[float, float]) -> None:
+        """The check of the function `require`, for fields of this config."""
+        require(self, **bounds)
+
+    def expect_together(self, switch: str, length: str) -> None:
+        """Raise ValueError unless a schedule has a length exactly where it is on. `for_run` gives it that of a run."""
+        on, value, name = getattr(self, switch), getattr(self, length), type(self).__name__
+        if on and value is None:
+            raise ValueError(f"{name}: expected {length} beside {switch} (a run gives its own), got None")
+        if value is not None and not on:
+            raise ValueError(f"{name}: expected {switch} beside {length}={value}, got {on}")
+
+    @property
+    def decay_lr(self) -> bool:
+        """The learning rates decay to 0 over `decay_steps` environment steps."""
+        return False
+
+    @property
+    def decay_steps(self) -> int | None:
+        """The length of that decay; None: the length of the run."""
+        return None
 
     @property
     def recurrent(self) -> bool:
@@ -96,24 +118,6 @@ def require(config: Any, **bounds: tuple[float, float]) -> None:
             if not low <= number <= high:  # NaN fails here too
                 span = _SPANS.get((low, high), f"in [{low:g}, {high:g}]")
                 raise ValueError(f"{type(config).__name__}: expected {name} {span}, got {number}")
-
-
-def expect_together(config: Any, switch: str, length: str) -> None:
-    """Check that a schedule has its length exactly where it is switched on: `for_run` gives it that of a run.
-
-    Raises:
-        ValueError: one is there without the other.
-    """
-    on, value = getattr(config, switch), getattr(config, length)
-    if on and value is None:
-        raise ValueError(f"{type(config).__name__}: expected {length} beside {switch} (a run gives its own), got None")
-    if value is not None and not on:
-        raise ValueError(f"{type(config).__name__}: expected {switch} beside {length}={value}, got {on}")
-
-
-def with_decay(config: _Config, steps: int) -> _Config:
-    """The config of a run of so many environment steps: a rate that decays does so over all of them."""
-    return replace(config, decay_steps=max(steps, 1)) if config.decay_lr and config.decay_steps is None else config
 
 
 def _is_number(value: Any, whole: bool) -> bool:

@@ -71,10 +71,9 @@ def collect(
             opponents=opponents_of(options_of(run)),
         )
         player = restored.policy(deterministic=deterministic)
-    assert task.environment is not None
     if noise:
         player = task.domain.noisy_policy(player, task.spec, noise)
-    played = task.domain.play(player, task.environment, episodes, seed, task, device, num_envs)
+    played = task.domain.play(task, player, episodes, seed, device, num_envs)
     played = replace(played, learned_by=learned_by)
     return played, task.domain.write(played, out, data_dir)
 

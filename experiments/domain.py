@@ -53,6 +53,12 @@ class Task:
     """Which agents learn and who plays the others, as keyword arguments of the domain's player; empty: all learn."""
 
     @property
+    def place(self) -> EnvironmentSource:
+        """The environment, where there is certain to be one."""
+        assert self.environment is not None
+        return self.environment
+
+    @property
     def source(self) -> str:
         """Its name in messages and run directories."""
         if self.data is not None:
@@ -134,15 +140,9 @@ class Domain(Protocol):
         ...
 
     def collector(
-        self,
-        task: Task,
-        algorithms: Sequence[Any],
-        options: RunOptions,
-        device: str,
-        networks: Networks | None,
-        given: bool,
+        self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str, networks: Networks | None
     ) -> Any:
-        """What plays while the seeds learn, as `needs.interaction` says; `given`: the user named the environment."""
+        """What plays while the seeds learn, as `needs.interaction` says."""
         ...
 
     def fine_tuning(
@@ -153,26 +153,15 @@ class Domain(Protocol):
 
     # Playing.
 
-    def try_environment(self, source: EnvironmentSource, task: Task, device: str) -> None:
-        """Make an environment and reset it once, so that what is wrong with it shows before training."""
+    def try_environment(self, task: Task, device: str) -> None:
+        """Make the environment and reset it once, so that what is wrong with it shows before training."""
         ...
 
-    def play(
-        self,
-        policy: Policy,
-        source: EnvironmentSource,
-        episodes: int,
-        seed: int,
-        task: Task,
-        device: str,
-        num_envs: int = EVALUATION_ENVIRONMENTS,
-    ) -> Data:
-        """Episodes of a policy; episode i is reset with `seed + i`."""
+    def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> Data:
+        """Episodes of a policy in the task's environment; episode i is reset with `seed + i`."""
         ...
 
-    def score(
-        self, policy: Policy, source: EnvironmentSource, episodes: int, seed: int, task: Task, device: str
-    ) -> dict[str, Any]:
+    def score(self, task: Task, policy: Policy, episodes: int, seed: int, device: str) -> dict[str, Any]:
         """What the episodes of `play` come to: a line of evaluations.jsonl without its step and seed."""
         ...
 
@@ -188,6 +177,6 @@ class Domain(Protocol):
         """A policy with NumPy in and out: an `Actor`, or a `JointActor`."""
         ...
 
-    def film(self, policy: Policy, source: EnvironmentSource, seed: int, task: Task) -> list[Array]:
+    def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
         """The pictures `[H, W, 3]` of the episode that is reset with `seed`."""
         ...

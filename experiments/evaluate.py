@@ -52,7 +52,7 @@ def evaluate_run(
         restored = restore(run, algorithm, step, each, device, networks)
         domain, spec = restored.domain, restored.spec
         task = Task(domain=domain, spec=spec, environment=bound, references=references, opponents=opponents)
-        line = domain.score(restored.policy(), bound, episodes, seed, task, device)
+        line = domain.score(task, restored.policy(), episodes, seed, device)
         results.append({"seed": each, "step": restored.step, **line})
     return {
         "run": str(run.path),

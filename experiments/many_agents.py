@@ -109,21 +109,14 @@ class ManyAgents:
         ]
 
     def collector(
-        self,
-        task: Task,
-        algorithms: Sequence[Any],
-        options: RunOptions,
-        device: str,
-        networks: Networks | None,
-        given: bool,
+        self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str, networks: Networks | None
     ) -> Collector:
-        assert task.environment is not None  # there is no fine-tuning here, so the user named one
         first = algorithms[0]
         plan = Plan(
             algorithm=type(first),
             config=first.config,
             spec=task.spec,
-            source=task.environment,
+            source=task.place,
             num_envs=options.lanes(first.needs),
             rollout={**task.opponents, "state": keeps_state(first.needs, task.spec)},
             networks=networks,
@@ -144,43 +137,22 @@ class ManyAgents:
     ) -> tuple[SeedBySeed, list[Any]]:
         raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
 
-    def try_environment(self, source: EnvironmentSource, task: Task, device: str) -> None:
-        JointRollout(source, 1, spec=task.spec, device=device, **task.opponents).close()
+    def try_environment(self, task: Task, device: str) -> None:
+        JointRollout(task.place, 1, spec=task.spec, device=device, **task.opponents).close()
 
-    def play(
-        self,
-        policy: Policy,
-        source: EnvironmentSource,
-        episodes: int,
-        seed: int,
-        task: Task,
-        device: str,
-        num_envs: int = EVALUATION_ENVIRONMENTS,
-    ) -> JointEpisodes:
-        return self._evaluated(policy, source, episodes, seed, task, device, num_envs, state=True)
+    def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> JointEpisodes:
+        return self._evaluated(task, policy, episodes, seed, device, num_envs, state=True)
 
-    def score(
-        self, policy: Policy, source: EnvironmentSource, episodes: int, seed: int, task: Task, device: str
-    ) -> dict[str, Any]:
-        played = self._evaluated(policy, source, episodes, seed, task, device, EVALUATION_ENVIRONMENTS, state=False)
+    def score(self, task: Task, policy: Policy, episodes: int, seed: int, device: str) -> dict[str, Any]:
+        played = self._evaluated(task, policy, episodes, seed, device, EVALUATION_ENVIRONMENTS, state=False)
         means = dict(zip(played.spec.agents, played.agent_returns().mean(0).tolist(), strict=True))
         return {**score_line(played.returns(), played.lengths(), task.references), "agent_returns": means}
 
     def _evaluated(
-        self,
-        policy: Policy,
-        source: EnvironmentSource,
-        episodes: int,
-        seed: int,
-        task: Task,
-        device: str,
-        num_envs: int,
-        state: bool,
+        self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int, *, state: bool
     ) -> JointEpisodes:
-        lanes = min(episodes, num_envs)
-        return evaluate_joint(
-            policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec, state=state, **task.opponents
-        )
+        shared: dict[str, Any] = {"num_envs": min(episodes, num_envs), "device": device, "state": state}
+        return evaluate_joint(policy, task.place, episodes, seed, spec=task.spec, **shared, **task.opponents)
 
     def random_policy(self, spec: JointSpec) -> Policy:
         try:
@@ -194,9 +166,9 @@ class ManyAgents:
     def actor(self, policy: Policy, spec: JointSpec, *, device: str, generator: torch.Generator) -> JointActor:
         return JointActor(policy, spec, device=device, generator=generator)
 
-    def film(self, policy: Policy, source: EnvironmentSource, seed: int, task: Task) -> list[Array]:
+    def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
         frames: list[Array] = []
-        rollout = JointRollout(source, 1, spec=task.spec, **task.opponents)
+        rollout = JointRollout(task.place, 1, spec=task.spec, **task.opponents)
         try:
             played = rollout.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
         finally:

@@ -39,7 +39,6 @@ from herdbook.evaluation.evaluate import evaluate, score
 from herdbook.evaluation.scores import find_references, score_line
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Recorded, Task
-from herdbook.experiments.environments import trusted
 from herdbook.experiments.options import RunOptions
 
 
@@ -140,23 +139,15 @@ class SingleAgent:
         return PrioritisedReplay(replay, c.priority_exponent) if c.prioritised else replay
 
     def collector(
-        self,
-        task: Task,
-        algorithms: Sequence[Any],
-        options: RunOptions,
-        device: str,
-        networks: Networks | None,
-        given: bool,
+        self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str, networks: Networks | None
     ) -> Stepper:
         needs: Needs = algorithms[0].needs
-        if task.environment is None:
-            raise UserError(f"online_steps: {task.source} names no environment to play in; name one with --env")
         lanes = options.lanes(needs)
         if needs.max_envs is not None and lanes > needs.max_envs:
             name = type(algorithms[0]).__name__
             raise UserError(f"num_envs: expected at most {needs.max_envs} for {name}, got {lanes}")
         try:
-            return Stepper(trusted(task.environment, given), task.spec, options.seeds, lanes, device)
+            return Stepper(task.place, task.spec, options.seeds, lanes, device)
         except EnvironmentUnavailable:
             raise
         except ValueError as error:  # a callable that gives the same environment twice
@@ -198,28 +189,17 @@ class SingleAgent:
             raise UserError(f"online_replay: {error}") from error
         return SeedBySeed(players), replays
 
-    def try_environment(self, source: EnvironmentSource, task: Task, device: str) -> None:
-        Rollout(source, 1, fixed_episodes(1, 0), spec=task.spec, device=device).close()
+    def try_environment(self, task: Task, device: str) -> None:
+        Rollout(task.place, 1, fixed_episodes(1, 0), spec=task.spec, device=device).close()
 
-    def play(
-        self,
-        policy: Policy,
-        source: EnvironmentSource,
-        episodes: int,
-        seed: int,
-        task: Task,
-        device: str,
-        num_envs: int = EVALUATION_ENVIRONMENTS,
-    ) -> Episodes:
-        lanes = min(episodes, num_envs)
-        return evaluate(policy, whole_games(source), episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+    def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> Episodes:
+        source, lanes = whole_games(task.place), min(episodes, num_envs)
+        return evaluate(policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec)
 
-    def score(
-        self, policy: Policy, source: EnvironmentSource, episodes: int, seed: int, task: Task, device: str
-    ) -> dict[str, Any]:
-        lanes = min(episodes, EVALUATION_ENVIRONMENTS)
+    def score(self, task: Task, policy: Policy, episodes: int, seed: int, device: str) -> dict[str, Any]:
+        source, lanes = whole_games(task.place), min(episodes, EVALUATION_ENVIRONMENTS)
         # `score` keeps no frames, `evaluate` all of them.
-        played = score(policy, whole_games(source), episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+        played = score(policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec)
         return score_line(played.returns(), played.lengths(), task.references)
 
     def random_policy(self, spec: Spec) -> Policy:
@@ -237,11 +217,11 @@ class SingleAgent:
     def actor(self, policy: Policy, spec: Spec, *, device: str, generator: torch.Generator) -> Actor:
         return Actor(policy, spec, device=device, generator=generator)
 
-    def film(self, policy: Policy, source: EnvironmentSource, seed: int, task: Task) -> list[Array]:
+    def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
         films: list[RenderCollection[Any, Any]] = []
 
         def filmed() -> Any:
-            films.append(RenderCollection(make_environment(source), pop_frames=False, reset_clean=True))
+            films.append(RenderCollection(make_environment(task.place), pop_frames=False, reset_clean=True))
             return films[-1]
 
         evaluate(policy, filmed, 1, seed, spec=task.spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,16 @@ def settings_of(
     return settings_for(name, *names, arguments=arguments)
 
 
+def trusted_task(task: Task, given: bool) -> Task:
+    """The task in an environment that the user gave, or in a dataset's, of which only what is registered is made.
+
+    Raises UserError where there is none, EnvironmentUnavailable for code that a dataset names.
+    """
+    if task.environment is None:
+        raise UserError(f"online_steps: {task.source} names no environment to play in; name one with --env")
+    return replace(task, environment=trusted(task.environment, given))
+
+
 def make_evaluation(
     algorithm: Algorithm, task: Task, *, episodes: int, seed: int, device: str, required: bool
 ) -> tuple[Evaluate | None, str | None]:
@@ -129,10 +140,9 @@ def make_evaluation(
         return None, None
     if task.environment is None:
         return None, f"{task.source}: names no environment, so nothing is evaluated; name one with --env"
-    source = task.environment
     try:  # now rather than after the first updates
-        source = trusted(source, required)
-        task.domain.try_environment(source, task, device)
+        task = trusted_task(task, required)
+        task.domain.try_environment(task, device)
     except (EnvironmentUnavailable, EnvironmentFailed) as error:
         if required and isinstance(error, EnvironmentUnavailable):
             raise UserError(str(error)) from error
@@ -141,7 +151,7 @@ def make_evaluation(
         return None, f"training goes on without evaluation: {error}"
 
     def function(seed_index: int, step: int) -> dict[str, Any]:
-        return task.domain.score(algorithm.policy(seed_index), source, episodes, seed, task, device)
+        return task.domain.score(task, algorithm.policy(seed_index), episodes, seed, device)
 
     return function, None
 

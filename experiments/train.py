@@ -44,7 +44,15 @@ from herdbook.experiments.records import (
 )
 from herdbook.experiments.restore import algorithm_of, resolve
 from herdbook.experiments.settings import Setting
-from herdbook.experiments.tasks import Named, check_dataset, dataset_record, load_task, make_evaluation, settings_of
+from herdbook.experiments.tasks import (
+    Named,
+    check_dataset,
+    dataset_record,
+    load_task,
+    make_evaluation,
+    settings_of,
+    trusted_task,
+)
 
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
 
@@ -313,8 +321,8 @@ class _Trainer:
         elif self.plays:
             self.replays = domain.empty_replays(task, self.algorithm.algorithms, options, device)
         if self.replays:
-            given = env_given or task.data is None
-            self.collector = domain.collector(task, self.player.algorithms, options, device, networks, given)
+            trusted = trusted_task(task, env_given or task.data is None)
+            self.collector = domain.collector(trusted, self.player.algorithms, options, device, networks)
         self.extra = {"config": config_values(config), "spec": domain.spec_state(task.spec)}
 
     def run(self, run: Run, options: RunOptions, quiet: bool, held: bool = False) -> None:

@@ -44,8 +44,9 @@ def record(
     assert bound is not None  # source is not
     bound = whole_games(bound)
     restored = restore(run, algorithm, step, run.seeds[0], "cpu", None)
-    task = Task(domain=restored.domain, spec=restored.spec, opponents=opponents_of(options_of(run)))
-    frames = restored.domain.film(restored.policy(), bound, seed, task)
+    domain, opponents = restored.domain, opponents_of(options_of(run))
+    task = Task(domain=domain, spec=restored.spec, environment=bound, opponents=opponents)
+    frames = domain.film(task, restored.policy(), seed)
     if not frames or any(frame is None for frame in frames):
         raise UserError("video: the environment draws no pictures with render_mode='rgb_array'")
     _write(out, frames)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing, transition_views
 from herdbook.core.joint.policy import Actors
@@ -56,10 +56,10 @@ class MADDPGConfig(Config):
     replay_steps: int = 1_000_000
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, max_grad_norm=POSITIVE)
-        require(self, logit_penalty=NOT_NEGATIVE, temperature=POSITIVE, exploration_noise=NOT_NEGATIVE)
-        require(self, batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, replay_steps=COUNT)
-        require(self, warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
+        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, max_grad_norm=POSITIVE)
+        self.require(logit_penalty=NOT_NEGATIVE, temperature=POSITIVE, exploration_noise=NOT_NEGATIVE)
+        self.require(batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, replay_steps=COUNT)
+        self.require(warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
 
 
 def gumbel(uniform: Tensor) -> Tensor:

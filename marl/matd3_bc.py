@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self, Unpack
 import torch
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config, expect_together, require
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.joint.actions import check_joint
 from herdbook.core.joint.networks import AgentNetworks, Sharing, transition_views
 from herdbook.core.joint.policy import Actors, beside
@@ -53,9 +53,9 @@ class MATD3BCConfig(Config):
     horizon: int | None = None  # actors and critics see how much of so many steps has passed (arXiv:1712.00378)
 
     def __post_init__(self) -> None:
-        require(self, alpha=NOT_NEGATIVE, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
-        require(self, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
-        require(self, batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, decay_updates=COUNT)
+        self.require(alpha=NOT_NEGATIVE, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
+        self.require(policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
+        self.require(batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, decay_updates=COUNT)
 
     def for_run(self, steps: int) -> Self:
         """The config of a run of so many updates."""
@@ -82,7 +82,7 @@ class MATD3BC:
     def __init__(self, config: MATD3BCConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.needs.actions, c.algorithm)
-        expect_together(c, "decay_lr", "decay_updates")
+        c.expect_together("decay_lr", "decay_updates")
         self.spec, self.actors = spec, Actors(spec, c, setup)
         self.actions = self.actors.actions
 

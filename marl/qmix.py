@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing, StateEncoder, joint_view, row_times, rows_present
@@ -62,11 +62,11 @@ class QMIXConfig(Config):
     replay_steps: int = 125_000  # EPyMARL: 5,000 episodes, of 25 steps on MPE
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        require(self, target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, mixer_embedding=COUNT, mixer_hidden=COUNT)
-        require(self, epsilon_start=UNIT, epsilon_end=UNIT)
-        require(self, epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
-        require(self, replay_steps=COUNT)
+        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
+        self.require(target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, mixer_embedding=COUNT, mixer_hidden=COUNT)
+        self.require(epsilon_start=UNIT, epsilon_end=UNIT)
+        self.require(epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
+        self.require(replay_steps=COUNT)
 
 
 class Mixer(nn.Module):

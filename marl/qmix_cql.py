@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing
 from herdbook.core.joint.policy import AgentValues
@@ -58,9 +58,9 @@ class QMIXCQLConfig(Config):
     reward_scaling: bool = True  # divide rewards by their standard deviation; nothing is subtracted
 
     def __post_init__(self) -> None:
-        require(self, alpha=NOT_NEGATIVE, joint_actions=COUNT, discount=UNIT, tau=FRACTION, lr=POSITIVE)
-        require(self, max_grad_norm=POSITIVE, batch_size=COUNT, target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT)
-        require(self, mixer_embedding=COUNT, mixer_hidden=COUNT)
+        self.require(alpha=NOT_NEGATIVE, joint_actions=COUNT, discount=UNIT, tau=FRACTION, lr=POSITIVE)
+        self.require(max_grad_norm=POSITIVE, batch_size=COUNT, target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT)
+        self.require(mixer_embedding=COUNT, mixer_hidden=COUNT)
         if self.joint_actions is not None and not self.centralised:
             raise ValueError("QMIXCQLConfig: joint_actions regularises the team's value, which needs centralised=True")
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.joint.actions import check_joint, only_legal
 from herdbook.core.joint.networks import Sharing
@@ -56,10 +56,10 @@ class VDNConfig(Config):
     replay_steps: int = 125_000  # EPyMARL: 5,000 episodes, of 25 steps on MPE
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        require(self, target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT)
-        require(self, epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
-        require(self, replay_steps=COUNT)
+        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
+        self.require(target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT)
+        self.require(epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
+        self.require(replay_steps=COUNT)
 
 
 def team_value(q: Tensor, alive: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, POSITIVE, Config, require
+from herdbook.core.config import COUNT, POSITIVE, Config
 from herdbook.core.distributions import Categorical, Deterministic
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
@@ -35,7 +35,7 @@ class BCConfig(Config):
     standardise_observations: bool = True  # (s − μ) / (σ + 1e-3), vectors only
 
     def __post_init__(self) -> None:
-        require(self, batch_size=COUNT, hidden_sizes=COUNT, frame_stack=COUNT, lr=POSITIVE)
+        self.require(batch_size=COUNT, hidden_sizes=COUNT, frame_stack=COUNT, lr=POSITIVE)
 
 
 def regression_loss(actions: Tensor, data_actions: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
 from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, JointHead
@@ -51,9 +51,9 @@ class BCQConfig(Config):
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, soft_minimum=UNIT, perturbation=UNIT, kl_weight=NOT_NEGATIVE)
-        require(self, num_target_actions=COUNT, num_policy_actions=COUNT, batch_size=COUNT, n_step=COUNT)
-        require(self, hidden_sizes=COUNT, vae_hidden_sizes=COUNT, lr=POSITIVE)
+        self.require(discount=UNIT, tau=FRACTION, soft_minimum=UNIT, perturbation=UNIT, kl_weight=NOT_NEGATIVE)
+        self.require(num_target_actions=COUNT, num_policy_actions=COUNT, batch_size=COUNT, n_step=COUNT)
+        self.require(hidden_sizes=COUNT, vae_hidden_sizes=COUNT, lr=POSITIVE)
 
 
 def vae_loss(decoded: Tensor, actions: Tensor, mean: Tensor, log_std: Tensor, kl_weight: float) -> Tensor:

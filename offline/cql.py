@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
@@ -58,10 +58,10 @@ class CQLConfig(Config):
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lagrange_threshold=NOT_NEGATIVE)
-        require(self, num_actions=COUNT, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
-        require(self, actor_lr=POSITIVE, critic_lr=POSITIVE, lagrange_lr=POSITIVE)
-        require(self, temperature=POSITIVE, initial_temperature=POSITIVE)
+        self.require(discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lagrange_threshold=NOT_NEGATIVE)
+        self.require(num_actions=COUNT, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
+        self.require(actor_lr=POSITIVE, critic_lr=POSITIVE, lagrange_lr=POSITIVE)
+        self.require(temperature=POSITIVE, initial_temperature=POSITIVE)
 
 
 def conservative_gap(q: Tensor, data_q: Tensor, log_density: Tensor | float, temperature: float = 1.0) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.distributions import Categorical
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
@@ -44,8 +44,8 @@ class DiscreteBCQConfig(Config):
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, threshold=(0, 0.9999), logit_penalty=NOT_NEGATIVE)
-        require(self, batch_size=COUNT, n_step=COUNT, frame_stack=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
+        self.require(discount=UNIT, tau=FRACTION, threshold=(0, 0.9999), logit_penalty=NOT_NEGATIVE)
+        self.require(batch_size=COUNT, n_step=COUNT, frame_stack=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
 
 
 def constrained_q(q: Tensor, logits: Tensor, threshold: float) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.distributions import Categorical
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
@@ -41,8 +41,8 @@ class DiscreteCQLConfig(Config):
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lr=POSITIVE)
-        require(self, batch_size=COUNT, n_step=COUNT, frame_stack=COUNT, hidden_sizes=COUNT)
+        self.require(discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lr=POSITIVE)
+        self.require(batch_size=COUNT, n_step=COUNT, frame_stack=COUNT, hidden_sizes=COUNT)
 
 
 def conservative_loss(q: Tensor, actions: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, GaussianActor, StateValue
@@ -47,9 +47,9 @@ class IQLConfig(Config):
     standardise_observations: bool = False
 
     def __post_init__(self) -> None:
-        require(self, expectile=UNIT, discount=UNIT, tau=FRACTION, beta=NOT_NEGATIVE, max_weight=LIMIT)
-        require(self, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, actor_decay_updates=COUNT)
-        require(self, actor_lr=POSITIVE, critic_lr=POSITIVE, value_lr=POSITIVE)
+        self.require(expectile=UNIT, discount=UNIT, tau=FRACTION, beta=NOT_NEGATIVE, max_weight=LIMIT)
+        self.require(batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, actor_decay_updates=COUNT)
+        self.require(actor_lr=POSITIVE, critic_lr=POSITIVE, value_lr=POSITIVE)
 
     def for_run(self, steps: int) -> Self:
         """The config of a run of so many updates: the actor's rate decays over all of them, as the authors' does."""

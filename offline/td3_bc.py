@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.distributions import Deterministic
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
@@ -46,9 +46,9 @@ class TD3BCConfig(Config):
     standardise_observations: bool = True  # (s − μ) / (σ + 1e-3), section 5
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
-        require(self, policy_delay=COUNT, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
-        require(self, alpha=NOT_NEGATIVE, online_alpha=NOT_NEGATIVE, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT)
+        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
+        self.require(policy_delay=COUNT, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
+        self.require(alpha=NOT_NEGATIVE, online_alpha=NOT_NEGATIVE, policy_noise=NOT_NEGATIVE, noise_clip=LIMIT)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:

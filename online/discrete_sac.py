@@ -11,22 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import (
-    COUNT,
-    FRACTION,
-    NOT_NEGATIVE,
-    POSITIVE,
-    UNIT,
-    Config,
-    expect_together,
-    require,
-    with_decay,
-)
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.distributions import Categorical
 from herdbook.core.exploration import decayed, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
@@ -66,21 +56,16 @@ class DiscreteSACConfig(Config):
     replay_steps: int = 100_000
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
-        require(self, initial_temperature=POSITIVE, entropy_share=UNIT, batch_size=COUNT, hidden_sizes=COUNT)
-        require(
-            self,
+        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
+        self.require(initial_temperature=POSITIVE, entropy_share=UNIT, batch_size=COUNT, hidden_sizes=COUNT)
+        self.require(
             n_step=COUNT,
             frame_stack=COUNT,
             warmup_steps=NOT_NEGATIVE,
             updates_per_step=POSITIVE,
             replay_steps=COUNT,
         )
-        require(self, max_grad_norm=POSITIVE, decay_steps=COUNT)
-
-    def for_run(self, steps: int) -> Self:
-        """The config of a run of so many environment steps."""
-        return with_decay(self, steps)
+        self.require(max_grad_norm=POSITIVE, decay_steps=COUNT)
 
 
 def soft_value(q: Tensor, log_probs: Tensor, temperature: Tensor) -> Tensor:
@@ -119,7 +104,7 @@ class DiscreteSAC:
     def __init__(self, config: DiscreteSACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
-        expect_together(c, "decay_lr", "decay_steps")
+        c.expect_together("decay_lr", "decay_steps")
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"), frame_stack=c.frame_stack)
         self.scaling, self.follows = self.units.scaling, self.units.follows
         space, size = self.scaling.observation_space, self.scaling.action_size

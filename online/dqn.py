@@ -22,17 +22,7 @@ import torch.nn.functional as F
 from gymnasium import Space
 from torch import Tensor, nn
 
-from herdbook.core.config import (
-    COUNT,
-    FRACTION,
-    NOT_NEGATIVE,
-    POSITIVE,
-    UNIT,
-    Config,
-    expect_together,
-    require,
-    with_decay,
-)
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.distributions import EpsilonGreedy
 from herdbook.core.exploration import decayed, linear_schedule, steps_before, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
@@ -79,10 +69,9 @@ class DQNConfig(Config):
     replay_steps: int = 100_000
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        require(self, priority_exponent=UNIT, importance_exponent=UNIT, importance_updates=COUNT)
-        require(
-            self,
+        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
+        self.require(priority_exponent=UNIT, importance_exponent=UNIT, importance_updates=COUNT)
+        self.require(
             n_step=COUNT,
             frame_stack=COUNT,
             target_period=COUNT,
@@ -90,12 +79,12 @@ class DQNConfig(Config):
             epsilon_start=UNIT,
             epsilon_end=UNIT,
         )
-        require(self, epsilon_steps=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
-        require(self, decay_steps=COUNT)
+        self.require(epsilon_steps=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+        self.require(decay_steps=COUNT)
 
     def for_run(self, steps: int) -> Self:
         """The config of a run of so many environment steps: β grows and rates decay over all of it."""
-        c = with_decay(self, steps)
+        c = super().for_run(steps)
         if not self.prioritised or self.importance_updates is not None:
             return c
         return replace(c, importance_updates=max(updates_after(steps, self.warmup_steps, self.updates_per_step), 1))
@@ -145,8 +134,8 @@ class DQN:
     def __init__(self, config: DQNConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
-        expect_together(c, "prioritised", "importance_updates")
-        expect_together(c, "decay_lr", "decay_steps")
+        c.expect_together("prioritised", "importance_updates")
+        c.expect_together("decay_lr", "decay_steps")
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"), frame_stack=c.frame_stack)
         self.scaling, self.follows = self.units.scaling, self.units.follows
         head = DuelingHead if c.dueling else Head

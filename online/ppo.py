@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config, expect_together, require, with_decay
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.exploration import linear_schedule
 from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
 from herdbook.core.needs import Needs
@@ -51,13 +51,9 @@ class PPOConfig(Config):
     scale_rewards: bool = False  # by the running deviation of their discounted sum
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, trace=UNIT, clip=POSITIVE, value_weight=NOT_NEGATIVE, entropy_weight=NOT_NEGATIVE)
-        require(self, rollout_steps=COUNT, epochs=COUNT, batch_size=COUNT, hidden_sizes=COUNT, decay_steps=COUNT)
-        require(self, lr=POSITIVE, max_grad_norm=POSITIVE, initial_std=POSITIVE)
-
-    def for_run(self, steps: int) -> Self:
-        """The config of a run of so many environment steps."""
-        return with_decay(self, steps)
+        self.require(discount=UNIT, trace=UNIT, clip=POSITIVE, value_weight=NOT_NEGATIVE, entropy_weight=NOT_NEGATIVE)
+        self.require(rollout_steps=COUNT, epochs=COUNT, batch_size=COUNT, hidden_sizes=COUNT, decay_steps=COUNT)
+        self.require(lr=POSITIVE, max_grad_norm=POSITIVE, initial_std=POSITIVE)
 
 
 def policy_loss(ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
@@ -79,7 +75,7 @@ class PPO:
         self.config = c = config
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         check_one_seed(c.algorithm, setup, "it trains")
-        expect_together(c, "decay_lr", "decay_steps")
+        c.expect_together("decay_lr", "decay_steps")
         self.units = Units(spec, c, setup.get("device", "cpu"))
         self.learner = Learner(
             {"actor": self.units.make_actor, "critic": self.units.make_value},

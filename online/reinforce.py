@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
 from herdbook.core.needs import Needs
 from herdbook.core.on_policy import Experience, Units, minibatches, standardised, steps_of
@@ -49,9 +49,9 @@ class ReinforceConfig(Config):
     scale_rewards: bool = False  # by the running deviation of their discounted sum
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, episodes_per_update=COUNT, baseline_epochs=COUNT, batch_size=COUNT)
-        require(self, entropy_weight=NOT_NEGATIVE, lr=POSITIVE, baseline_lr=POSITIVE, max_grad_norm=POSITIVE)
-        require(self, hidden_sizes=COUNT, initial_std=POSITIVE)
+        self.require(discount=UNIT, episodes_per_update=COUNT, baseline_epochs=COUNT, batch_size=COUNT)
+        self.require(entropy_weight=NOT_NEGATIVE, lr=POSITIVE, baseline_lr=POSITIVE, max_grad_norm=POSITIVE)
+        self.require(hidden_sizes=COUNT, initial_std=POSITIVE)
 
 
 def policy_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:

@@ -13,23 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import (
-    COUNT,
-    FINITE,
-    FRACTION,
-    NOT_NEGATIVE,
-    POSITIVE,
-    UNIT,
-    Config,
-    expect_together,
-    require,
-    with_decay,
-)
+from herdbook.core.config import COUNT, FINITE, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.exploration import decayed, steps_between_updates, uniform_box, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
@@ -67,15 +56,11 @@ class SACConfig(Config):
     replay_steps: int = 1_000_000
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
-        require(self, initial_temperature=POSITIVE, batch_size=COUNT, hidden_sizes=COUNT, n_step=COUNT)
-        require(self, target_entropy=FINITE)
-        require(self, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
-        require(self, max_grad_norm=POSITIVE, decay_steps=COUNT)
-
-    def for_run(self, steps: int) -> Self:
-        """The config of a run of so many environment steps."""
-        return with_decay(self, steps)
+        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
+        self.require(initial_temperature=POSITIVE, batch_size=COUNT, hidden_sizes=COUNT, n_step=COUNT)
+        self.require(target_entropy=FINITE)
+        self.require(warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+        self.require(max_grad_norm=POSITIVE, decay_steps=COUNT)
 
 
 def soft_target(rewards: Tensor, discounts: Tensor, q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
@@ -106,7 +91,7 @@ class SAC:
     def __init__(self, config: SACConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
-        expect_together(c, "decay_lr", "decay_steps")
+        c.expect_together("decay_lr", "decay_steps")
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
         self.scaling, self.follows = self.units.scaling, self.units.follows
         space, size = spec.observation_space, self.scaling.action_size

@@ -11,23 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
-from herdbook.core.config import (
-    COUNT,
-    FRACTION,
-    LIMIT,
-    NOT_NEGATIVE,
-    POSITIVE,
-    UNIT,
-    Config,
-    expect_together,
-    require,
-    with_decay,
-)
+from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.exploration import decayed, exploring_actor, steps_between_updates, updates_after
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
@@ -66,15 +55,11 @@ class TD3Config(Config):
     replay_steps: int = 1_000_000
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, n_step=COUNT)
-        require(self, policy_delay=COUNT, batch_size=COUNT, hidden_sizes=COUNT, noise_clip=LIMIT)
-        require(self, policy_noise=NOT_NEGATIVE, exploration_noise=NOT_NEGATIVE)
-        require(self, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
-        require(self, max_grad_norm=POSITIVE, decay_steps=COUNT, parameter_noise=POSITIVE)
-
-    def for_run(self, steps: int) -> Self:
-        """The config of a run of so many environment steps."""
-        return with_decay(self, steps)
+        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, n_step=COUNT)
+        self.require(policy_delay=COUNT, batch_size=COUNT, hidden_sizes=COUNT, noise_clip=LIMIT)
+        self.require(policy_noise=NOT_NEGATIVE, exploration_noise=NOT_NEGATIVE)
+        self.require(warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
+        self.require(max_grad_norm=POSITIVE, decay_steps=COUNT, parameter_noise=POSITIVE)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
@@ -90,7 +75,7 @@ class TD3:
     def __init__(self, config: TD3Config, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
-        expect_together(c, "decay_lr", "decay_steps")
+        c.expect_together("decay_lr", "decay_steps")
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
         self.scaling, self.follows = self.units.scaling, self.units.follows
         space, size = spec.observation_space, self.scaling.action_size

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config, require
+from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Parameters, Params, Setup, check_one_seed
 from herdbook.core.needs import Needs
 from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
@@ -49,9 +49,9 @@ class TRPOConfig(Config):
     scale_rewards: bool = False  # by the running deviation of their discounted sum
 
     def __post_init__(self) -> None:
-        require(self, discount=UNIT, trace=UNIT, max_divergence=POSITIVE, damping=NOT_NEGATIVE, shrinkage=FRACTION)
-        require(self, conjugate_steps=COUNT, backtracks=COUNT, rollout_steps=COUNT, critic_epochs=COUNT)
-        require(self, batch_size=COUNT, critic_lr=POSITIVE, hidden_sizes=COUNT, initial_std=POSITIVE)
+        self.require(discount=UNIT, trace=UNIT, max_divergence=POSITIVE, damping=NOT_NEGATIVE, shrinkage=FRACTION)
+        self.require(conjugate_steps=COUNT, backtracks=COUNT, rollout_steps=COUNT, critic_epochs=COUNT)
+        self.require(batch_size=COUNT, critic_lr=POSITIVE, hidden_sizes=COUNT, initial_std=POSITIVE)
 
 
 def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
