@@ -590,7 +590,7 @@ def test_the_command_trains_and_resumes_after_a_real_kill(tmp_path: Path) -> Non
 def test_what_does_not_fit_one_agent_is_told_in_a_line() -> None:
     for words, options in (
         ("there is one agent", {"learn": ("a",)}),
-        ("expected 0, DQN steps its environments itself; got 2", {"workers": 2}),
+        ("expected 0, the learner steps one agent itself; got 2", {"workers": 2}),
         ("shift:X where rewards are an environment's, got return_range", {"reward_transform": "return_range"}),
         ("observation_keys chooses parts of a Dict", {"observation_keys": ("a",)}),
         ("capacity of at least one step a lane", {"replay_steps": 2, "num_envs": 3}),
