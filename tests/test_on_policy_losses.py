@@ -15,7 +15,7 @@ from torch import Tensor
 
 from herdbook.core import checkpoint
 from herdbook.core.distributions import BOUND, Categorical, ClippedNormal
-from herdbook.core.moments import RewardScale, RunningMoments
+from herdbook.core.moments import RewardScale, RunningMoments, merged
 from herdbook.core.networks import MLP, OnPolicyActor, OnPolicyValue, orthogonal_
 from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
 from herdbook.core.policy import ScaledDistribution, Scaling
@@ -286,6 +286,20 @@ def test_passes_are_a_function_of_the_generator() -> None:
 
 
 # --- running moments ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        ((0, 0.0, 0.0), (2, 3.0, 2.0), (2, 3.0, 2.0)),  # nothing before
+        ((2, 1.0, 2.0), (1, 4.0, 0.0), (3, 2.0, 8.0)),  # 0 and 2, then 4
+        ((1, 5.0, 0.0), (3, 5.0, 0.0), (4, 5.0, 0.0)),  # equal rows
+    ],
+)
+def test_merged_moments_by_hand(first: Any, second: Any, together: Any) -> None:
+    assert merged(first, second) == together
+    as_tensors = merged(*((count, T([mean]), T([squares])) for count, mean, squares in (first, second)))
+    assert as_tensors == (together[0], T([together[1]]), T([together[2]]))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e6])
