@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 
-from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout
+from herdbook.core.joint.random_policy import JointRandomPolicy
+from herdbook.core.joint.rollout import JointRollout
 from herdbook.evaluation.joint import evaluate_joint
 
 EXPECTED = {"mpe2/simple_spread_v3": "−79.4 ± 2.3", "mpe2/simple_speaker_listener_v4": "−79 ± 5"}

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-
 _Value = TypeVar("_Value", float, Tensor)
 
 

@@ -13,7 +13,8 @@ from herdbook.core.collection import Collector, Plan
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
 from herdbook.core.joint.actor import JointActor
 from herdbook.core.joint.games import IllegalAction
-from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout
+from herdbook.core.joint.random_policy import JointRandomPolicy
+from herdbook.core.joint.rollout import JointRollout
 from herdbook.core.joint.types import JointSpec
 from herdbook.core.needs import Interaction, Needs
 from herdbook.core.seeds import SeedBySeed

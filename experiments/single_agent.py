@@ -22,7 +22,8 @@ from herdbook.core.environments import (
 from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.fine_tuning import FineTuned
 from herdbook.core.needs import Interaction, Needs
-from herdbook.core.rollout import RandomPolicy, Rollout, fixed_episodes
+from herdbook.core.random_policy import RandomPolicy
+from herdbook.core.rollout import Rollout, fixed_episodes
 from herdbook.core.seeds import SeedBySeed
 from herdbook.core.spaces import check_action_space, flat_action_space, flat_space
 from herdbook.core.specs import spec_from_state, spec_state

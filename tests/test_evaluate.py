@@ -9,17 +9,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from herdbook.core.distributions import Uniform
 from herdbook.core.environments import EnvironmentUnavailable
-from herdbook.core.rollout import (
-    EndlessEpisodes,
-    EnvironmentFailed,
-    PolicyFailed,
-    RandomPolicy,
-    Rollout,
-    Stepped,
-    Uniform,
-    fixed_episodes,
-)
+from herdbook.core.random_policy import RandomPolicy
+from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, PolicyFailed, Rollout, Stepped, fixed_episodes
 from herdbook.core.types import Carry, Spec, Step
 from herdbook.evaluation.evaluate import evaluate, score
 

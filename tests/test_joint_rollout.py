@@ -15,7 +15,8 @@ from pettingzoo import AECEnv, ParallelEnv
 
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.joint.games import IllegalAction
-from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout, in_rounds
+from herdbook.core.joint.random_policy import JointRandomPolicy
+from herdbook.core.joint.rollout import JointRollout, in_rounds
 from herdbook.core.joint.types import JointEpisode, JointSpec
 from herdbook.core.random import generator
 from herdbook.core.rollout import EnvironmentFailed, PolicyFailed

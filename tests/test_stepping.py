@@ -23,7 +23,8 @@ from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.growing import Growing
 from herdbook.core.moments import RewardScale
-from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, RandomPolicy, Rollout, Stepped, fixed_episodes
+from herdbook.core.random_policy import RandomPolicy
+from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, Rollout, Stepped, fixed_episodes
 from herdbook.core.runs import Run, RunFailed
 from herdbook.core.stepping import Steps
 from herdbook.core.types import Spec, Step

@@ -33,8 +33,8 @@ from herdbook.core.joint.environments import (
 )
 from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind
-from herdbook.core.rollout import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed, Uniform, UniformIntegers, alike
-from herdbook.core.types import Array, Carry, Policy, Step, Tree, to_numpy
+from herdbook.core.rollout import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed, alike
+from herdbook.core.types import Array, Policy, Step, Tree, to_numpy
 
 ROWS = 64
 """Steps that a log holds at first."""
@@ -418,48 +418,6 @@ def in_rounds(spec: JointSpec, turns: JointEpisode) -> JointEpisode:
         action_mask=masks and {k.name: rounds(masks[k.name], looks, k, True) for k in spec.kinds if k.name in masks},
         state=_map(lambda leaf: leaf[states], turns.state),
     )
-
-
-class JointRandomPolicy:
-    """Uniform among the legal actions, or in a bounded Box. Raises ValueError for an unbounded one."""
-
-    def __init__(self, spec: JointSpec) -> None:
-        for kind in spec.kinds:
-            space = kind.action_space
-            if isinstance(space, spaces.Box) and not space.is_bounded():
-                raise ValueError(f"expected bounded actions of {kind.name} for a random policy, got {space}")
-        self.spec = spec
-
-    def initial(self, num_envs: int) -> Carry:
-        return None
-
-    def __call__(
-        self, step: Step, carry: Carry, generator: torch.Generator | None = None
-    ) -> tuple[dict[str, Tensor], Carry]:
-        actions = {}
-        for name, distribution in self.distribution(step, carry)[0].items():
-            if isinstance(distribution, UniformIntegers):  # torch.multinomial takes rows
-                rows = replace(distribution, probs=distribution.probs.flatten(0, -2))
-                actions[name] = rows.sample(generator).view(distribution.probs.shape[:-1])
-            else:
-                actions[name] = distribution.sample(generator)
-        return actions, carry
-
-    def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
-        """A distribution for each kind."""
-        device, masks = step.first.device, step.action_mask or {}
-        distributions: dict[str, Any] = {}
-        for kind in self.spec.kinds:
-            space, lead = kind.action_space, (len(step.first), len(kind.agents))
-            if isinstance(space, spaces.Discrete):
-                legal = masks[kind.name] if kind.name in masks else torch.ones(*lead, int(space.n), device=device)
-                probs = legal / legal.sum(-1, keepdim=True)
-                distributions[kind.name] = UniformIntegers(probs, int(space.start))
-            else:
-                assert isinstance(space, spaces.Box)
-                bounds = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
-                distributions[kind.name] = Uniform(*(bound.expand(*lead, -1) for bound in bounds))
-        return distributions, carry
 
 
 def _make(source: JointSource, learners: Sequence[str] | None, others: Any) -> JointEnvironment:
