@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -34,6 +34,15 @@ class Growing(ABC):
         """Take one step of every lane; all arguments are `[lanes, …]`."""
         step = (observations, actions, rewards, terminated, truncated, next_observations)
         self.extend(*map(_one, step))
+
+
+class Following(Protocol):
+    """An algorithm that keeps statistics of every played step, as it declares by `needs.follows`."""
+
+    @property
+    def follows(self) -> Growing | None:
+        """Takes in every step once, as the replay does. None: no statistics are kept."""
+        ...
 
 
 def _one(values: Tree) -> Tree:

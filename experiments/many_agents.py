@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from herdbook.core.collection import Collector, Plan
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
+from herdbook.core.episode_collector import EpisodeCollector, Plan
 from herdbook.core.joint.actor import JointActor
 from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.random_policy import JointRandomPolicy
-from herdbook.core.joint.rollout import JointRollout
+from herdbook.core.joint.runner import JointRunner
 from herdbook.core.joint.types import JointSpec
 from herdbook.core.needs import Interaction, Needs
 from herdbook.core.seeds import SeedBySeed
@@ -62,11 +62,11 @@ class ManyAgents:
         opponents: Mapping[str, Any] | None = None,
     ) -> JointSpec:
         try:
-            rollout = JointRollout(source, 1, **(opponents or {}))
+            runner = JointRunner(source, 1, **(opponents or {}))
         except IllegalAction as error:  # of the others
             raise UserError(f"others: {error}") from error
-        rollout.close()
-        return rollout.spec
+        runner.close()
+        return runner.spec
 
     def data_spec(self, data: JointEpisodes) -> JointSpec:
         return data.spec
@@ -117,7 +117,7 @@ class ManyAgents:
         device: str,
         networks: Networks | None,
         given: bool,
-    ) -> Collector:
+    ) -> EpisodeCollector:
         assert task.environment is not None  # there is no fine-tuning here, so the user named one
         first = algorithms[0]
         plan = Plan(
@@ -126,7 +126,7 @@ class ManyAgents:
             spec=task.spec,
             source=task.environment,
             num_envs=options.lanes(first.needs),
-            rollout={**task.opponents, "state": keeps_state(first.needs, task.spec)},
+            runner={**task.opponents, "state": keeps_state(first.needs, task.spec)},
             networks=networks,
         )
         workers = options.worker_processes(first.needs)
@@ -138,7 +138,7 @@ class ManyAgents:
                 f"workers: expected an environment and networks that another process can import, got {error}; "
                 "define them at the top of a module, or set workers=0"
             ) from error
-        return Collector(plan, options.seeds, workers)
+        return EpisodeCollector(plan, options.seeds, workers)
 
     def fine_tuning(
         self, task: Task, algorithms: SeedBySeed, replay: JointReplay, options: RunOptions, device: str
@@ -146,7 +146,7 @@ class ManyAgents:
         raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
 
     def try_environment(self, source: EnvironmentSource, task: Task, device: str) -> None:
-        JointRollout(source, 1, spec=task.spec, device=device, **task.opponents).close()
+        JointRunner(source, 1, spec=task.spec, device=device, **task.opponents).close()
 
     def play(
         self,
@@ -197,11 +197,11 @@ class ManyAgents:
 
     def film(self, policy: Policy, source: EnvironmentSource, seed: int, task: Task) -> list[Array]:
         frames: list[Array] = []
-        rollout = JointRollout(source, 1, spec=task.spec, **task.opponents)
+        runner = JointRunner(source, 1, spec=task.spec, **task.opponents)
         try:
-            played = rollout.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
+            played = runner.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
         finally:
-            rollout.close()
+            runner.close()
         if played.failures:
             raise UserError(f"video: {played.failures[0]}")
         return frames

@@ -23,11 +23,11 @@ from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.fine_tuning import FineTuned
 from herdbook.core.needs import Interaction, Needs
 from herdbook.core.random_policy import RandomPolicy
-from herdbook.core.rollout import Rollout, fixed_episodes
+from herdbook.core.runner import VectorRunner, fixed_episodes
 from herdbook.core.seeds import SeedBySeed
 from herdbook.core.spaces import check_action_space, flat_action_space, flat_space
 from herdbook.core.specs import spec_from_state, spec_state
-from herdbook.core.stepping import Stepper
+from herdbook.core.step_collector import StepCollector
 from herdbook.core.types import Array, Policy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.minari import write_minari
@@ -35,7 +35,7 @@ from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
-from herdbook.datasets.rollouts import Rollouts
+from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.evaluation.evaluate import evaluate, score
 from herdbook.evaluation.scores import find_references, score_line
 from herdbook.experiments.catalogue import UserError
@@ -120,7 +120,7 @@ class SingleAgent:
         """What one seed's steps go into: a rollout for on-policy algorithms, else a replay, prioritised on request."""
         c, transform = algorithm.config, reward_transform(options.reward_transform)
         if algorithm.needs.on_policy:
-            return Rollouts(device=device, time_limit=options.time_limit, reward_transform=transform)
+            return RolloutBuffer(device=device, time_limit=options.time_limit, reward_transform=transform)
         if c.scale_rewards and options.reward_transform != "none":
             raise UserError(
                 "scale_rewards: expected reward_transform none beside it, since the scale is that of the rewards as "
@@ -148,7 +148,7 @@ class SingleAgent:
         device: str,
         networks: Networks | None,
         given: bool,
-    ) -> Stepper:
+    ) -> StepCollector:
         needs: Needs = algorithms[0].needs
         if task.environment is None:
             raise UserError(f"online_steps: {task.source} names no environment to play in; name one with --env")
@@ -157,7 +157,7 @@ class SingleAgent:
             name = type(algorithms[0]).__name__
             raise UserError(f"num_envs: expected at most {needs.max_envs} for {name}, got {lanes}")
         try:
-            return Stepper(trusted(task.environment, given), task.spec, options.seeds, lanes, device)
+            return StepCollector(trusted(task.environment, given), task.spec, options.seeds, lanes, device)
         except EnvironmentUnavailable:
             raise
         except ValueError as error:  # a callable that gives the same environment twice
@@ -200,7 +200,7 @@ class SingleAgent:
         return SeedBySeed(players), replays
 
     def try_environment(self, source: EnvironmentSource, task: Task, device: str) -> None:
-        Rollout(source, 1, fixed_episodes(1, 0), spec=task.spec, device=device).close()
+        VectorRunner(source, 1, fixed_episodes(1, 0), spec=task.spec, device=device).close()
 
     def play(
         self,

@@ -20,7 +20,7 @@ from herdbook.core.spaces import flat_space
 from herdbook.core.types import Segments, Spec, Step, to_numpy, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rollouts import Rollouts
+from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_class
 
 NAMES = sorted(n for n, where in ALGORITHMS.items() if where.startswith(("herdbook.offline.", "herdbook.online.")))
@@ -143,7 +143,7 @@ class Played:
         self.spec, self.generator = spec, np.random.default_rng(17)
 
     def take(self) -> Segments:
-        rollouts = Rollouts()
+        rollouts = RolloutBuffer()
         observations = draw(self.spec.observation_space, 2, self.generator)
         for number in range(20):
             terminated, truncated = np.array([number % 7 == 6, False]), np.array([False, number % 5 == 4])

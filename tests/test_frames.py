@@ -29,7 +29,7 @@ from herdbook.core.environments import (
 from herdbook.core.frames import Frames
 from herdbook.core.networks import Encoder
 from herdbook.core.policy import FeedForwardPolicy, Scaling
-from herdbook.core.rollout import EndlessEpisodes, Rollout
+from herdbook.core.runner import EndlessEpisodes, VectorRunner
 from herdbook.core.runs import Run
 from herdbook.core.spaces import flat_space
 from herdbook.core.types import Spec
@@ -110,13 +110,13 @@ def add(replay: Any, stepped: Any) -> None:
 def test_a_replay_gives_the_stacks_that_the_policy_saw_frame_for_frame(count: int) -> None:
     """3 lanes of 12 steps each in the ring, which wraps 5 times; the policy is another one at every step."""
     lanes, steps = 3, 60
-    spy, rollout = Spy(count), Rollout(Pixels, lanes, EndlessEpisodes(1), max_steps=100)
+    spy, runner = Spy(count), VectorRunner(Pixels, lanes, EndlessEpisodes(1), max_steps=100)
     replay = ReplayBuffer.online(SPEC, 12 * lanes, lanes, frame_stack=count)
     by_hand: list[list[Any]] = [[] for _ in range(lanes)]
     ended = np.zeros((steps, lanes), np.bool_)
     compared = 0
     for number in range(steps):
-        stepped = rollout.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
+        stepped = runner.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
         add(replay, stepped)
         ended[number] = stepped.terminated | stepped.truncated
         for lane in range(lanes):
@@ -147,31 +147,31 @@ def test_data_give_the_stacks_that_the_policy_saw() -> None:
 
 
 def test_a_stack_goes_on_after_a_checkpoint_in_the_middle_of_an_episode() -> None:
-    def make() -> Rollout:
-        return Rollout(Pixels, 2, EndlessEpisodes(4), max_steps=100)
+    def make() -> VectorRunner:
+        return VectorRunner(Pixels, 2, EndlessEpisodes(4), max_steps=100)
 
     for cut in range(1, 12):
-        whole, uninterrupted, spy, rollout = Spy(4), make(), Spy(4), make()
+        whole, uninterrupted, spy, runner = Spy(4), make(), Spy(4), make()
         for number in range(cut + 4):
             uninterrupted.step(whole.policy(), torch.Generator().manual_seed(number), keep_carry=True)
         for number in range(cut):
-            rollout.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
-        state, schedule = rollout.state_dict(), rollout.schedule
-        rollout = make()
-        rollout.load_state_dict(state)
-        rollout.schedule = schedule
+            runner.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
+        state, schedule = runner.state_dict(), runner.schedule
+        runner = make()
+        runner.load_state_dict(state)
+        runner.schedule = schedule
         for number in range(cut, cut + 4):
-            rollout.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
+            runner.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
         assert all(map(torch.equal, spy.seen, whole.seen))
 
 
 def test_another_player_does_not_remember_what_it_did_not_see() -> None:
-    spy, rollout = Spy(2), Rollout(lambda: gymnasium.wrappers.TimeLimit(Pixels(), 3), 1, EndlessEpisodes(2))
+    spy, runner = Spy(2), VectorRunner(lambda: gymnasium.wrappers.TimeLimit(Pixels(), 3), 1, EndlessEpisodes(2))
     while True:
-        first = rollout.step(spy.policy())
+        first = runner.step(spy.policy())
         if not (first.terminated | first.truncated).any():
             break
-    rollout.step(spy.policy())
+    runner.step(spy.policy())
     assert torch.equal(spy.seen[-1][..., 0], spy.seen[-1][..., 1])
 
 

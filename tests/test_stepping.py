@@ -24,13 +24,13 @@ from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.growing import Growing
 from herdbook.core.moments import RewardScale
 from herdbook.core.random_policy import RandomPolicy
-from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, Rollout, Stepped, fixed_episodes
+from herdbook.core.runner import EndlessEpisodes, EnvironmentFailed, VectorRunner, VectorStep, fixed_episodes
 from herdbook.core.runs import Run, RunFailed
-from herdbook.core.stepping import Steps
+from herdbook.core.step_collector import StepRound
 from herdbook.core.types import Spec, Step
 from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rollouts import Rollouts
+from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.experiments.catalogue import UserError, algorithm_class, config_class
 from herdbook.experiments.collect import export_replay
 from herdbook.experiments.train import resume
@@ -108,15 +108,15 @@ def go(algorithm: str, path: Path | str = "run", **options: Any) -> Run:
 # --- rollouts -------------------------------------------------------------------------------------------------------
 
 
-def same_step(a: Stepped, b: Stepped) -> bool:
-    names = [field.name for field in dataclasses.fields(Stepped) if field.name != "infos"]
+def same_step(a: VectorStep, b: VectorStep) -> bool:
+    names = [field.name for field in dataclasses.fields(VectorStep) if field.name != "infos"]
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
 def test_a_rollout_goes_on_from_its_state(env: str) -> None:
     first, second = (EndlessEpisodes(4, 7) for _ in range(2))
-    one, other = Rollout(env, 3, first), Rollout(env, 3, second)
+    one, other = VectorRunner(env, 3, first), VectorRunner(env, 3, second)
     policy, noise = RandomPolicy(one.action_space), torch.Generator().manual_seed(0)
     for _ in range(37):  # in the middle of episodes
         one.step(policy, noise)
@@ -143,12 +143,12 @@ def test_an_episode_that_is_replayed_to_elsewhere_is_given_up() -> None:
 
     lost: list[EnvironmentFailed] = []
     schedule = EndlessEpisodes(1)
-    one = Rollout(Moody, 1, schedule)
+    one = VectorRunner(Moody, 1, schedule)
     policy = RandomPolicy(one.action_space)
     one.step(policy)
     with pytest.raises(EnvironmentFailed, match="came to another observation when its actions were replayed"):
-        Rollout(Moody, 1, EndlessEpisodes(1)).load_state_dict(one.state_dict())
-    other = Rollout(Moody, 1, EndlessEpisodes(1), on_failure=lost.append)
+        VectorRunner(Moody, 1, EndlessEpisodes(1)).load_state_dict(one.state_dict())
+    other = VectorRunner(Moody, 1, EndlessEpisodes(1), on_failure=lost.append)
     other.load_state_dict(one.state_dict())
     stepped = other.step(policy)
     assert len(lost) == 1 and stepped.cut.tolist() == stepped.first.tolist() == [True]
@@ -157,8 +157,8 @@ def test_an_episode_that_is_replayed_to_elsewhere_is_given_up() -> None:
 @pytest.mark.parametrize("nan", [False, True])
 def test_an_environment_that_fails_loses_its_episode_and_no_other(nan: bool) -> None:
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(lambda: Counter(every=3, nan=nan), 4, EndlessEpisodes(0), on_failure=lost.append)
-    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(60)]
+    runner = VectorRunner(lambda: Counter(every=3, nan=nan), 4, EndlessEpisodes(0), on_failure=lost.append)
+    steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(60)]
     assert len(lost) > 5 and all("reset seed" in str(failure) and "step 2" in str(failure) for failure in lost)
     for lane in range(4):
         previous = None
@@ -187,14 +187,14 @@ def test_what_is_not_finite_is_found_beside_another_lanes_failure() -> None:
             return self.lane < 2 and step == 2
 
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(Counter, 3, EndlessEpisodes(0), on_failure=lost.append)
-    seeds = [env.seed for env in rollout.envs]  # type: ignore[attr-defined]  # a Counter's
+    runner = VectorRunner(Counter, 3, EndlessEpisodes(0), on_failure=lost.append)
+    seeds = [env.seed for env in runner.envs]  # type: ignore[attr-defined]  # a Counter's
     for lane in range(3):
-        rollout.envs[lane] = Either(lane)
-        rollout.envs[lane].reset(seed=seeds[lane])
-    policy = RandomPolicy(rollout.action_space)
-    rollout.step(policy)
-    stepped = rollout.step(policy)
+        runner.envs[lane] = Either(lane)
+        runner.envs[lane].reset(seed=seeds[lane])
+    policy = RandomPolicy(runner.action_space)
+    runner.step(policy)
+    stepped = runner.step(policy)
     assert [str(failure).split(" (")[0] for failure in lost] == [
         "Either raised RuntimeError: it broke",
         "Either gave the reward nan",
@@ -205,8 +205,8 @@ def test_what_is_not_finite_is_found_beside_another_lanes_failure() -> None:
 
 def test_a_reset_that_fails_is_passed_over() -> None:
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(lambda: Counter(every=2, breaks=0), 2, EndlessEpisodes(3), on_failure=lost.append)
-    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(40)]
+    runner = VectorRunner(lambda: Counter(every=2, breaks=0), 2, EndlessEpisodes(3), on_failure=lost.append)
+    steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(40)]
     assert lost and all(s.observations[lane, 0] % 2 for s in steps for lane in range(2))
     assert not any(s.cut.any() for s in steps)  # nothing had been recorded of those episodes
 
@@ -217,10 +217,10 @@ def test_a_schedule_that_runs_out_after_a_failure_ends_the_rollout() -> None:
             raise RuntimeError("it broke")
 
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(Counter, 1, fixed_episodes(1, 5), on_failure=lost.append)
-    rollout.envs = [Broken()]
-    stepped = rollout.step(RandomPolicy(rollout.action_space))
-    assert len(lost) == 1 and not rollout.active and not stepped.active.any()
+    runner = VectorRunner(Counter, 1, fixed_episodes(1, 5), on_failure=lost.append)
+    runner.envs = [Broken()]
+    stepped = runner.step(RandomPolicy(runner.action_space))
+    assert len(lost) == 1 and not runner.active and not stepped.active.any()
 
 
 @pytest.mark.parametrize("answer", [(np.zeros(2), 1.0, False, False), (np.zeros(3), 1.0, False, False, {}), None])
@@ -233,11 +233,11 @@ def test_an_answer_of_another_form_is_the_environments_failure(answer: Any) -> N
             raise RuntimeError("it does not even close")
 
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(Strange, 2, EndlessEpisodes(0), on_failure=lost.append)
-    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(20)]
+    runner = VectorRunner(Strange, 2, EndlessEpisodes(0), on_failure=lost.append)
+    steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(20)]
     assert lost and all(s.next_observations[lane, 1] == s.observations[lane, 1] + 1 for s in steps for lane in (0, 1))
     with pytest.raises(EnvironmentFailed, match=r"raised (TypeError|ValueError)"):
-        alone = Rollout(Strange, 8, EndlessEpisodes(0))
+        alone = VectorRunner(Strange, 8, EndlessEpisodes(0))
         for _ in range(20):
             alone.step(RandomPolicy(alone.action_space))
 
@@ -254,9 +254,9 @@ def test_a_carry_forgets_only_the_lanes_that_failed() -> None:
             assert torch.equal(carry, step.observations[:, 1])
             return super().__call__(step, carry, generator)[0], carry + 1
 
-    rollout = Rollout(lambda: Counter(every=3), 4, EndlessEpisodes(0), on_failure=lambda failure: None)
-    watch = Watch(rollout.action_space)
-    assert sum(bool(rollout.step(watch).cut.any()) for _ in range(60)) > 3
+    runner = VectorRunner(lambda: Counter(every=3), 4, EndlessEpisodes(0), on_failure=lambda failure: None)
+    watch = Watch(runner.action_space)
+    assert sum(bool(runner.step(watch).cut.any()) for _ in range(60)) > 3
 
 
 def test_a_step_after_a_cut_is_no_part_of_the_episode_before() -> None:
@@ -279,10 +279,10 @@ def test_a_step_after_a_cut_is_no_part_of_the_episode_before() -> None:
 
 
 def test_a_round_comes_back_from_a_checkpoint() -> None:
-    rollout = Rollout(lambda: Counter(every=3), 2, EndlessEpisodes(0), on_failure=lambda failure: None)
-    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(9)]
-    played = Steps(steps, returns=[6.0], lengths=[6], failures=["one"])
-    again = Steps.from_state(played.state_dict())
+    runner = VectorRunner(lambda: Counter(every=3), 2, EndlessEpisodes(0), on_failure=lambda failure: None)
+    steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(9)]
+    played = StepRound(steps, returns=[6.0], lengths=[6], failures=["one"])
+    again = StepRound.from_state(played.state_dict())
     assert all(same_step(a, b) for a, b in zip(played.steps, again.steps, strict=True))
     assert (again.returns, again.lengths, again.failures, again.policy_failed) == ([6.0], [6], ["one"], None)
     assert again.count == 18
@@ -311,15 +311,15 @@ class Recorder(Growing):
     ],
 )
 def test_a_round_is_added_in_blocks_between_cuts(cut_at: list[int], calls: list[Any]) -> None:
-    rollout, steps = Rollout("CartPole-v1", 1, EndlessEpisodes(0)), Steps()
+    runner, steps = VectorRunner("CartPole-v1", 1, EndlessEpisodes(0)), StepRound()
     for number in range(4):
-        stepped = rollout.step(RandomPolicy(rollout.action_space), torch.Generator())
+        stepped = runner.step(RandomPolicy(runner.action_space), torch.Generator())
         changes = {"rewards": np.array([float(number)]), "cut": np.array([number in cut_at])}
         steps.steps.append(dataclasses.replace(stepped, **changes))
     recorder = Recorder()
     steps.add_to(recorder)
     assert recorder.calls == calls
-    Steps().add_to(recorder)
+    StepRound().add_to(recorder)
     assert recorder.calls == calls
 
 
@@ -436,7 +436,7 @@ def test_the_rate_decays_with_the_steps_that_were_played() -> None:
 
 def _rollout() -> Any:
     """5 steps of 2 lanes."""
-    rollouts, flags = Rollouts(), np.zeros(2, np.bool_)
+    rollouts, flags = RolloutBuffer(), np.zeros(2, np.bool_)
     for _ in range(5):
         rows = np.zeros((2, 2), np.float32)
         rollouts.add(rows, np.zeros(2, np.int64), np.ones(2), flags, flags, rows)
@@ -445,7 +445,7 @@ def _rollout() -> Any:
 
 def test_the_scale_of_rewards_begins_anew_with_each_episode() -> None:
     """γ = ½, one lane: 1, 1½ | 1 (given up) | 1: the sums whose deviation scales; over two rollouts."""
-    rollouts, scale, no = Rollouts(), RewardScale(0.5), np.zeros(1, np.bool_)
+    rollouts, scale, no = RolloutBuffer(), RewardScale(0.5), np.zeros(1, np.bool_)
     for number in range(4):
         row = np.zeros((1, 1), np.float32)
         if number == 3:
@@ -664,7 +664,7 @@ def test_a_loaded_policy_normalises_as_the_run_did() -> None:
 def test_warm_up_is_uniform_and_exploration_follows_its_schedule() -> None:
     spec = Spec(spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
     dqn = DQN(DQNConfig(epsilon_start=1.0, epsilon_end=0.2, epsilon_steps=10, hidden_sizes=(4,)), spec)
-    rollout = Rollout("CartPole-v1", 1, EndlessEpisodes(0))
+    runner = VectorRunner("CartPole-v1", 1, EndlessEpisodes(0))
     seen: Any = None
 
     class Look(RandomPolicy):
@@ -673,7 +673,7 @@ def test_warm_up_is_uniform_and_exploration_follows_its_schedule() -> None:
             seen = step
             return super().__call__(step, carry, generator)
 
-    rollout.step(Look(rollout.action_space))
+    runner.step(Look(runner.action_space))
     for step, least in ((0, 0.5), (5, 0.3), (10, 0.1), (None, 0.1)):
         probs = dqn.policy(deterministic=False, step=step).distribution(seen, None)[0].probs  # type: ignore[attr-defined]  # discrete
         assert float(probs.min()) == pytest.approx(least)

@@ -1,4 +1,4 @@
-"""`Rollouts`: the steps since the last update, in order, for algorithms that learn from their newest data alone."""
+"""`RolloutBuffer`: the steps played since the last update, in order, for algorithms that learn on-policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from herdbook.datasets.rings import position_after, positions_of
 _NAMES = (*STEP_FIELDS, "timesteps")
 
 
-class Rollouts(Growing):
+class RolloutBuffer(Growing):
     """Filled with `extend` and `add`, as `ReplayBuffer` is, and emptied by `take`.
 
     time_limit: "terminal" makes every truncation a termination.

@@ -1,4 +1,4 @@
-"""Vectorised stepping: the one loop that evaluation, collection and learning online step environments with.
+"""`VectorRunner`: the one loop in which evaluation, collection and learning online step environments.
 
 Environments live in this process, one per lane, and step in lockstep. Each episode is reset with a seed of its own, by
 this loop and never by a vector environment: so the final observation of an episode is its own, and there is no false
@@ -27,7 +27,7 @@ from herdbook.core.environments import (
     make_environment,
 )
 from herdbook.core.random import derive
-from herdbook.core.spaces import flat_action_space, flat_space, flatten
+from herdbook.core.spaces import alike, flat_action_space, flat_space, flatten
 from herdbook.core.types import Array, Carry, Policy, Spec, Step, Tree, to_numpy, tree_map
 
 UNDECLARED_LIMIT = 10_000
@@ -46,7 +46,7 @@ class PolicyFailed(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class VectorStep:
     """One step of every lane; arrays on the host, `[lanes, …]`. Where `active` is False the lane rests: padding."""
 
     observations: Tree
@@ -94,8 +94,8 @@ class EndlessEpisodes:
         return number, derive(*self.entropy, lane, k) % 2**31  # some environments take a C int
 
 
-class Rollout:
-    """Environments side by side, stepped by a policy.
+class VectorRunner:
+    """Steps environments side by side with a policy.
 
     Args:
         source: What `make_environment` takes.
@@ -181,7 +181,7 @@ class Rollout:
         """Whether any lane is in an episode."""
         return bool(self._active.any())
 
-    def step(self, policy: Policy, generator: torch.Generator | None = None, *, keep_carry: bool = False) -> Stepped:
+    def step(self, policy: Policy, generator: torch.Generator | None = None, *, keep_carry: bool = False) -> VectorStep:
         """Step every active lane once, and begin the next episode where one ended.
 
         A policy other than the last call's starts with a fresh carry; with `keep_carry` it goes on with the last one's,
@@ -339,7 +339,7 @@ class Rollout:
         for env in self.envs:
             env.close()
 
-    def _advance(self, actions: Array, results: _Results) -> Stepped:
+    def _advance(self, actions: Array, results: _Results) -> VectorStep:
         active, first, cut, episodes = self._active, self._first, self._cut, self._episodes
         terminated, truncated, next_observations = results.terminated, results.truncated, results.observations
         self._lengths += active
@@ -353,7 +353,7 @@ class Rollout:
                 )
             truncated |= over
         ended = terminated | truncated
-        stepped = Stepped(
+        stepped = VectorStep(
             observations=self._observations,
             actions=actions,
             rewards=results.rewards,
@@ -551,12 +551,3 @@ def _check_spaces(spec: Spec, env: Env) -> None:
             f"{_name(env)}: expected actions in {spec.action_space}, as in the data, got {actions}; "
             "check the environment's id, version and keyword arguments"
         )
-
-
-def alike(a: Space[Any], b: Space[Any]) -> bool:
-    """Equal up to the bounds of boxes, which environments declare loosely."""
-    if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
-        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
-    if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):
-        return a.shape == b.shape and a.dtype == b.dtype
-    return a == b

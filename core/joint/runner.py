@@ -1,4 +1,4 @@
-"""Playing whole episodes with many agents: the one loop that evaluation, collection and learning online use.
+"""`JointRunner`: the one loop in which evaluation, collection and learning online play episodes with many agents.
 
 Environments live in this process, one per lane, and step in lockstep: the policy is called once per step for all lanes
 and agents. Every episode is reset with a seed of its own and played to its end, so that its final observations and
@@ -33,7 +33,8 @@ from herdbook.core.joint.environments import (
 )
 from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind
-from herdbook.core.rollout import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed, alike
+from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed
+from herdbook.core.spaces import alike
 from herdbook.core.types import Array, Policy, Step, Tree, to_numpy
 
 ROWS = 64
@@ -41,7 +42,7 @@ ROWS = 64
 
 
 @dataclass(frozen=True)
-class Played:
+class PlayedEpisodes:
     """What became of a list of reset seeds."""
 
     episodes: list[JointEpisode | None]
@@ -50,8 +51,8 @@ class Played:
     """Why: environment, reset seed, step and cause."""
 
 
-class JointRollout:
-    """Environments side by side, played by a joint policy.
+class JointRunner:
+    """Plays whole episodes in environments side by side with a joint policy.
 
     Args:
         source: What `make_joint_environment` takes.
@@ -124,7 +125,7 @@ class JointRollout:
         generator: torch.Generator | None = None,
         *,
         watch: Callable[[JointEnvironment], object] | None = None,
-    ) -> Played:
+    ) -> PlayedEpisodes:
         """Play one episode for every reset seed, to its end; a lane that is free takes the next seed.
 
         An environment that raises, or gives NaN, loses that episode and is made anew; the others go on. `watch` is
@@ -135,7 +136,7 @@ class JointRollout:
             ValueError: The policy's actions have the wrong shape or type, or are not legal.
         """
         seeds, lanes = [int(seed) for seed in seeds], range(len(self.envs))
-        played, log = Played([None] * len(seeds), []), _Log(self.spec, len(lanes), self.state)
+        played, log = PlayedEpisodes([None] * len(seeds), []), _Log(self.spec, len(lanes), self.state)
         waiting, current = iter(enumerate(seeds)), dict[int, _Begun]()
         for lane in lanes:
             self._begin(lane, current, waiting, log, played)
@@ -175,7 +176,12 @@ class JointRollout:
             env.close()
 
     def _begin(
-        self, lane: int, current: dict[int, _Begun], waiting: Iterator[tuple[int, int]], log: _Log, played: Played
+        self,
+        lane: int,
+        current: dict[int, _Begun],
+        waiting: Iterator[tuple[int, int]],
+        log: _Log,
+        played: PlayedEpisodes,
     ) -> None:
         """Reset a lane with the next seed that its environment can be reset with; it rests when there is none."""
         for number, seed in waiting:
@@ -209,7 +215,7 @@ class JointRollout:
             over |= {lane: fault for lane, fault in faults.items() if fault is not None}
         return over | {lane: None for lane in current if lane not in over and not log.plays(lane)}
 
-    def _lose(self, lane: int, cause: str, seed: int, step: int, played: Played) -> None:
+    def _lose(self, lane: int, cause: str, seed: int, step: int, played: PlayedEpisodes) -> None:
         name = self.envs[lane].name
         played.failures.append(f"{name} {cause} (reset seed {seed}, step {step}); this episode is lost")
         self.envs[lane].renew()
