@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -31,7 +31,7 @@ from herdbook.core.runner import (
     stack_rows,
 )
 from herdbook.core.runs import RunFailed
-from herdbook.core.types import Spec, Stepwise, to_numpy, tree_map
+from herdbook.core.types import Spec, Steps, Stepwise, to_numpy, tree_map
 
 
 @dataclass
@@ -47,7 +47,7 @@ class StepRound:
     @property
     def count(self) -> int:
         """Environment steps."""
-        return sum(len(stepped.rewards) for stepped in self.steps)
+        return sum(len(stepped.active) for stepped in self.steps)
 
     @property
     def episodes(self) -> int:
@@ -62,22 +62,22 @@ class StepRound:
             if anywhere(first.cut):
                 replay.cut(first.cut)
             if others:
-                block = (stack_rows([getattr(step, name) for step in (first, *others)]) for name in STEP_FIELDS)
-                replay.extend(*block)
+                replay.extend(stack_steps([step.played for step in (first, *others)]))
             else:  # nothing to copy
-                replay.add(*(getattr(first, name) for name in STEP_FIELDS))
+                replay.add(first.played)
 
     def state_dict(self) -> dict[str, Any]:
-        """As dicts, lists and tensors, for a checkpoint; without the environments' infos.
+        """As dicts, lists and tensors, for a checkpoint.
 
         The tensors are those of all steps together, `[T, …]`: each costs a checkpoint more than its bytes do.
         """
         columns: dict[str, Any] = {}
-        for name in _COLUMNS if self.steps else ():
-            rows = [getattr(step, name) for step in self.steps]
-            columns[name] = tree_map(lambda *leaves: torch.from_numpy(np.stack(leaves)), *rows)
+        if self.steps:
+            played = stack_steps([step.played for step in self.steps])
+            columns = {name: getattr(played, name) for name in STEP_FIELDS if getattr(played, name) is not None}
+            columns |= {name: np.stack([getattr(step, name) for step in self.steps]) for name in _LANES}
         return {
-            "steps": columns,
+            "steps": tree_map(torch.from_numpy, columns),
             **{name: getattr(self, name) for name in ("returns", "lengths", "failures", "policy_failed")},
         }
 
@@ -88,17 +88,21 @@ class StepRound:
             raise ValueError(
                 "expected a tensor for each field of what was played, the checkpoint is of an older version"
             )
-        columns = to_numpy(state["steps"])
-        steps = [
-            VectorStep(
-                **tree_map(lambda leaf, at=number: leaf[at], columns), infos=({},) * len(columns["first"][number])
-            )
-            for number in range(len(columns["first"]) if columns else 0)
-        ]
+        columns, steps = to_numpy(state["steps"]), list[VectorStep]()
+        for number in range(len(columns["first"]) if columns else 0):
+            row = tree_map(lambda leaf, at=number: leaf[at], columns)
+            played = {name: row[name] for name in STEP_FIELDS if name in row}
+            steps.append(VectorStep(Steps(**played), **{name: row[name] for name in _LANES}))
         return cls(**{**state, "steps": steps})
 
 
-_COLUMNS = tuple(field.name for field in fields(VectorStep) if field.name != "infos")
+_LANES = ("first", "cut", "active", "episodes")
+
+
+def stack_steps(steps: Sequence[Steps]) -> Steps:
+    """Steps `[lanes, …]` one after the other, as `[T, lanes, …]`."""
+    given = [name for name in STEP_FIELDS if getattr(steps[0], name) is not None]
+    return Steps(**{name: stack_rows([getattr(step, name) for step in steps]) for name in given})
 
 
 class StepCollector:
@@ -197,9 +201,9 @@ class _SeedRunner:
             played.steps.append(stepped)
             if anywhere(stepped.cut):
                 self.returns[stepped.cut], self.lengths[stepped.cut] = 0, 0
-            self.returns += stepped.rewards
+            self.returns += stepped.played.rewards
             self.lengths += 1
-            ended = stepped.terminated | stepped.truncated
+            ended = stepped.played.terminated | stepped.played.truncated
             if anywhere(ended):
                 played.returns += self.returns[ended].tolist()
                 played.lengths += self.lengths[ended].tolist()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -91,6 +91,10 @@ class Segments:
     """Undiscounted sum of rewards from this step to the episode's end."""
     timesteps: Tensor | None = None
     """Position of the step in its episode, from 0."""
+    reset: Tensor | None = None
+    """In rollouts: the policy's carry was forgotten before this step, as in `Step`."""
+    task: Tensor | None = None
+    """In rollouts: the task of the step, int64, where the schedule gave any."""
 
 
 @batch_type
@@ -100,6 +104,7 @@ class Step:
 
     observations: Tree
     previous_actions: Tree
+    """Of the step before; zeros where `reset`."""
     previous_rewards: Tensor
     first: Tensor
     """A new episode begins here."""
@@ -109,6 +114,39 @@ class Step:
     """Legal actions."""
     alive: Tensor | None = None
     """Many agents: `[environments, N]`, who acts now."""
+
+
+class Turn(NamedTuple):
+    """An episode that a schedule gives to a lane that is free."""
+
+    number: int
+    """The episode's number, which its record is known by."""
+    seed: int
+    """The environment is reset with it."""
+    reset: bool = True
+    """The policy's carry is forgotten before the episode: always, except inside a meta-RL trial."""
+    task: int | None = None
+    """The task that the episode is of; a schedule has tasks in every turn or in none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Played steps, as arrays on the host: leaves `[T, lanes, …]`, or `[lanes, …]` for one step of every lane."""
+
+    observations: Tree
+    """What was acted on."""
+    actions: Tree
+    """`[…, A]` float32, clipped to the action space, or `[…]` int64."""
+    rewards: Array
+    """float64, as the environment gave them."""
+    terminated: Array
+    truncated: Array
+    next_observations: Tree
+    """What the step led to: at an episode's end its own final observation."""
+    reset: Array | None = None
+    """The policy's carry was forgotten before this step. None: wherever an episode begins."""
+    task: Array | None = None
+    """The task of each step, int64. None: there are no tasks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def score(
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
     for step in _steps(runner, policy, seed):
         numbers = step.episodes[step.active]
-        returns[numbers] += step.rewards[step.active]
+        returns[numbers] += step.played.rewards[step.active]
         lengths[numbers] += 1
     return Scores(returns, lengths)
 
@@ -144,14 +144,15 @@ def _steps(runner: VectorRunner, policy: Policy, seed: int) -> Iterator[VectorSt
 
 def _episodes_of(steps: list[VectorStep], count: int, seed: int) -> list[dict[str, object]]:
     """Cut the lockstep record `[steps, lanes]` into episodes: each is one run of steps of one lane."""
-    observations = tree_map(lambda *leaves: np.stack(leaves), *(s.observations for s in steps))
-    actions, rewards = np.stack([s.actions for s in steps]), np.stack([s.rewards for s in steps])
+    observations = tree_map(lambda *leaves: np.stack(leaves), *(s.played.observations for s in steps))
+    actions, rewards = np.stack([s.played.actions for s in steps]), np.stack([s.played.rewards for s in steps])
     begins: dict[int, int] = {}
     found: list[dict[str, object]] = [{}] * count
     for t, step in enumerate(steps):
+        played = step.played
         for lane in np.flatnonzero(step.first).tolist():
             begins[int(step.episodes[lane])] = t
-        for lane in np.flatnonzero(step.terminated | step.truncated).tolist():
+        for lane in np.flatnonzero(played.terminated | played.truncated).tolist():
             number = int(step.episodes[lane])
             start = begins[number]
             found[number] = {
@@ -160,12 +161,12 @@ def _episodes_of(steps: list[VectorStep], count: int, seed: int) -> list[dict[st
                         [rows[start : t + 1, lane], final[lane][None]]
                     ),
                     observations,
-                    step.next_observations,
+                    played.next_observations,
                 ),
                 "actions": actions[start : t + 1, lane],
                 "rewards": rewards[start : t + 1, lane],
-                "terminated": bool(step.terminated[lane]),
-                "truncated": bool(step.truncated[lane]),
+                "terminated": bool(played.terminated[lane]),
+                "truncated": bool(played.truncated[lane]),
                 "metadata": {"seed": seed + number},
             }
     return found

@@ -32,7 +32,7 @@ from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.runner import EndlessEpisodes, VectorRunner
 from herdbook.core.runs import Run
 from herdbook.core.spaces import flat_space
-from herdbook.core.types import Spec
+from herdbook.core.types import Spec, Steps
 from herdbook.datasets.load import load_dataset
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
@@ -98,11 +98,6 @@ class Spy:
         return Categorical(torch.zeros(len(observations), 2))
 
 
-def add(replay: Any, stepped: Any) -> None:
-    s = stepped
-    replay.add(s.observations, s.actions, s.rewards, s.terminated, s.truncated, s.next_observations)
-
-
 # --- stacks ---------------------------------------------------------------------------------------------------------
 
 
@@ -117,10 +112,10 @@ def test_a_replay_gives_the_stacks_that_the_policy_saw_frame_for_frame(count: in
     compared = 0
     for number in range(steps):
         stepped = runner.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
-        add(replay, stepped)
-        ended[number] = stepped.terminated | stepped.truncated
+        replay.add(stepped.played)
+        ended[number] = stepped.played.terminated | stepped.played.truncated
         for lane in range(lanes):
-            by_hand[lane] = [*([] if stepped.first[lane] else by_hand[lane]), stepped.observations[lane]]
+            by_hand[lane] = [*([] if stepped.first[lane] else by_hand[lane]), stepped.played.observations[lane]]
             frames = [by_hand[lane][max(len(by_hand[lane]) - count + i, 0)] for i in range(count)]
             assert np.array_equal(spy.seen[-1][lane].numpy(), np.stack(frames, -1))  # [20, 20, k], oldest first
         rings = replay.rings
@@ -169,7 +164,7 @@ def test_another_player_does_not_remember_what_it_did_not_see() -> None:
     spy, runner = Spy(2), VectorRunner(lambda: gymnasium.wrappers.TimeLimit(Pixels(), 3), 1, EndlessEpisodes(2))
     while True:
         first = runner.step(spy.policy())
-        if not (first.terminated | first.truncated).any():
+        if not (first.played.terminated | first.played.truncated).any():
             break
     runner.step(spy.policy())
     assert torch.equal(spy.seen[-1][..., 0], spy.seen[-1][..., 1])
@@ -378,7 +373,7 @@ def test_clipped_rewards_are_learned_from_and_the_others_kept() -> None:
     replay = ReplayBuffer.online(spec, 4, reward_transform=lambda rewards: rewards.clip(-1, 1))
     row, no = np.zeros((1, 1), np.float32), np.zeros(1, np.bool_)
     for reward in (5.0, -3.0, 0.5):
-        replay.add(row, np.zeros(1, np.int64), np.array([reward]), no, no, row)
+        replay.add(Steps(row, np.zeros(1, np.int64), np.array([reward]), no, no, row))
     entries = torch.arange(3)
     assert replay.gather(entries, discount=0.5).rewards.tolist() == [1.0, -1.0, 0.5]
     assert replay.gather(entries, discount=0.5, n_step=3).rewards.tolist() == [0.625, -0.75, 0.5]

@@ -20,7 +20,7 @@ from herdbook.core.networks import MLP, OnPolicyActor, OnPolicyValue, orthogonal
 from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
 from herdbook.core.policy import ScaledDistribution, Scaling
 from herdbook.core.returns import discounted_returns, generalised_advantage
-from herdbook.core.types import Segments, Spec, TimeLimit
+from herdbook.core.types import Segments, Spec, Steps, TimeLimit
 from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.online import a2c, ppo, reinforce, trpo
 from herdbook.online.ppo import PPOConfig
@@ -473,7 +473,7 @@ def filled(rollouts: RolloutBuffer, steps: int = 3) -> RolloutBuffer:
     for number in range(steps):
         now = np.array([[10.0 * number], [10.0 * number + 5]], np.float32)
         terminated, truncated = np.array([number == 2, number == 2]), np.array([number == 1, number == 2])
-        rollouts.add(now, np.array([number, 2]), np.array([1.0 + number, -1.0]), terminated, truncated, now + 1)
+        rollouts.add(Steps(now, np.array([number, 2]), np.array([1.0 + number, -1.0]), terminated, truncated, now + 1))
     return rollouts
 
 
@@ -508,7 +508,7 @@ def test_an_episode_that_was_given_up_is_truncated_at_its_last_step(time_limit: 
     rollouts.cut(np.array([True, True, True]))  # nothing was added: nothing is cut
     lanes, ends, never = np.array([[1.0], [2.0], [3.0]]), np.array([False, True, False]), np.zeros(3, np.bool_)
     for terminated in (never, ends):
-        rollouts.add(lanes, np.zeros(3, np.int64), np.ones(3), terminated, never, lanes)
+        rollouts.add(Steps(lanes, np.zeros(3, np.int64), np.ones(3), terminated, never, lanes))
     rollouts.cut(np.array([True, True, False]))
     taken = rollouts.take()
     assert taken.truncated.tolist() == [[False, True], [False, False], [False, False]]
@@ -526,9 +526,9 @@ def test_a_block_is_its_steps(time_limit: TimeLimit) -> None:
         now, rewards = rng.normal(size=(count, lanes, 2)).astype(np.float32), rng.normal(size=(count, lanes))
         actions, terminated, truncated = rng.integers(0, 2, (3, count, lanes))
         columns = (now, actions, rewards, terminated > 0, (truncated & ~terminated) > 0, now + 1)
-        blocks.extend(*columns)
+        blocks.extend(Steps(*columns))
         for number in range(count):
-            steps.add(*(column[number] for column in columns))
+            steps.add(Steps(*(column[number] for column in columns)))
         lost = np.array([True, False, False])
         blocks.cut(lost)
         steps.cut(lost)
@@ -579,7 +579,9 @@ def test_rollouts_go_on_from_their_state(tmp_path: Path) -> None:
 def test_a_reward_that_float32_does_not_hold_is_refused_and_nothing_is_added(reward: float) -> None:
     rollouts, flags = filled(RolloutBuffer(), 1), np.zeros(2, np.bool_)
     with pytest.raises(ValueError, match="expected rewards that float32 holds"):
-        rollouts.add(np.zeros((2, 1)), np.zeros(2, np.int64), np.array([0.0, reward]), flags, flags, np.zeros((2, 1)))
+        rollouts.add(
+            Steps(np.zeros((2, 1)), np.zeros(2, np.int64), np.array([0.0, reward]), flags, flags, np.zeros((2, 1)))
+        )
     assert len(rollouts) == 2 and rollouts.take().rewards.shape == (2, 1)
 
 

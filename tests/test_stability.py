@@ -19,7 +19,7 @@ from herdbook.core.parameter_noise import action_distance, adapted, greedy_diver
 from herdbook.core.policy import Scaling
 from herdbook.core.runner import EndlessEpisodes, VectorRunner, VectorStep
 from herdbook.core.step_collector import StepRound
-from herdbook.core.types import Spec, Step, Transitions
+from herdbook.core.types import Spec, Step, Steps, Transitions
 from herdbook.core.units import RunningUnits
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.experiments.catalogue import algorithm_class, config_class
@@ -58,19 +58,16 @@ def stepped(now: Any, rewards: Any, *, ends: Any = None, cut: Any = None) -> Vec
     """One step of every lane; the observations that follow are far away."""
     lanes = len(rewards)
     no = np.zeros(lanes, np.bool_)
-    return VectorStep(
+    played = Steps(
         observations=np.asarray(now, np.float32),
         actions=np.zeros(lanes, np.int64),
         rewards=np.asarray(rewards, np.float64),
         terminated=no if ends is None else np.asarray(ends),
         truncated=no,
         next_observations=np.asarray(now, np.float32) + 1e3,
-        first=no,
-        cut=no if cut is None else np.asarray(cut),
-        active=~no,
-        episodes=np.zeros(lanes, np.int64),
-        infos=({},) * lanes,
     )
+    given_up = no if cut is None else np.asarray(cut)
+    return VectorStep(played, first=no, cut=given_up, active=~no, episodes=np.zeros(lanes, np.int64))
 
 
 # --- observations ---------------------------------------------------------------------------------------------------
@@ -125,9 +122,9 @@ def test_a_block_is_its_steps() -> None:
         now, rewards = rng.normal(size=(count, lanes, 2)), rng.normal(size=(count, lanes))
         terminated, truncated = rng.random((2, count, lanes)) < 0.3
         columns = (now, np.zeros((count, lanes), np.int64), rewards, terminated, truncated, now)
-        blocks.extend(*columns)
+        blocks.extend(Steps(*columns))
         for number in range(count):
-            steps.add(*(column[number] for column in columns))
+            steps.add(Steps(*(column[number] for column in columns)))
     assert blocks.state_dict()["reward_scale"]["moments"]["count"] == 20
     torch.testing.assert_close(blocks.state_dict(), steps.state_dict(), rtol=1e-12, atol=1e-12)
 

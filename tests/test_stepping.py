@@ -27,7 +27,7 @@ from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.runner import EndlessEpisodes, EnvironmentFailed, VectorRunner, VectorStep, fixed_episodes
 from herdbook.core.runs import Run, RunFailed
 from herdbook.core.step_collector import StepRound
-from herdbook.core.types import Spec, Step
+from herdbook.core.types import Spec, Step, Steps, Turn
 from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rollout_buffer import RolloutBuffer
@@ -109,8 +109,9 @@ def go(algorithm: str, path: Path | str = "run", **options: Any) -> Run:
 
 
 def same_step(a: VectorStep, b: VectorStep) -> bool:
-    names = [field.name for field in dataclasses.fields(VectorStep) if field.name != "infos"]
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
+    left, right = ({**dataclasses.asdict(each), **dataclasses.asdict(each.played)} for each in (a, b))
+    del left["played"], right["played"]
+    return all(np.array_equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
@@ -163,10 +164,10 @@ def test_an_environment_that_fails_loses_its_episode_and_no_other(nan: bool) -> 
     for lane in range(4):
         previous = None
         for stepped in steps:
-            seed, t = stepped.observations[lane]
-            after, over = stepped.next_observations[lane], bool(stepped.truncated[lane])
+            seed, t = stepped.played.observations[lane]
+            after, over = stepped.played.next_observations[lane], bool(stepped.played.truncated[lane])
             assert after.tolist() == [seed, t + 1]  # never from one episode into another
-            assert stepped.rewards[lane] == 1 and bool(stepped.first[lane]) == (t == 0)
+            assert stepped.played.rewards[lane] == 1 and bool(stepped.first[lane]) == (t == 0)
             if previous is not None:
                 ended, (before, at) = previous
                 goes_on = [before, at] == [seed, t]
@@ -199,15 +200,15 @@ def test_what_is_not_finite_is_found_beside_another_lanes_failure() -> None:
         "Either raised RuntimeError: it broke",
         "Either gave the reward nan",
     ]
-    assert stepped.cut.tolist() == [True, True, False] and stepped.rewards.tolist() == [1, 1, 1]
-    assert stepped.next_observations[:, 1].tolist() == [1, 1, 2]
+    assert stepped.cut.tolist() == [True, True, False] and stepped.played.rewards.tolist() == [1, 1, 1]
+    assert stepped.played.next_observations[:, 1].tolist() == [1, 1, 2]
 
 
 def test_a_reset_that_fails_is_passed_over() -> None:
     lost: list[EnvironmentFailed] = []
     runner = VectorRunner(lambda: Counter(every=2, breaks=0), 2, EndlessEpisodes(3), on_failure=lost.append)
     steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(40)]
-    assert lost and all(s.observations[lane, 0] % 2 for s in steps for lane in range(2))
+    assert lost and all(s.played.observations[lane, 0] % 2 for s in steps for lane in range(2))
     assert not any(s.cut.any() for s in steps)  # nothing had been recorded of those episodes
 
 
@@ -235,7 +236,9 @@ def test_an_answer_of_another_form_is_the_environments_failure(answer: Any) -> N
     lost: list[EnvironmentFailed] = []
     runner = VectorRunner(Strange, 2, EndlessEpisodes(0), on_failure=lost.append)
     steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(20)]
-    assert lost and all(s.next_observations[lane, 1] == s.observations[lane, 1] + 1 for s in steps for lane in (0, 1))
+    assert lost and all(
+        s.played.next_observations[lane, 1] == s.played.observations[lane, 1] + 1 for s in steps for lane in (0, 1)
+    )
     with pytest.raises(EnvironmentFailed, match=r"raised (TypeError|ValueError)"):
         alone = VectorRunner(Strange, 8, EndlessEpisodes(0))
         for _ in range(20):
@@ -259,6 +262,127 @@ def test_a_carry_forgets_only_the_lanes_that_failed() -> None:
     assert sum(bool(runner.step(watch).cut.any()) for _ in range(60)) > 3
 
 
+# --- trials: several episodes of one task, over which a policy remembers ----------------------------------------------
+
+
+class Trials:
+    """Trials of 3 episodes in each lane; task 10 · lane + the trial's number. Seeds count from 1."""
+
+    def __init__(self) -> None:
+        self.begun: dict[int, int] = {}
+
+    def __call__(self, lane: int) -> Turn:
+        k = self.begun.get(lane, 0)
+        self.begun[lane] = k + 1
+        return Turn(10 * k + lane, 1 + 2 * k + lane, reset=k % 3 == 0, task=10 * lane + k // 3)
+
+
+class Remembers(RandomPolicy):
+    """Its carry counts steps; `seen` holds what it was given, and the carry before each step."""
+
+    def __init__(self, action_space: Any) -> None:
+        super().__init__(action_space)
+        self.seen: list[tuple[Step, torch.Tensor]] = []
+
+    def initial(self, num_envs: int) -> Any:
+        return torch.full((num_envs,), -100)
+
+    def __call__(self, step: Any, carry: Any, generator: Any = None) -> Any:
+        carry = torch.where(step.reset, 0, carry)
+        self.seen.append((step, carry))
+        return super().__call__(step, carry, generator)[0], carry + 1
+
+
+def test_a_policy_remembers_over_the_episodes_of_a_trial() -> None:
+    """2 lanes of episodes of 6 steps, 3 to a trial: the carry counts 0 … 17, and begins anew."""
+    runner = VectorRunner(Counter, 2, Trials())
+    policy, rollouts = Remembers(runner.action_space), RolloutBuffer()
+    steps = [runner.step(policy, torch.Generator().manual_seed(t)) for t in range(40)]
+    for t, (stepped, (seen, carry)) in enumerate(zip(steps, policy.seen, strict=True)):
+        assert carry.tolist() == [t % 18] * 2
+        assert seen.first.tolist() == stepped.first.tolist() == [t % 6 == 0] * 2
+        assert seen.reset.tolist() == stepped.played.reset.tolist() == [t % 18 == 0] * 2
+        assert seen.previous_rewards.tolist() == [float(t % 18 > 0)] * 2  # at a new episode the last one's
+        before = np.zeros(2) if t % 18 == 0 else steps[t - 1].played.actions
+        assert seen.previous_actions.tolist() == before.tolist()
+        assert stepped.played.task.tolist() == [t // 18, 10 + t // 18]
+        assert stepped.episodes.tolist() == [10 * (t // 6), 10 * (t // 6) + 1]
+    StepRound(steps).add_to(rollouts)
+    segments = rollouts.take()
+    assert segments.reset.tolist() == [[t % 18 == 0 for t in range(40)]] * 2
+    assert segments.task.tolist() == [[10 * lane + t // 18 for t in range(40)] for lane in (0, 1)]
+    assert segments.timesteps.tolist() == [[t % 6 for t in range(40)]] * 2
+
+
+@pytest.mark.parametrize("at", [6, 15, 18])
+def test_a_trial_goes_on_from_its_state(at: int) -> None:
+    """Before the second episode, inside the third, and between two trials; steps of the last round too."""
+    first, second = Trials(), Trials()
+    one, other = VectorRunner(Counter, 2, first), VectorRunner(Counter, 2, second)
+    policies = [Remembers(one.action_space) for _ in range(2)]
+    played = StepRound([one.step(policies[0], torch.Generator().manual_seed(t)) for t in range(at)])
+    second.begun = dict(first.begun)
+    other.load_state_dict(one.state_dict())
+    for t in range(at, 40):
+        noises = [torch.Generator().manual_seed(t) for _ in range(2)]
+        steps = [
+            runner.step(policy, noise, keep_carry=True)
+            for runner, policy, noise in zip((one, other), policies, noises, strict=True)
+        ]
+        assert same_step(*steps)
+        (mine, carry), (theirs, loaded) = (policy.seen[-1] for policy in policies)
+        assert torch.equal(carry, loaded) and torch.equal(mine.reset, theirs.reset)
+        assert torch.equal(mine.previous_actions, theirs.previous_actions)
+        assert torch.equal(mine.previous_rewards, theirs.previous_rewards)
+    again = StepRound.from_state(played.state_dict())
+    assert all(same_step(a, b) for a, b in zip(played.steps, again.steps, strict=True))
+
+
+def test_a_trial_whose_first_episode_fails_begins_with_the_next_one() -> None:
+    """Lane 0's episodes have the seeds 1, 3, 5 | 7 …; 1 fails at its first step, and 7 at its reset."""
+    lost: list[EnvironmentFailed] = []
+
+    class Fails(Counter):
+        def _broken(self, step: int) -> bool:
+            return (self.seed, step) in ((1, 1), (7, 0))
+
+    runner = VectorRunner(Fails, 1, Trials(), on_failure=lost.append)
+    policy = Remembers(runner.action_space)
+    steps = [runner.step(policy) for _ in range(30)]
+    assert len(lost) == 2
+    resets = {int(step.played.observations[0, 0]): bool(step.played.reset[0]) for step in steps if step.first[0]}
+    assert resets == {3: True, 5: False, 9: True, 11: False, 13: True}
+    assert [bool(step.played.reset[0]) for step in steps if not step.first[0]] == [False] * 25
+
+
+def test_a_schedule_has_tasks_in_every_turn_or_in_none() -> None:
+    turns = iter([Turn(0, 1), Turn(1, 2, task=5)])
+    with pytest.raises(ValueError, match="expected a task in every turn of a schedule or in none, got Turn"):
+        VectorRunner(Counter, 2, lambda lane: next(turns))
+
+
+def test_states_from_before_there_were_trials_are_read() -> None:
+    first, second = EndlessEpisodes(4, 7), EndlessEpisodes(4, 7)
+    one, other = VectorRunner(Counter, 2, first), VectorRunner(Counter, 2, second)
+    policy = RandomPolicy(one.action_space)
+    played = StepRound([one.step(policy) for _ in range(6)])  # up to the end of an episode
+    second.begun = dict(first.begun)
+    other.load_state_dict(
+        {k: v for k, v in one.state_dict().items() if k not in ("reset", "tasks", "previous_actions")}
+    )
+    noises = [torch.Generator().manual_seed(0) for _ in range(2)]
+    assert all(same_step(one.step(policy, noises[0]), other.step(policy, noises[1])) for _ in range(20))
+    state, rollouts = played.state_dict(), (RolloutBuffer(), RolloutBuffer(), RolloutBuffer())
+    del state["steps"]["reset"]
+    played.add_to(rollouts[0])
+    StepRound.from_state(state).add_to(rollouts[1])
+    saved = rollouts[0].state_dict()
+    del saved["blocks"][0]["reset"]
+    rollouts[2].load_state_dict(saved)
+    resets = [rollout.take().reset.tolist() for rollout in rollouts]
+    assert resets == [[[True] + [False] * 5] * 2] * 3
+
+
 def test_a_step_after_a_cut_is_no_part_of_the_episode_before() -> None:
     """Three steps of reward 1, 2, 4, the episode given up after the second; γ = ½."""
     spec = Spec(spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(2))
@@ -268,7 +392,7 @@ def test_a_step_after_a_cut_is_no_part_of_the_episode_before() -> None:
         if number == 2:
             replay.cut(np.array([True]))
         now = np.array([[10.0 * number]])
-        replay.add(now, np.zeros(1, np.int64), np.array([reward]), flags, flags, now + 1)
+        replay.add(Steps(now, np.zeros(1, np.int64), np.array([reward]), flags, flags, now + 1))
     batch = replay.gather(torch.arange(3), discount=0.5, n_step=3)
     assert batch.rewards.tolist() == [2.0, 2.0, 4.0]  # 1 + 2/2, 2, 4
     assert batch.discounts.tolist() == [0.25, 0.5, 0.5]  # bootstrapped, from the observation that followed
@@ -294,8 +418,8 @@ class Recorder(Growing):
     def __init__(self) -> None:
         self.calls: list[Any] = []
 
-    def extend(self, *block: Any) -> None:
-        self.calls.append(block[2].tolist())
+    def extend(self, steps: Steps) -> None:
+        self.calls.append(steps.rewards.tolist())
 
     def cut(self, lanes: Any) -> None:
         self.calls.append(lanes.tolist())
@@ -314,8 +438,8 @@ def test_a_round_is_added_in_blocks_between_cuts(cut_at: list[int], calls: list[
     runner, steps = VectorRunner("CartPole-v1", 1, EndlessEpisodes(0)), StepRound()
     for number in range(4):
         stepped = runner.step(RandomPolicy(runner.action_space), torch.Generator())
-        changes = {"rewards": np.array([float(number)]), "cut": np.array([number in cut_at])}
-        steps.steps.append(dataclasses.replace(stepped, **changes))
+        played = dataclasses.replace(stepped.played, rewards=np.array([float(number)]))
+        steps.steps.append(dataclasses.replace(stepped, played=played, cut=np.array([number in cut_at])))
     recorder = Recorder()
     steps.add_to(recorder)
     assert recorder.calls == calls
@@ -439,7 +563,7 @@ def _rollout() -> Any:
     rollouts, flags = RolloutBuffer(), np.zeros(2, np.bool_)
     for _ in range(5):
         rows = np.zeros((2, 2), np.float32)
-        rollouts.add(rows, np.zeros(2, np.int64), np.ones(2), flags, flags, rows)
+        rollouts.add(Steps(rows, np.zeros(2, np.int64), np.ones(2), flags, flags, rows))
     return rollouts.take()
 
 
@@ -450,7 +574,7 @@ def test_the_scale_of_rewards_begins_anew_with_each_episode() -> None:
         row = np.zeros((1, 1), np.float32)
         if number == 3:
             rollouts.cut(np.array([True]))
-        rollouts.add(row, np.zeros(1, np.int64), np.ones(1), np.array([number == 1]), no, row)
+        rollouts.add(Steps(row, np.zeros(1, np.int64), np.ones(1), np.array([number == 1]), no, row))
         if number in (2, 3):
             rollout = rollouts.take()
             scale(rollout.rewards, rollout.timesteps == 0)

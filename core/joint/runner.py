@@ -35,7 +35,7 @@ from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind
 from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed
 from herdbook.core.spaces import alike
-from herdbook.core.types import Array, Policy, Step, Tree, to_numpy
+from herdbook.core.types import Array, Policy, Step, Tree, Turn, to_numpy
 
 ROWS = 64
 """Steps that a log holds at first."""
@@ -137,7 +137,7 @@ class JointRunner:
         """
         seeds, lanes = [int(seed) for seed in seeds], range(len(self.envs))
         played, log = PlayedEpisodes([None] * len(seeds), []), _Log(self.spec, len(lanes), self.state)
-        waiting, current = iter(enumerate(seeds)), dict[int, _Begun]()
+        waiting, current = (Turn(*each) for each in enumerate(seeds)), dict[int, _Begun]()
         for lane in lanes:
             self._begin(lane, current, waiting, log, played)
         carry, previous = policy.initial(len(lanes)), self._nothing
@@ -164,9 +164,9 @@ class JointRunner:
                 if watch is not None:
                     watch(self.envs[lane])
                 if cause is None:
-                    played.episodes[begun.number] = self._episode(lane, begun, log)
+                    played.episodes[begun.turn.number] = self._episode(lane, begun, log)
                 else:
-                    self._lose(lane, cause, begun.seed, row - begun.start, played)
+                    self._lose(lane, cause, begun.turn.seed, row - begun.start, played)
                 self._begin(lane, current, waiting, log, played)
         return played
 
@@ -179,25 +179,25 @@ class JointRunner:
         self,
         lane: int,
         current: dict[int, _Begun],
-        waiting: Iterator[tuple[int, int]],
+        waiting: Iterator[Turn],
         log: _Log,
         played: PlayedEpisodes,
     ) -> None:
         """Reset a lane with the next seed that its environment can be reset with; it rests when there is none."""
-        for number, seed in waiting:
+        for turn in waiting:
             try:
                 if self.rebuild:
                     self.envs[lane].renew()
-                log.write(lane, self.envs[lane].reset(seed))
+                log.write(lane, self.envs[lane].reset(turn.seed))
                 cause = log.fault(lane)
             except IllegalAction:
                 raise
             except Exception as error:
                 cause = f"raised {type(error).__name__}: {error}"
             if cause is None:
-                current[lane] = _Begun(number, seed, log.row)
+                current[lane] = _Begun(turn, log.row)
                 return
-            self._lose(lane, cause, seed, 0, played)
+            self._lose(lane, cause, turn.seed, 0, played)
         log.write(lane, log.blank)
 
     def _step(self, current: Mapping[int, _Begun], actions: ByKind, log: _Log) -> dict[int, str | None]:
@@ -274,8 +274,7 @@ class JointRunner:
 class _Begun(NamedTuple):
     """The episode that a lane plays."""
 
-    number: int
-    seed: int
+    turn: Turn
     start: int
     """The row of its first observation."""
 
@@ -356,7 +355,7 @@ class _Log:
             alive=rows.alive,
             action_mask=rows.action_mask,
             state=rows.state,
-            metadata={"seed": begun.seed},
+            metadata={"seed": begun.turn.seed},
         )
 
     def _allocate(self, rows: int) -> None:

@@ -109,15 +109,16 @@ def collect(environment: EnvironmentSpec, behaviour: Behaviour, seed: int) -> Ep
     noise = generator(seed)
     while runner.active:
         step = runner.step(behaviour.policy, noise)
+        played = step.played
         for lane in np.flatnonzero(step.active):
             episode = int(step.episodes[lane])
             rows = recorded[episode]
-            rows["observations"].append(step.observations[lane])
-            rows["actions"].append(step.actions[lane])
-            rows["rewards"].append(step.rewards[lane])
-            if step.terminated[lane] or step.truncated[lane]:
-                rows["observations"].append(step.next_observations[lane])
-                ends[episode] = {"terminated": step.terminated[lane], "truncated": step.truncated[lane]}
+            rows["observations"].append(played.observations[lane])
+            rows["actions"].append(played.actions[lane])
+            rows["rewards"].append(played.rewards[lane])
+            if played.terminated[lane] or played.truncated[lane]:
+                rows["observations"].append(played.next_observations[lane])
+                ends[episode] = {"terminated": played.terminated[lane], "truncated": played.truncated[lane]}
     runner.close()
     metadata = [{"seed": seed + i, **behaviour.metadata} for i in range(behaviour.episodes)]
     return Episodes.from_episodes(
