@@ -50,7 +50,7 @@ class RunningUnits(Growing):
 
     @property
     def follows(self) -> RunningUnits | None:
-        """Itself where there is anything to follow: what `core.seeds.Member` hands every step to."""
+        """Itself where there is anything to follow: what `core.member.Member` hands every step to."""
         return None if self.moments is None and self.reward_scale is None else self
 
     def __call__(self, batch: Transitions) -> Transitions:

@@ -470,6 +470,7 @@ def test_metrics_of_a_play_are_where_the_losses_are() -> None:
 
     from herdbook.core.needs import Needs
     from herdbook.core.member import Member
+    from herdbook.core.needs import Needs
 
     player = SimpleNamespace(needs=Needs(environment=True))
     member = Member(player, SimpleNamespace(add=id), SimpleNamespace(device="meta"))  # type: ignore[arg-type]  # stand-ins
@@ -678,7 +679,7 @@ def test_a_film_without_an_ending_is_refused_before_anything_is_played(
 
 
 def test_an_actor_remembers_what_each_agent_did_itself() -> None:
-    """As `JointRollout` does: an agent whose turn it is not keeps its last action; the first of a space is none."""
+    """As `JointRunner` does: an agent whose turn it is not keeps its last action; the first of a space is none."""
     from gymnasium import spaces
 
     from herdbook.core.joint.types import JointSpec
