@@ -468,7 +468,6 @@ def test_resume_imports_nothing_that_only_the_run_directory_names(game: str, tmp
 def test_metrics_of_a_play_are_where_the_losses_are() -> None:
     from types import SimpleNamespace
 
-    from herdbook.core.needs import Needs
     from herdbook.core.member import Member
     from herdbook.core.needs import Needs
 
