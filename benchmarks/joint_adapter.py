@@ -1,8 +1,8 @@
-"""The cost of the multi-agent adapter: steps/s of PettingZoo's own parallel API, and of `JointRollout` on top of it.
+"""The cost of the multi-agent adapter: steps/s of PettingZoo's own parallel API, and of `JointRunner` on top of it.
 
     python benchmarks/joint_adapter.py [--rounds 8] [--lanes 8]
 
-Both sides play the same episodes with the same actions, resets included. The rollout also records whole episodes. Its
+Both sides play the same episodes with the same actions, resets included. The runner also records whole episodes. Its
 policy is a table look-up, so that no network is timed. The two sides alternate, and the ratio is the median over the
 rounds. Times are CPU time of one process, so that other load on the machine does not count. Only the last column asks
 for the global state, because bare stepping does not ask for it either. The output is a Markdown table.
@@ -22,7 +22,7 @@ import torch
 from gymnasium import spaces
 
 from herdbook.core.environments import EnvironmentSpec, joint_module
-from herdbook.core.joint.rollout import JointRollout
+from herdbook.core.joint.runner import JointRunner
 from herdbook.core.joint.types import JointSpec
 from herdbook.core.types import Carry, Step
 
@@ -63,7 +63,7 @@ class Table:
 
 
 def bare(env: Any, spec: JointSpec, table: Table, seeds: range) -> float:
-    """Steps/s of the parallel API; actions come from the same table as the rollout's."""
+    """Steps/s of the parallel API; actions come from the same table as the runner's."""
     rows = {name: leaf[:, 0].numpy() for name, leaf in table.actions.items()}
     if spec.discrete:
         rows = {name: leaf.tolist() for name, leaf in rows.items()}
@@ -77,10 +77,10 @@ def bare(env: Any, spec: JointSpec, table: Table, seeds: range) -> float:
     return steps / (time.process_time() - start)
 
 
-def adapted(rollout: JointRollout, table: Table, seeds: range) -> float:
-    """Steps/s of the rollout."""
+def adapted(runner: JointRunner, table: Table, seeds: range) -> float:
+    """Steps/s of the runner."""
     start = time.process_time()
-    played = rollout.run(table, seeds)
+    played = runner.run(table, seeds)
     assert not played.failures, played.failures
     return sum(len(episode) for episode in played.episodes if episode) / (time.process_time() - start)
 
@@ -99,20 +99,20 @@ def main() -> None:
             warnings.simplefilter("ignore")  # PettingZoo recommends its registry
             env = importlib.import_module(str(joint_module(name))).parallel_env(**kwargs)
         source = EnvironmentSpec(id=name, kwargs=kwargs)
-        rollout, stated = JointRollout(source, lanes, state=False), JointRollout(source, lanes)
-        table = Table(rollout.spec, lanes)
+        runner, stated = JointRunner(source, lanes, state=False), JointRunner(source, lanes)
+        table = Table(runner.spec, lanes)
         rates: list[tuple[float, float, float]] = []
         for number in range(options.rounds + 1):
             first = number * lanes * episodes
             seeds = range(first, first + lanes * episodes)
             rates.append(
-                (bare(env, rollout.spec, table, seeds), adapted(rollout, table, seeds), adapted(stated, table, seeds))
+                (bare(env, runner.spec, table, seeds), adapted(runner, table, seeds), adapted(stated, table, seeds))
             )
         rates = rates[1:]  # the first round warms up
         plain, ours, with_state = (statistics.median(column) for column in zip(*rates, strict=True))
         ratio = statistics.median(b / a for b, a, _ in rates)
         print(f"| {name} | {lanes} | {plain:,.0f} | {ours:,.0f} | {ratio:.2f} | {with_state:,.0f} |", flush=True)
-        rollout.close()
+        runner.close()
         stated.close()
         env.close()
 

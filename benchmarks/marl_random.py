@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 
-from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout
+from herdbook.core.joint.random_policy import JointRandomPolicy
+from herdbook.core.joint.runner import JointRunner
 from herdbook.evaluation.joint import evaluate_joint
 
 EXPECTED = {"mpe2/simple_spread_v3": "−79.4 ± 2.3", "mpe2/simple_speaker_listener_v4": "−79 ± 5"}
@@ -24,9 +25,9 @@ def main() -> None:
     episodes = parser.parse_args().episodes
     print("| task | episodes | team return | of one episode | 95 % interval | expected |\n|---|---|---|---|---|---|")
     for name, expected in EXPECTED.items():
-        rollout = JointRollout(name, 1)
-        rollout.close()
-        returns = evaluate_joint(JointRandomPolicy(rollout.spec), name, episodes, seed=0).returns()
+        runner = JointRunner(name, 1)
+        runner.close()
+        returns = evaluate_joint(JointRandomPolicy(runner.spec), name, episodes, seed=0).returns()
         half = 1.96 * returns.std(ddof=1) / math.sqrt(episodes)
         mean = returns.mean()
         print(

@@ -81,7 +81,7 @@ def status_of(error: Exception) -> int:
         return 1
     from herdbook.core.checkpoint import CheckpointError
     from herdbook.core.environments import EnvironmentUnavailable
-    from herdbook.core.rollout import EnvironmentFailed, PolicyFailed
+    from herdbook.core.runner import EnvironmentFailed, PolicyFailed
     from herdbook.core.runs import RunError, RunFailed
     from herdbook.datasets.episodes import DataError
 

@@ -16,7 +16,7 @@ import torch
 from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.logging import Reporter
 from herdbook.core.random import generator, restore_generator
-from herdbook.core.rollout import PolicyFailed
+from herdbook.core.runner import PolicyFailed
 from herdbook.core.runs import JSONL, JSONLines, Run, RunError, RunFailed
 from herdbook.core.types import Algorithm, Metrics
 

@@ -36,6 +36,12 @@ def log_tanh_slope(u: Tensor) -> Tensor:
     return 2 * (math.log(2) - u - F.softplus(-2 * u))
 
 
+def multinomial(probs: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Indices drawn with these probabilities. [*B, n] → [*B], where `torch.multinomial` takes a single leading axis."""
+    flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
+    return flat.reshape(probs.shape[:-1])
+
+
 @dataclass(frozen=True, slots=True)
 class Deterministic:
     """All mass on one action."""
@@ -154,9 +160,7 @@ class Categorical:
         return self.logits.softmax(-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        probs = self.probs
-        flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
-        return flat.reshape(probs.shape[:-1])
+        return multinomial(self.probs, generator)
 
     def mode(self) -> Tensor:
         return self.logits.argmax(-1)
@@ -210,3 +214,39 @@ class EpsilonGreedy:
 
     def log_prob(self, actions: Tensor) -> Tensor:
         return self.probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1).log()
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """Uniform over a bounded Box. low, high: [*B, A]."""
+
+    low: Tensor
+    high: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.low + (self.high - self.low) * torch.empty_like(self.low).uniform_(generator=generator)
+
+    def mode(self) -> Tensor:
+        return (self.low + self.high) / 2
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """−Σ log(high − low) inside the box, −∞ outside. [*B]"""
+        inside = ((actions >= self.low) & (actions <= self.high)).all(-1)
+        return torch.where(inside, -(self.high - self.low).log().sum(-1), -torch.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class UniformIntegers:
+    """Uniform over `Discrete(n)`, actions `start … start + n − 1`. probs: [*B, n]."""
+
+    probs: Tensor
+    start: int
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.start + multinomial(self.probs, generator)
+
+    def mode(self) -> Tensor:
+        return self.start + self.probs.argmax(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        return self.probs.log().gather(-1, (actions - self.start).unsqueeze(-1)).squeeze(-1)

@@ -13,9 +13,9 @@ from gymnasium import Space, spaces
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from herdbook.core.distributions import Deterministic, Normal
+from herdbook.core.distributions import Deterministic, Normal, Uniform
 from herdbook.core.policy import FeedForwardPolicy, Scaling
-from herdbook.core.rollout import RandomPolicy, Uniform
+from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.types import Carry, Distribution, Policy, Step, Tree
 
 

@@ -24,7 +24,7 @@ class FineTuned:
     """
 
     def __init__(
-        self, algorithm: OffPolicy, action_space: Space[Any], *, noise: float = 0.0, updates_per_step: float = 1.0
+        self, algorithm: OffPolicy[Any], action_space: Space[Any], *, noise: float = 0.0, updates_per_step: float = 1.0
     ) -> None:
         self.algorithm, self.config, self.updates_per_step = algorithm, algorithm.config, updates_per_step
         self.action_space, self.noise = action_space, noise

@@ -15,12 +15,12 @@ import torch
 
 from herdbook.core.book import Book, Evaluate, Signals, Stopped
 from herdbook.core.checkpoint import CheckpointError
-from herdbook.core.collection import Collector
+from herdbook.core.collector import FAILURES, Collector
 from herdbook.core.logging import Reporter
+from herdbook.core.member import Member
 from herdbook.core.runs import Run, RunError, RunFailed
-from herdbook.core.seeds import FAILURES, Member, Played, SeedBySeed, stacked
-from herdbook.core.stepping import Stepper
-from herdbook.core.types import OffPolicy, Replay
+from herdbook.core.seeds import SeedBySeed, stacked
+from herdbook.core.types import OffPolicy, Replay, Round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Cadence:
 
 
 def train_offline(
-    algorithm: OffPolicy,
+    algorithm: OffPolicy[Any],
     replay: Replay,
     run: Run,
     *,
@@ -96,7 +96,7 @@ def train_offline(
 def train_online(
     algorithm: SeedBySeed,
     replays: Sequence[Any],
-    collector: Collector | Stepper,
+    collector: Collector,
     run: Run,
     *,
     steps: int,
@@ -110,9 +110,9 @@ def train_online(
     """Train all seeds of `run` for `steps` environment steps each, from its last checkpoint if it has one.
 
     In rounds: what every seed played goes into its replay, the next round is begun, and the updates that are due are
-    made: of a `Collector` meanwhile, of a `Stepper` before it plays. The run is at the step of the seed that has the
-    fewest; a cadence falls due with the round that reaches it. Arguments and errors as in `train_offline`; RunFailed
-    also where an environment keeps failing.
+    made. An `EpisodeCollector` plays meanwhile, a `StepCollector` after them. The run is at the step of the seed that
+    has the fewest; a cadence falls due with the round that reaches it. Arguments and errors as in `train_offline`;
+    RunFailed also where an environment keeps failing.
 
     With `start`, algorithms that were trained on a dataset so far are fine-tuned (`FineTuned`): so many updates are
     behind them, which count as steps and as updates. The run goes on from the checkpoint of step `start`, which is
@@ -120,14 +120,14 @@ def train_online(
     """
     reporter = reporter or Reporter(run.path, steps, run.seeds, quiet=True)
     with collector, Book(algorithm, run, reporter, extra or {}, device) as book, Signals() as signals:
-        members = [Member(*parts) for parts in zip(algorithm.algorithms, replays, book.generators, strict=True)]
+        members = [Member[Any](*parts) for parts in zip(algorithm.algorithms, replays, book.generators, strict=True)]
         step = book.restore()
         if start is not None:
             book.protected.add(start)
             for one in algorithm.algorithms:
                 one.begin()
         behind = start or 0
-        played: Mapping[int, Played] | None = _restore(book, step, behind, members, collector)
+        played: Mapping[int, Round] | None = _restore(book, step, behind, members, collector)
         book.reporter.start(step)
         if played is None:
             collector.start({index: members[index] for index in book.active})
@@ -163,7 +163,7 @@ def _falls_due(every: int, before: int, step: int, steps: int) -> bool:
     return step == steps or step // every > before // every
 
 
-def _take(book: Book, step: int, index: int, member: Member, played: Played) -> None:
+def _take(book: Book, step: int, index: int, member: Member[Any], played: Round) -> None:
     """A seed's round into its replay. Raises RunFailed where the environment keeps failing, or it does not fit."""
     if index not in book.active:  # it stopped after this round had begun
         return
@@ -184,9 +184,7 @@ def _take(book: Book, step: int, index: int, member: Member, played: Played) -> 
         )
 
 
-def _checkpoint(
-    book: Book, step: int, members: Sequence[Member], collector: Collector | Stepper
-) -> Mapping[int, Played]:
+def _checkpoint(book: Book, step: int, members: Sequence[Member[Any]], collector: Collector) -> Mapping[int, Round]:
     """Write a checkpoint, which holds what was played meanwhile; returns that."""
     played = collector.finish()
     loop: dict[str, Any] = {
@@ -199,8 +197,8 @@ def _checkpoint(
 
 
 def _restore(
-    book: Book, step: int, behind: int, members: Sequence[Member], collector: Collector | Stepper
-) -> Mapping[int, Played] | None:
+    book: Book, step: int, behind: int, members: Sequence[Member[Any]], collector: Collector
+) -> Mapping[int, Round] | None:
     """Counters, replays, and what had been played already; None where playing begins, `behind` updates being made."""
     if not book.loop:
         if behind:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+_Value = TypeVar("_Value", float, Tensor)
+
+
+def merged(first: tuple[int, _Value, _Value], second: tuple[int, _Value, _Value]) -> tuple[int, _Value, _Value]:
+    """Count, mean and Σ (x − mean)² of two sets of rows together, from those of each (Chan, Golub & LeVeque 1983).
+
+    Means and sums are floats or tensors of one shape. The second set is not empty.
+    """
+    count, mean, squares = first
+    more, other, others = second
+    total, difference = count + more, other - mean
+    return (
+        total,
+        mean + difference * (more / total),
+        squares + others + difference * difference * (count * more / total),
+    )
+
 
 class RunningMoments:
-    """Mean and variance of all rows that were ever given (Chan et al. 1983), in double precision on the host.
+    """Mean and variance of all rows that were ever given, in double precision on the host.
 
     shape: of a row.
     """
@@ -23,11 +40,9 @@ class RunningMoments:
     def update(self, rows: Tensor) -> None:
         """rows: [*B, *shape]."""
         rows = rows.detach().cpu().double().reshape(-1, *self.mean.shape)
-        count, mean = len(rows), rows.mean(0)
-        total, difference = self.count + count, mean - self.mean
-        self.squares = self.squares + (rows - mean).square().sum(0) + difference.square() * (self.count * count / total)
-        self.mean = self.mean + difference * (count / total)
-        self.count = total
+        mean = rows.mean(0)
+        given = (len(rows), mean, (rows - mean).square().sum(0))
+        self.count, self.mean, self.squares = merged((self.count, self.mean, self.squares), given)
 
     @property
     def std(self) -> Tensor:

@@ -309,3 +309,12 @@ def _single(bounds: Array) -> Array:
 def _check_fixed_size(space: Space[Any]) -> None:
     if not space.is_np_flattenable:
         raise ValueError(f"observations of {space} have no fixed size; choose other parts with observation_keys")
+
+
+def alike(a: Space[Any], b: Space[Any]) -> bool:
+    """Equal up to the bounds of boxes, which environments declare loosely."""
+    if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
+        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+    if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):
+        return a.shape == b.shape and a.dtype == b.dtype
+    return a == b

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ Carry = Any
 TimeLimit = Literal["bootstrap", "terminal"]
 """Whether values are bootstrapped through a truncation, or the time limit is part of the task and ends it."""
 
+Batch = TypeVar("Batch")
 _T = TypeVar("_T")
 
 
@@ -90,6 +91,10 @@ class Segments:
     """Undiscounted sum of rewards from this step to the episode's end."""
     timesteps: Tensor | None = None
     """Position of the step in its episode, from 0."""
+    reset: Tensor | None = None
+    """In rollouts: the policy's carry was forgotten before this step, as in `Step`."""
+    task: Tensor | None = None
+    """In rollouts: the task of the step, int64, where the schedule gave any."""
 
 
 @batch_type
@@ -99,6 +104,7 @@ class Step:
 
     observations: Tree
     previous_actions: Tree
+    """Of the step before; zeros where `reset`."""
     previous_rewards: Tensor
     first: Tensor
     """A new episode begins here."""
@@ -108,6 +114,39 @@ class Step:
     """Legal actions."""
     alive: Tensor | None = None
     """Many agents: `[environments, N]`, who acts now."""
+
+
+class Turn(NamedTuple):
+    """An episode that a schedule gives to a lane that is free."""
+
+    number: int
+    """The episode's number, which its record is known by."""
+    seed: int
+    """The environment is reset with it."""
+    reset: bool = True
+    """The policy's carry is forgotten before the episode: always, except inside a meta-RL trial."""
+    task: int | None = None
+    """The task that the episode is of; a schedule has tasks in every turn or in none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Played steps, as arrays on the host: leaves `[T, lanes, …]`, or `[lanes, …]` for one step of every lane."""
+
+    observations: Tree
+    """What was acted on."""
+    actions: Tree
+    """`[…, A]` float32, clipped to the action space, or `[…]` int64."""
+    rewards: Array
+    """float64, as the environment gave them."""
+    terminated: Array
+    truncated: Array
+    next_observations: Tree
+    """What the step led to: at an episode's end its own final observation."""
+    reset: Array | None = None
+    """The policy's carry was forgotten before this step. None: wherever an episode begins."""
+    task: Array | None = None
+    """The task of each step, int64. None: there are no tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +218,14 @@ class Algorithm(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-class OffPolicy(Algorithm, Protocol):
+class OffPolicy(Algorithm, Protocol[Batch]):
     """An algorithm that learns from batches of a replay."""
 
-    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Any:
+    def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Batch:
         """Draw what one `update` needs, one generator per seed."""
         ...
 
-    def update(self, batch: Any) -> Metrics:
+    def update(self, batch: Batch) -> Metrics:
         """One update of every parameter. The batch is raw: the algorithm scales it as its policy does."""
         ...
 
@@ -203,6 +242,79 @@ class GoesOnline(Protocol):
     """An offline algorithm that changes where fine-tuning in an environment begins."""
 
     def go_online(self) -> None: ...
+
+
+class Interactive(Algorithm, Protocol):
+    """An algorithm of one seed that learns from what its own policies play; it is `OffPolicy` or `OnPolicy`, too.
+
+    Its config says how many `replay_steps` are kept, and its needs how it plays.
+    """
+
+    def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
+        """Greedy, or exploring as its schedule says at environment step `step`."""
+        ...
+
+    def updates_due(self, episodes: int, steps: int) -> int:
+        """How many updates should have been made after so many episodes and environment steps."""
+        ...
+
+
+class Stepwise(Interactive, Protocol):
+    """An interactive algorithm whose rounds are steps: few of them, or a rollout of fixed length."""
+
+    def round_steps(self, num_envs: int) -> int:
+        """How many steps each of its environments takes between updates."""
+        ...
+
+
+class Networks(Protocol):
+    """Holds networks by name; `core.learner.Learner` does."""
+
+    def parameters_of(self, name: str, seed_index: int = 0) -> Mapping[str, Tensor]: ...
+
+
+class Episodic(Interactive, Protocol):
+    """An interactive algorithm whose rounds are whole episodes, played with the networks of `needs.acting`."""
+
+    @property
+    def learner(self) -> Networks: ...
+
+
+class Round(Protocol):
+    """What one seed played between two updates."""
+
+    @property
+    def failures(self) -> list[str]:
+        """Why episodes were lost."""
+        ...
+
+    @property
+    def policy_failed(self) -> str | None:
+        """Why the policy could not act; None: it could."""
+        ...
+
+    @property
+    def returns(self) -> list[float]:
+        """The return of each episode that ended, of all agents together."""
+        ...
+
+    @property
+    def lengths(self) -> list[int]:
+        """The length of each episode that ended."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Environment steps."""
+        ...
+
+    def add_to(self, replay: Any) -> None:
+        """Append everything to a replay of the domain. Raises ValueError where it cannot hold it."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """As dicts, lists and tensors, for a checkpoint."""
+        ...
 
 
 def to_numpy(tree: Tree) -> Tree:

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from herdbook.core.growing import Growing
 from herdbook.core.moments import RewardScale, RunningMoments
 from herdbook.core.policy import Scaling
-from herdbook.core.types import Array, Spec, Transitions, Tree
+from herdbook.core.types import Array, Spec, Steps, Transitions, Tree
 
 
 class RunningSettings(Protocol):
@@ -50,7 +50,7 @@ class RunningUnits(Growing):
 
     @property
     def follows(self) -> RunningUnits | None:
-        """Itself where there is anything to follow: what `core.seeds.Member` hands every step to."""
+        """Itself where there is anything to follow: what `core.member.Member` hands every step to."""
         return None if self.moments is None and self.reward_scale is None else self
 
     def __call__(self, batch: Transitions) -> Transitions:
@@ -64,17 +64,15 @@ class RunningUnits(Growing):
             self.moments.update(observations)
             self._apply(self.moments)
 
-    def extend(
-        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
-    ) -> None:
-        """Take T successive steps of every lane into account; the arguments are those of `ReplayBuffer.extend`."""
-        if not len(rewards):
+    def extend(self, steps: Steps) -> None:
+        """Take T successive steps of every lane into account, leaves `[T, lanes, …]`."""
+        if not len(steps.rewards):
             return
         if self.moments is not None:
-            self.see(torch.as_tensor(observations))
+            self.see(torch.as_tensor(steps.observations))
         if self.reward_scale is not None:
-            earned = torch.as_tensor(rewards, dtype=torch.float64).T  # [lanes, T]
-            over = (torch.as_tensor(terminated) | torch.as_tensor(truncated)).T
+            earned = torch.as_tensor(steps.rewards, dtype=torch.float64).T  # [lanes, T]
+            over = (torch.as_tensor(steps.terminated) | torch.as_tensor(steps.truncated)).T
             self.reward_scale.follow(earned, torch.nn.functional.pad(over[:, :-1], (1, 0)))
             self.reward_scale.end(over[:, -1])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from herdbook.core.growing import Growing
-from herdbook.core.types import Array, Transitions, Tree, tree_map
+from herdbook.core.types import Array, Steps, Transitions, tree_map
 from herdbook.datasets.replay import ReplayBuffer, drawn_numbers
 
 
@@ -77,11 +77,9 @@ class MixedReplay(Growing):
             drawn_numbers(len(self.online), new, generators, device) if new else empty,
         )
 
-    def extend(
-        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
-    ) -> None:
+    def extend(self, steps: Steps) -> None:
         """As `ReplayBuffer.extend`."""
-        self.online.extend(observations, actions, rewards, terminated, truncated, next_observations)
+        self.online.extend(steps)
 
     def cut(self, lanes: Array) -> None:
         """As `ReplayBuffer.cut`."""

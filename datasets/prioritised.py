@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from herdbook.core.growing import Growing
-from herdbook.core.types import Array, Spec, Transitions, Tree
+from herdbook.core.types import Array, Spec, Steps, Transitions
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
 
@@ -80,12 +80,10 @@ class PrioritisedReplay(Growing):
         """Bytes of all tables."""
         return self.replay.nbytes + self.tree.nodes.nbytes
 
-    def extend(
-        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
-    ) -> None:
+    def extend(self, steps: Steps) -> None:
         """As `ReplayBuffer.extend`."""
         oldest, newest = self.rings.first, self.rings.added
-        self.replay.extend(observations, actions, rewards, terminated, truncated, next_observations)
+        self.replay.extend(steps)
         self.tree[self._entries(oldest, self.rings.first)] = 0  # they cannot be drawn any more
         self.tree[self._entries(max(newest, self.rings.first), self.rings.added)] = self.largest**self.exponent
 

@@ -19,7 +19,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from herdbook.core.growing import Growing
-from herdbook.core.types import Array, Segments, Spec, TimeLimit, Transitions, Tree, tree_map
+from herdbook.core.types import Array, Segments, Spec, Steps, TimeLimit, Transitions, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.rings import Rings, check_memory, positions_of, ring_sizes
 from herdbook.datasets.validation import check_finite
@@ -316,29 +316,30 @@ class ReplayBuffer(Growing):
 
     # --- online ------------------------------------------------------------------------------------------------------
 
-    def extend(
-        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
-    ) -> None:
-        """Append T successive steps of every lane; all arguments are `[T, lanes, …]`, arrays or tensors.
+    def extend(self, steps: Steps) -> None:
+        """Append T successive steps of every lane: leaves `[T, lanes, …]`, arrays or tensors.
 
         `observations` is read only where an episode begins: later ones are the `next_observations` of the step before.
-        `next_observations` is the observation that followed, at an episode's end its own final one.
+        `reset` and `task` are not stored.
 
         Raises ValueError, and adds nothing, for another shape, and for NaN, infinity or what the table cannot hold.
         """
-        rings, steps, tables = self._rings, tuple(np.shape(rewards)[:1]), self._tables
+        rings, count, tables = self._rings, tuple(np.shape(steps.rewards)[:1]), self._tables
         if rings is None:
             raise TypeError("an offline replay does not grow; build one with ReplayBuffer.online")
-        columns = {"actions": actions, "rewards": rewards, "terminated": terminated, "truncated": truncated}
-        columns = {name: self._checked(name, tables[name], values, steps) for name, values in columns.items()}
+        columns: dict[str, Tree] = {
+            name: self._checked(name, tables[name], getattr(steps, name), count)
+            for name in ("actions", "rewards", "terminated", "truncated")
+        }
         over = columns["terminated"] | columns["truncated"]
         columns["continues"] = ~(columns["terminated"] if self.time_limit == "bootstrap" else over)
-        following = self._checked("next_observations", tables["observations"], next_observations, steps)
+        following = self._checked("next_observations", tables["observations"], steps.next_observations, count)
         if not len(over):
             return
         positions, began = positions_of(rings.position, over)
         starts = bool(began.any())
-        first = self._checked("observations", tables["observations"], observations, steps, began) if starts else None
+        seen = (steps.observations, count, began)
+        first = self._checked("observations", tables["observations"], *seen) if starts else None
         columns["last"] = np.ones_like(over)
         columns["last"][:-1] = began[1:]
         columns["positions"] = positions

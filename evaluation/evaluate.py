@@ -14,7 +14,7 @@ from herdbook.core.environments import (
     describe_environment,
 )
 from herdbook.core.random import generator as make_generator
-from herdbook.core.rollout import Rollout, Stepped, fixed_episodes
+from herdbook.core.runner import VectorRunner, VectorStep, fixed_episodes
 from herdbook.core.types import Array, Policy, Spec, tree_map
 from herdbook.datasets.episodes import Episodes
 
@@ -57,16 +57,16 @@ def evaluate(
         EnvironmentFailed: It raised or gave NaN; the episode, its seed and the step are named.
         ValueError: Its spaces are not those of `spec`, or the policy's actions do not fit it.
     """
-    rollout = _rollout(make_env, episodes, seed, num_envs, max_steps, device, spec)
-    steps = list(_steps(rollout, policy, seed))
-    raw = rollout.raw_observation_space
+    runner = _runner(make_env, episodes, seed, num_envs, max_steps, device, spec)
+    steps = list(_steps(runner, policy, seed))
+    raw = runner.raw_observation_space
     described = describe_environment(make_env)
     return Episodes.from_episodes(
         _episodes_of(steps, episodes, seed),
-        observation_space=rollout.observation_space,
-        action_space=rollout.action_space,
-        raw_observation_space=None if raw == rollout.observation_space else raw,
-        observation_keys=rollout.observation_keys,
+        observation_space=runner.observation_space,
+        action_space=runner.action_space,
+        raw_observation_space=None if raw == runner.observation_space else raw,
+        observation_keys=runner.observation_keys,
         environment=described,
         reference_scores=reference_scores,
         source="evaluation" if described is None else f"evaluation in {described.id}",
@@ -104,16 +104,16 @@ def score(
 
     Ten games of pixels may be gigabytes. Arguments and errors are those of `evaluate`.
     """
-    rollout = _rollout(make_env, episodes, seed, num_envs, max_steps, device, spec)
+    runner = _runner(make_env, episodes, seed, num_envs, max_steps, device, spec)
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
-    for step in _steps(rollout, policy, seed):
+    for step in _steps(runner, policy, seed):
         numbers = step.episodes[step.active]
-        returns[numbers] += step.rewards[step.active]
+        returns[numbers] += step.played.rewards[step.active]
         lengths[numbers] += 1
     return Scores(returns, lengths)
 
 
-def _rollout(
+def _runner(
     make_env: EnvironmentSource,
     episodes: int,
     seed: int,
@@ -121,7 +121,7 @@ def _rollout(
     max_steps: int | None,
     device: str | torch.device,
     spec: Spec | None,
-) -> Rollout:
+) -> VectorRunner:
     if episodes < 1:
         raise ValueError(f"expected episodes >= 1, got {episodes}")
     if seed < 0:
@@ -129,29 +129,30 @@ def _rollout(
     if num_envs < 1:
         raise ValueError(f"expected num_envs >= 1, got {num_envs}")
     lanes, schedule = min(num_envs, episodes), fixed_episodes(episodes, seed)
-    return Rollout(make_env, lanes, schedule, spec=spec, max_steps=max_steps, device=device)
+    return VectorRunner(make_env, lanes, schedule, spec=spec, max_steps=max_steps, device=device)
 
 
-def _steps(rollout: Rollout, policy: Policy, seed: int) -> Iterator[Stepped]:
+def _steps(runner: VectorRunner, policy: Policy, seed: int) -> Iterator[VectorStep]:
     """Play to the end, and close the environments."""
     try:
-        generator = make_generator(seed, device=rollout.device)
-        while rollout.active:
-            yield rollout.step(policy, generator)
+        generator = make_generator(seed, device=runner.device)
+        while runner.active:
+            yield runner.step(policy, generator)
     finally:
-        rollout.close()
+        runner.close()
 
 
-def _episodes_of(steps: list[Stepped], count: int, seed: int) -> list[dict[str, object]]:
+def _episodes_of(steps: list[VectorStep], count: int, seed: int) -> list[dict[str, object]]:
     """Cut the lockstep record `[steps, lanes]` into episodes: each is one run of steps of one lane."""
-    observations = tree_map(lambda *leaves: np.stack(leaves), *(s.observations for s in steps))
-    actions, rewards = np.stack([s.actions for s in steps]), np.stack([s.rewards for s in steps])
+    observations = tree_map(lambda *leaves: np.stack(leaves), *(s.played.observations for s in steps))
+    actions, rewards = np.stack([s.played.actions for s in steps]), np.stack([s.played.rewards for s in steps])
     begins: dict[int, int] = {}
     found: list[dict[str, object]] = [{}] * count
     for t, step in enumerate(steps):
+        played = step.played
         for lane in np.flatnonzero(step.first).tolist():
             begins[int(step.episodes[lane])] = t
-        for lane in np.flatnonzero(step.terminated | step.truncated).tolist():
+        for lane in np.flatnonzero(played.terminated | played.truncated).tolist():
             number = int(step.episodes[lane])
             start = begins[number]
             found[number] = {
@@ -160,12 +161,12 @@ def _episodes_of(steps: list[Stepped], count: int, seed: int) -> list[dict[str, 
                         [rows[start : t + 1, lane], final[lane][None]]
                     ),
                     observations,
-                    step.next_observations,
+                    played.next_observations,
                 ),
                 "actions": actions[start : t + 1, lane],
                 "rewards": rewards[start : t + 1, lane],
-                "terminated": bool(step.terminated[lane]),
-                "truncated": bool(step.truncated[lane]),
+                "terminated": bool(played.terminated[lane]),
+                "truncated": bool(played.truncated[lane]),
                 "metadata": {"seed": seed + number},
             }
     return found

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from herdbook.core.environments import EnvironmentSource, ReferenceScores, describe_environment, package_versions
-from herdbook.core.joint.rollout import JointRollout
+from herdbook.core.joint.runner import JointRunner
 from herdbook.core.joint.types import JointSpec
 from herdbook.core.random import generator as make_generator
-from herdbook.core.rollout import EnvironmentFailed
+from herdbook.core.runner import EnvironmentFailed
 from herdbook.core.types import Policy
 from herdbook.datasets.joint.episodes import JointEpisodes
 
@@ -48,7 +48,7 @@ def evaluate_joint(
         max_steps: Cut episodes there (truncated), on top of the environment's own limit.
         device: Where the policy's tensors live.
         spec: The task that the policy was trained on; it must be the environment's.
-        learners, others: Whom the policy plays, and who plays the rest, as `JointRollout` takes them.
+        learners, others: Whom the policy plays, and who plays the rest, as `JointRunner` takes them.
         reference_scores: Kept in the result.
         state: Whether the global state is recorded, where there is one.
 
@@ -60,7 +60,7 @@ def evaluate_joint(
         raise ValueError(f"expected episodes >= 1 and num_envs >= 1, got {episodes} and {num_envs}")
     if seed < 0:
         raise ValueError(f"expected seed >= 0, got {seed}")
-    rollout = JointRollout(
+    runner = JointRunner(
         make_env,
         min(num_envs, episodes),
         max_steps=max_steps,
@@ -71,9 +71,9 @@ def evaluate_joint(
         state=state,
     )
     try:
-        played = rollout.run(policy, range(seed, seed + episodes), make_generator(seed, device=device))
+        played = runner.run(policy, range(seed, seed + episodes), make_generator(seed, device=device))
     finally:
-        rollout.close()
+        runner.close()
     if len(played.failures) == episodes:
         raise EnvironmentFailed(played.failures[0])
     if played.failures:
@@ -81,7 +81,7 @@ def evaluate_joint(
     described = describe_environment(make_env)
     return JointEpisodes.from_episodes(
         [episode for episode in played.episodes if episode is not None],
-        rollout.spec,
+        runner.spec,
         environment=described,
         packages={} if described is None else package_versions(described.id),
         reference_scores=reference_scores,

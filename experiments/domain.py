@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from herdbook.core.collector import Collector
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
 from herdbook.core.needs import Interaction, Needs
 from herdbook.core.seeds import SeedBySeed
@@ -141,7 +142,7 @@ class Domain(Protocol):
 
     def collector(
         self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str, networks: Networks | None
-    ) -> Any:
+    ) -> Collector:
         """What plays while the seeds learn, as `needs.interaction` says."""
         ...
 

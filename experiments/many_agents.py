@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from herdbook.core.collection import Collector, Plan
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
+from herdbook.core.episode_collector import EpisodeCollector, Plan
 from herdbook.core.joint.actor import JointActor
 from herdbook.core.joint.games import IllegalAction
-from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout
+from herdbook.core.joint.random_policy import JointRandomPolicy
+from herdbook.core.joint.runner import JointRunner
 from herdbook.core.joint.types import JointSpec
 from herdbook.core.needs import Interaction, Needs
 from herdbook.core.seeds import SeedBySeed
@@ -61,11 +62,11 @@ class ManyAgents:
         opponents: Mapping[str, Any] | None = None,
     ) -> JointSpec:
         try:
-            rollout = JointRollout(source, 1, **(opponents or {}))
+            runner = JointRunner(source, 1, **(opponents or {}))
         except IllegalAction as error:  # of the others
             raise UserError(f"others: {error}") from error
-        rollout.close()
-        return rollout.spec
+        runner.close()
+        return runner.spec
 
     def data_spec(self, data: JointEpisodes) -> JointSpec:
         return data.spec
@@ -110,7 +111,7 @@ class ManyAgents:
 
     def collector(
         self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str, networks: Networks | None
-    ) -> Collector:
+    ) -> EpisodeCollector:
         first = algorithms[0]
         plan = Plan(
             algorithm=type(first),
@@ -118,7 +119,7 @@ class ManyAgents:
             spec=task.spec,
             source=task.place,
             num_envs=options.lanes(first.needs),
-            rollout={**task.opponents, "state": keeps_state(first.needs, task.spec)},
+            runner={**task.opponents, "state": keeps_state(first.needs, task.spec)},
             networks=networks,
         )
         workers = options.worker_processes(first.needs)
@@ -130,7 +131,7 @@ class ManyAgents:
                 f"workers: expected an environment and networks that another process can import, got {error}; "
                 "define them at the top of a module, or set workers=0"
             ) from error
-        return Collector(plan, options.seeds, workers)
+        return EpisodeCollector(plan, options.seeds, workers)
 
     def fine_tuning(
         self, task: Task, algorithms: SeedBySeed, replay: JointReplay, options: RunOptions, device: str
@@ -138,7 +139,7 @@ class ManyAgents:
         raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
 
     def try_environment(self, task: Task, device: str) -> None:
-        JointRollout(task.place, 1, spec=task.spec, device=device, **task.opponents).close()
+        JointRunner(task.place, 1, spec=task.spec, device=device, **task.opponents).close()
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> JointEpisodes:
         return self._evaluated(task, policy, episodes, seed, device, num_envs, state=True)
@@ -168,11 +169,11 @@ class ManyAgents:
 
     def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
         frames: list[Array] = []
-        rollout = JointRollout(task.place, 1, spec=task.spec, **task.opponents)
+        runner = JointRunner(task.place, 1, spec=task.spec, **task.opponents)
         try:
-            played = rollout.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
+            played = runner.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
         finally:
-            rollout.close()
+            runner.close()
         if played.failures:
             raise UserError(f"video: {played.failures[0]}")
         return frames

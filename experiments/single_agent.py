@@ -22,11 +22,12 @@ from herdbook.core.environments import (
 from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.fine_tuning import FineTuned
 from herdbook.core.needs import Interaction, Needs
-from herdbook.core.rollout import RandomPolicy, Rollout, fixed_episodes
+from herdbook.core.random_policy import RandomPolicy
+from herdbook.core.runner import VectorRunner, fixed_episodes
 from herdbook.core.seeds import SeedBySeed
 from herdbook.core.spaces import check_action_space, flat_action_space, flat_space
 from herdbook.core.specs import spec_from_state, spec_state
-from herdbook.core.stepping import Stepper
+from herdbook.core.step_collector import StepCollector
 from herdbook.core.types import Array, Policy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.minari import write_minari
@@ -34,7 +35,7 @@ from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
-from herdbook.datasets.rollouts import Rollouts
+from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.evaluation.evaluate import evaluate, score
 from herdbook.evaluation.scores import find_references, score_line
 from herdbook.experiments.catalogue import UserError
@@ -118,7 +119,7 @@ class SingleAgent:
         """What one seed's steps go into: a rollout for on-policy algorithms, else a replay, prioritised on request."""
         c, transform = algorithm.config, reward_transform(options.reward_transform)
         if algorithm.needs.on_policy:
-            return Rollouts(device=device, time_limit=options.time_limit, reward_transform=transform)
+            return RolloutBuffer(device=device, time_limit=options.time_limit, reward_transform=transform)
         if c.scale_rewards and options.reward_transform != "none":
             raise UserError(
                 "scale_rewards: expected reward_transform none beside it, since the scale is that of the rewards as "
@@ -140,14 +141,14 @@ class SingleAgent:
 
     def collector(
         self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str, networks: Networks | None
-    ) -> Stepper:
+    ) -> StepCollector:
         needs: Needs = algorithms[0].needs
         lanes = options.lanes(needs)
         if needs.max_envs is not None and lanes > needs.max_envs:
             name = type(algorithms[0]).__name__
             raise UserError(f"num_envs: expected at most {needs.max_envs} for {name}, got {lanes}")
         try:
-            return Stepper(task.place, task.spec, options.seeds, lanes, device)
+            return StepCollector(task.place, task.spec, options.seeds, lanes, device)
         except EnvironmentUnavailable:
             raise
         except ValueError as error:  # a callable that gives the same environment twice
@@ -190,7 +191,7 @@ class SingleAgent:
         return SeedBySeed(players), replays
 
     def try_environment(self, task: Task, device: str) -> None:
-        Rollout(task.place, 1, fixed_episodes(1, 0), spec=task.spec, device=device).close()
+        VectorRunner(task.place, 1, fixed_episodes(1, 0), spec=task.spec, device=device).close()
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> Episodes:
         source, lanes = whole_games(task.place), min(episodes, num_envs)

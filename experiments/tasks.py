@@ -10,7 +10,7 @@ from typing import Any
 import herdbook.tabular.environment  # noqa: F401  # importing it registers our environments
 from herdbook.core.book import Evaluate
 from herdbook.core.environments import EnvironmentSource, EnvironmentUnavailable, describe_environment
-from herdbook.core.rollout import EnvironmentFailed
+from herdbook.core.runner import EnvironmentFailed
 from herdbook.core.runs import Run, RunError
 from herdbook.core.types import Algorithm
 from herdbook.datasets.episodes import DataError

@@ -194,7 +194,7 @@ def small_dataset(session_minari_root: Path) -> str:
     import gymnasium
 
     from herdbook.core.environments import EnvironmentSpec
-    from herdbook.core.rollout import RandomPolicy
+    from herdbook.core.random_policy import RandomPolicy
     from herdbook.datasets.minari import write_minari
     from herdbook.evaluation.evaluate import evaluate
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from herdbook.core import checkpoint
 from herdbook.core.networks import Ensemble
 from herdbook.core.spaces import flat_space
-from herdbook.core.types import Segments, Spec, Step, to_numpy, tree_map
+from herdbook.core.types import Segments, Spec, Step, Steps, to_numpy, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rollouts import Rollouts
+from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_class
 
 NAMES = sorted(n for n, where in ALGORITHMS.items() if where.startswith(("herdbook.offline.", "herdbook.online.")))
@@ -143,13 +143,13 @@ class Played:
         self.spec, self.generator = spec, np.random.default_rng(17)
 
     def take(self) -> Segments:
-        rollouts = Rollouts()
+        rollouts = RolloutBuffer()
         observations = draw(self.spec.observation_space, 2, self.generator)
         for number in range(20):
             terminated, truncated = np.array([number % 7 == 6, False]), np.array([False, number % 5 == 4])
             following = draw(self.spec.observation_space, 2, self.generator)
             actions, rewards = draw(self.spec.action_space, 3, self.generator)[1:], self.generator.normal(size=2)
-            rollouts.add(observations, actions, rewards, terminated, truncated, following)
+            rollouts.add(Steps(observations, actions, rewards, terminated, truncated, following))
             observations = following
         return rollouts.take()
 
@@ -160,7 +160,7 @@ def play(episodes: Episodes, follows: Any) -> None:
         observations = (episodes.observations[row][None], episodes.observations[row + 1][None])
         terminated, truncated = (flags[[number]] for flags in (episodes.terminated, episodes.truncated))
         rewards = episodes.rewards[[number]]
-        follows.add(observations[0], episodes.actions[[number]], rewards, terminated, truncated, observations[1])
+        follows.add(Steps(observations[0], episodes.actions[[number]], rewards, terminated, truncated, observations[1]))
 
 
 class Trial:

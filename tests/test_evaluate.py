@@ -9,15 +9,15 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from herdbook.core.distributions import Uniform
 from herdbook.core.environments import EnvironmentUnavailable
-from herdbook.core.rollout import (
+from herdbook.core.random_policy import RandomPolicy
+from herdbook.core.runner import (
     EndlessEpisodes,
     EnvironmentFailed,
     PolicyFailed,
-    RandomPolicy,
-    Rollout,
-    Stepped,
-    Uniform,
+    VectorRunner,
+    VectorStep,
     fixed_episodes,
 )
 from herdbook.core.types import Carry, Spec, Step
@@ -142,7 +142,7 @@ def test_max_steps_leaves_a_termination_at_that_step_alone() -> None:
 
 def test_an_environment_without_a_limit_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """CliffWalking-v1 has none."""
-    monkeypatch.setattr("herdbook.core.rollout.UNDECLARED_LIMIT", 30)
+    monkeypatch.setattr("herdbook.core.runner.UNDECLARED_LIMIT", 30)
     with pytest.warns(UserWarning, match="declares no time limit"):
         episodes = evaluate(Constant(LEFT), lambda: Probe("never"), episodes=1, seed=0)
     assert episodes.lengths().tolist() == [30]
@@ -316,36 +316,36 @@ def test_an_unknown_environment() -> None:
 
 
 def test_endless_stepping_gives_each_episode_of_a_lane_its_own_seed() -> None:
-    rollout = Rollout(Probe, 3, EndlessEpisodes(5))
-    steps = [rollout.step(First()) for _ in range(40)]
-    began = {(lane, float(s.observations[lane, 0])) for s in steps for lane in range(3) if s.first[lane]}
+    runner = VectorRunner(Probe, 3, EndlessEpisodes(5))
+    steps = [runner.step(First()) for _ in range(40)]
+    began = {(lane, float(s.played.observations[lane, 0])) for s in steps for lane in range(3) if s.first[lane]}
     assert len({seed for _, seed in began}) == len(began) > 12
-    again = Rollout(Probe, 3, EndlessEpisodes(5))
+    again = VectorRunner(Probe, 3, EndlessEpisodes(5))
     assert all(_same(a, again.step(First())) for a in steps)
 
 
-def _same(a: Stepped, b: Stepped) -> bool:
-    return all(
-        np.array_equal(getattr(a, name), getattr(b, name))
-        for name in ("observations", "actions", "rewards", "next_observations", "terminated", "episodes", "first")
+def _same(a: VectorStep, b: VectorStep) -> bool:
+    played = ("observations", "actions", "rewards", "next_observations", "terminated")
+    return all(np.array_equal(getattr(a.played, name), getattr(b.played, name)) for name in played) and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("episodes", "first")
     )
 
 
 def test_what_was_given_out_is_not_changed_by_later_steps() -> None:
-    rollout = Rollout(Probe, 2, fixed_episodes(6, 0))
+    runner = VectorRunner(Probe, 2, fixed_episodes(6, 0))
     kept, copies = [], []
-    while rollout.active:
-        step = rollout.step(First())
-        kept.append(step)
-        copies.append({name: np.copy(getattr(step, name)) for name in ("observations", "next_observations", "first")})
-    for step, copy in zip(kept, copies, strict=True):
-        assert all(np.array_equal(getattr(step, name), value) for name, value in copy.items())
+    while runner.active:
+        step = runner.step(First())
+        kept.append((step.played.observations, step.played.next_observations, step.played.reset, step.first))
+        copies.append([*map(np.copy, kept[-1])])
+    for arrays, copied in zip(kept, copies, strict=True):
+        assert all(map(np.array_equal, arrays, copied))
 
 
 def test_another_policy_starts_with_a_fresh_carry() -> None:
-    rollout = Rollout(lambda: Probe("never"), 2, EndlessEpisodes(0), max_steps=100)
+    runner = VectorRunner(lambda: Probe("never"), 2, EndlessEpisodes(0), max_steps=100)
     for _ in range(3):
-        rollout.step(First())
+        runner.step(First())
     seen: list[Any] = []
 
     class Watch(First):
@@ -353,7 +353,7 @@ def test_another_policy_starts_with_a_fresh_carry() -> None:
             seen.append(carry)
             return super().__call__(step, carry, generator)
 
-    rollout.step(Watch())
+    runner.step(Watch())
     assert seen == [None]
 
 
@@ -365,10 +365,10 @@ def test_a_policy_with_parameters_that_are_trained_leaves_no_graph_behind() -> N
             carries.append(weight if carry is None else carry * weight)
             return super().__call__(step, carry, generator)[0], carries[-1]
 
-    rollout = Rollout(lambda: Probe("never"), 2, EndlessEpisodes(0), max_steps=100)
+    runner = VectorRunner(lambda: Probe("never"), 2, EndlessEpisodes(0), max_steps=100)
     policy = Remembers()
     for _ in range(3):
-        rollout.step(policy)
+        runner.step(policy)
     assert [carry.requires_grad for carry in carries[1:]] == [False, False]
 
 

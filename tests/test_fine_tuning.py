@@ -18,7 +18,7 @@ from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.fine_tuning import FineTuned, collapsed, score_of, watched
 from herdbook.core.loop import train_online
 from herdbook.core.runs import Run
-from herdbook.core.types import Spec, Step
+from herdbook.core.types import Spec, Step, Steps
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.replay import ReplayBuffer
@@ -60,7 +60,7 @@ def play(replay: MixedReplay, step: int, lanes: int = 1) -> None:
     """One step of an endless episode: observations 100, 101 …, rewards 0, 1 …"""
     ones = np.ones((lanes, 1), np.float32)
     never = np.zeros(lanes, dtype=bool)
-    replay.add(ones * (100 + step), ones, np.full(lanes, float(step)), never, never, ones * (101 + step))
+    replay.add(Steps(ones * (100 + step), ones, np.full(lanes, float(step)), never, never, ones * (101 + step)))
 
 
 # --- the replay -----------------------------------------------------------------------------------------------------

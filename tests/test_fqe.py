@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from herdbook.core.distributions import Categorical
-from herdbook.core.rollout import RandomPolicy
+from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.types import Carry, Step
 from herdbook.datasets.episodes import Episodes
 from herdbook.evaluation.fqe import FQEConfig, fitted_q_evaluation

@@ -29,10 +29,10 @@ from herdbook.core.environments import (
 from herdbook.core.frames import Frames
 from herdbook.core.networks import Encoder
 from herdbook.core.policy import FeedForwardPolicy, Scaling
-from herdbook.core.rollout import EndlessEpisodes, Rollout
+from herdbook.core.runner import EndlessEpisodes, VectorRunner
 from herdbook.core.runs import Run
 from herdbook.core.spaces import flat_space
-from herdbook.core.types import Spec
+from herdbook.core.types import Spec, Steps
 from herdbook.datasets.load import load_dataset
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
@@ -98,11 +98,6 @@ class Spy:
         return Categorical(torch.zeros(len(observations), 2))
 
 
-def add(replay: Any, stepped: Any) -> None:
-    s = stepped
-    replay.add(s.observations, s.actions, s.rewards, s.terminated, s.truncated, s.next_observations)
-
-
 # --- stacks ---------------------------------------------------------------------------------------------------------
 
 
@@ -110,17 +105,17 @@ def add(replay: Any, stepped: Any) -> None:
 def test_a_replay_gives_the_stacks_that_the_policy_saw_frame_for_frame(count: int) -> None:
     """3 lanes of 12 steps each in the ring, which wraps 5 times; the policy is another one at every step."""
     lanes, steps = 3, 60
-    spy, rollout = Spy(count), Rollout(Pixels, lanes, EndlessEpisodes(1), max_steps=100)
+    spy, runner = Spy(count), VectorRunner(Pixels, lanes, EndlessEpisodes(1), max_steps=100)
     replay = ReplayBuffer.online(SPEC, 12 * lanes, lanes, frame_stack=count)
     by_hand: list[list[Any]] = [[] for _ in range(lanes)]
     ended = np.zeros((steps, lanes), np.bool_)
     compared = 0
     for number in range(steps):
-        stepped = rollout.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
-        add(replay, stepped)
-        ended[number] = stepped.terminated | stepped.truncated
+        stepped = runner.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
+        replay.add(stepped.played)
+        ended[number] = stepped.played.terminated | stepped.played.truncated
         for lane in range(lanes):
-            by_hand[lane] = [*([] if stepped.first[lane] else by_hand[lane]), stepped.observations[lane]]
+            by_hand[lane] = [*([] if stepped.first[lane] else by_hand[lane]), stepped.played.observations[lane]]
             frames = [by_hand[lane][max(len(by_hand[lane]) - count + i, 0)] for i in range(count)]
             assert np.array_equal(spy.seen[-1][lane].numpy(), np.stack(frames, -1))  # [20, 20, k], oldest first
         rings = replay.rings
@@ -147,31 +142,31 @@ def test_data_give_the_stacks_that_the_policy_saw() -> None:
 
 
 def test_a_stack_goes_on_after_a_checkpoint_in_the_middle_of_an_episode() -> None:
-    def make() -> Rollout:
-        return Rollout(Pixels, 2, EndlessEpisodes(4), max_steps=100)
+    def make() -> VectorRunner:
+        return VectorRunner(Pixels, 2, EndlessEpisodes(4), max_steps=100)
 
     for cut in range(1, 12):
-        whole, uninterrupted, spy, rollout = Spy(4), make(), Spy(4), make()
+        whole, uninterrupted, spy, runner = Spy(4), make(), Spy(4), make()
         for number in range(cut + 4):
             uninterrupted.step(whole.policy(), torch.Generator().manual_seed(number), keep_carry=True)
         for number in range(cut):
-            rollout.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
-        state, schedule = rollout.state_dict(), rollout.schedule
-        rollout = make()
-        rollout.load_state_dict(state)
-        rollout.schedule = schedule
+            runner.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
+        state, schedule = runner.state_dict(), runner.schedule
+        runner = make()
+        runner.load_state_dict(state)
+        runner.schedule = schedule
         for number in range(cut, cut + 4):
-            rollout.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
+            runner.step(spy.policy(), torch.Generator().manual_seed(number), keep_carry=True)
         assert all(map(torch.equal, spy.seen, whole.seen))
 
 
 def test_another_player_does_not_remember_what_it_did_not_see() -> None:
-    spy, rollout = Spy(2), Rollout(lambda: gymnasium.wrappers.TimeLimit(Pixels(), 3), 1, EndlessEpisodes(2))
+    spy, runner = Spy(2), VectorRunner(lambda: gymnasium.wrappers.TimeLimit(Pixels(), 3), 1, EndlessEpisodes(2))
     while True:
-        first = rollout.step(spy.policy())
-        if not (first.terminated | first.truncated).any():
+        first = runner.step(spy.policy())
+        if not (first.played.terminated | first.played.truncated).any():
             break
-    rollout.step(spy.policy())
+    runner.step(spy.policy())
     assert torch.equal(spy.seen[-1][..., 0], spy.seen[-1][..., 1])
 
 
@@ -378,7 +373,7 @@ def test_clipped_rewards_are_learned_from_and_the_others_kept() -> None:
     replay = ReplayBuffer.online(spec, 4, reward_transform=lambda rewards: rewards.clip(-1, 1))
     row, no = np.zeros((1, 1), np.float32), np.zeros(1, np.bool_)
     for reward in (5.0, -3.0, 0.5):
-        replay.add(row, np.zeros(1, np.int64), np.array([reward]), no, no, row)
+        replay.add(Steps(row, np.zeros(1, np.int64), np.array([reward]), no, no, row))
     entries = torch.arange(3)
     assert replay.gather(entries, discount=0.5).rewards.tolist() == [1.0, -1.0, 0.5]
     assert replay.gather(entries, discount=0.5, n_step=3).rewards.tolist() == [0.625, -0.75, 0.5]

@@ -18,7 +18,7 @@ from rich.console import Console
 from herdbook.core.actor import Actor
 from herdbook.core.checkpoint import load, save
 from herdbook.core.logging import Reporter
-from herdbook.core.rollout import RandomPolicy
+from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.specs import spec_from_state, spec_state
 from herdbook.core.types import Spec
 

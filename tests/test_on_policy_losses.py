@@ -15,13 +15,13 @@ from torch import Tensor
 
 from herdbook.core import checkpoint
 from herdbook.core.distributions import BOUND, Categorical, ClippedNormal
-from herdbook.core.moments import RewardScale, RunningMoments
+from herdbook.core.moments import RewardScale, RunningMoments, merged
 from herdbook.core.networks import MLP, OnPolicyActor, OnPolicyValue, orthogonal_
 from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
 from herdbook.core.policy import ScaledDistribution, Scaling
 from herdbook.core.returns import discounted_returns, generalised_advantage
-from herdbook.core.types import Segments, Spec, TimeLimit
-from herdbook.datasets.rollouts import Rollouts
+from herdbook.core.types import Segments, Spec, Steps, TimeLimit
+from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.online import a2c, ppo, reinforce, trpo
 from herdbook.online.ppo import PPOConfig
 from herdbook.online.trpo import TRPO, TRPOConfig
@@ -288,6 +288,20 @@ def test_passes_are_a_function_of_the_generator() -> None:
 # --- running moments ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        ((0, 0.0, 0.0), (2, 3.0, 2.0), (2, 3.0, 2.0)),  # nothing before
+        ((2, 1.0, 2.0), (1, 4.0, 0.0), (3, 2.0, 8.0)),  # 0 and 2, then 4
+        ((1, 5.0, 0.0), (3, 5.0, 0.0), (4, 5.0, 0.0)),  # equal rows
+    ],
+)
+def test_merged_moments_by_hand(first: Any, second: Any, together: Any) -> None:
+    assert merged(first, second) == together
+    as_tensors = merged(*((count, T([mean]), T([squares])) for count, mean, squares in (first, second)))
+    assert as_tensors == (together[0], T([together[1]]), T([together[2]]))
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 def test_running_moments_equal_those_of_all_rows(offset: float) -> None:
     rows = (offset + random_numbers(0, 60, 3, dtype=torch.float64) * T([0.1, 1.0, 30.0])).float()
@@ -454,17 +468,17 @@ def test_only_vectors_are_normalised(space: spaces.Space[Any]) -> None:
 # --- rollouts -------------------------------------------------------------------------------------------------------
 
 
-def filled(rollouts: Rollouts, steps: int = 3) -> Rollouts:
+def filled(rollouts: RolloutBuffer, steps: int = 3) -> RolloutBuffer:
     """Two lanes; lane 0 is truncated at step 1 and terminated at step 2, where lane 1 is both."""
     for number in range(steps):
         now = np.array([[10.0 * number], [10.0 * number + 5]], np.float32)
         terminated, truncated = np.array([number == 2, number == 2]), np.array([number == 1, number == 2])
-        rollouts.add(now, np.array([number, 2]), np.array([1.0 + number, -1.0]), terminated, truncated, now + 1)
+        rollouts.add(Steps(now, np.array([number, 2]), np.array([1.0 + number, -1.0]), terminated, truncated, now + 1))
     return rollouts
 
 
 def test_a_rollout_is_taken_once_in_order_and_by_lane() -> None:
-    rollouts = filled(Rollouts())
+    rollouts = filled(RolloutBuffer())
     assert len(rollouts) == 6
     taken = rollouts.take()
     assert taken.observations[..., 0].tolist() == [[0.0, 10.0, 20.0], [5.0, 15.0, 25.0]]
@@ -481,20 +495,20 @@ def test_a_rollout_is_taken_once_in_order_and_by_lane() -> None:
 
 
 def test_a_time_limit_that_is_the_tasks_terminates() -> None:
-    taken = filled(Rollouts(time_limit="terminal")).take()
+    taken = filled(RolloutBuffer(time_limit="terminal")).take()
     assert taken.terminated.tolist() == [[False, True, True], [False, False, True]]
     assert not taken.truncated.any()
     with pytest.raises(ValueError, match="time_limit"):
-        Rollouts(time_limit="never")  # type: ignore[arg-type]  # what is refused
+        RolloutBuffer(time_limit="never")  # type: ignore[arg-type]  # what is refused
 
 
 @pytest.mark.parametrize("time_limit", ["bootstrap", "terminal"])
 def test_an_episode_that_was_given_up_is_truncated_at_its_last_step(time_limit: Any) -> None:
-    rollouts = Rollouts(time_limit=time_limit)
+    rollouts = RolloutBuffer(time_limit=time_limit)
     rollouts.cut(np.array([True, True, True]))  # nothing was added: nothing is cut
     lanes, ends, never = np.array([[1.0], [2.0], [3.0]]), np.array([False, True, False]), np.zeros(3, np.bool_)
     for terminated in (never, ends):
-        rollouts.add(lanes, np.zeros(3, np.int64), np.ones(3), terminated, never, lanes)
+        rollouts.add(Steps(lanes, np.zeros(3, np.int64), np.ones(3), terminated, never, lanes))
     rollouts.cut(np.array([True, True, False]))
     taken = rollouts.take()
     assert taken.truncated.tolist() == [[False, True], [False, False], [False, False]]
@@ -505,14 +519,16 @@ def test_an_episode_that_was_given_up_is_truncated_at_its_last_step(time_limit: 
 @pytest.mark.parametrize("time_limit", ["bootstrap", "terminal"])
 def test_a_block_is_its_steps(time_limit: TimeLimit) -> None:
     rng, lanes = np.random.default_rng(0), 3
-    blocks, steps = (Rollouts(time_limit=time_limit, reward_transform=lambda r: r.clip(-0.5, 0.5)) for _ in range(2))
+    blocks, steps = (
+        RolloutBuffer(time_limit=time_limit, reward_transform=lambda r: r.clip(-0.5, 0.5)) for _ in range(2)
+    )
     for count in (4, 1, 7):
         now, rewards = rng.normal(size=(count, lanes, 2)).astype(np.float32), rng.normal(size=(count, lanes))
         actions, terminated, truncated = rng.integers(0, 2, (3, count, lanes))
         columns = (now, actions, rewards, terminated > 0, (truncated & ~terminated) > 0, now + 1)
-        blocks.extend(*columns)
+        blocks.extend(Steps(*columns))
         for number in range(count):
-            steps.add(*(column[number] for column in columns))
+            steps.add(Steps(*(column[number] for column in columns)))
         lost = np.array([True, False, False])
         blocks.cut(lost)
         steps.cut(lost)
@@ -523,7 +539,7 @@ def test_a_block_is_its_steps(time_limit: TimeLimit) -> None:
     assert taken.observations.is_contiguous()
 
 
-def timesteps(rollouts: Rollouts) -> list[list[int]]:
+def timesteps(rollouts: RolloutBuffer) -> list[list[int]]:
     taken = rollouts.take()
     assert taken.timesteps is not None
     return taken.timesteps.tolist()  # type: ignore[no-any-return]  # torch's is untyped
@@ -531,7 +547,7 @@ def timesteps(rollouts: Rollouts) -> list[list[int]]:
 
 @pytest.mark.parametrize("time_limit", ["bootstrap", "terminal"])
 def test_steps_are_counted_from_their_episodes_begin_over_several_rollouts(time_limit: Any) -> None:
-    rollouts = filled(Rollouts(time_limit=time_limit), 2)
+    rollouts = filled(RolloutBuffer(time_limit=time_limit), 2)
     assert timesteps(rollouts) == [[0, 1], [0, 1]]
     assert timesteps(filled(rollouts)) == [[0, 1, 0], [2, 3, 4]]  # lane 0 was truncated, is again, and both end
     assert timesteps(filled(rollouts, 1)) == [[0], [0]]
@@ -540,7 +556,7 @@ def test_steps_are_counted_from_their_episodes_begin_over_several_rollouts(time_
 
 
 def test_rollouts_go_on_from_their_state(tmp_path: Path) -> None:
-    one, other = filled(Rollouts(), 2), filled(Rollouts(), 1)
+    one, other = filled(RolloutBuffer(), 2), filled(RolloutBuffer(), 1)
     checkpoint.save(tmp_path / "state", one.state_dict())
     other.load_state_dict(checkpoint.load(tmp_path / "state"))
     assert len(other) == 4
@@ -552,18 +568,20 @@ def test_rollouts_go_on_from_their_state(tmp_path: Path) -> None:
     for field in fields(Segments):
         mine, loaded = getattr(ours, field.name), getattr(theirs, field.name)
         assert mine is loaded is None or (mine.dtype == loaded.dtype and torch.equal(mine, loaded)), field.name
-    empty = Rollouts()
+    empty = RolloutBuffer()
     empty.load_state_dict(one.state_dict())
     assert len(empty) == 0 and timesteps(filled(empty, 1)) == [[1], [1]]
     with pytest.raises(ValueError, match=r'expected time_limit="terminal", got \'bootstrap\''):
-        Rollouts(time_limit="terminal").load_state_dict(one.state_dict())
+        RolloutBuffer(time_limit="terminal").load_state_dict(one.state_dict())
 
 
 @pytest.mark.parametrize("reward", [1e39, -1e39, math.inf, math.nan])
 def test_a_reward_that_float32_does_not_hold_is_refused_and_nothing_is_added(reward: float) -> None:
-    rollouts, flags = filled(Rollouts(), 1), np.zeros(2, np.bool_)
+    rollouts, flags = filled(RolloutBuffer(), 1), np.zeros(2, np.bool_)
     with pytest.raises(ValueError, match="expected rewards that float32 holds"):
-        rollouts.add(np.zeros((2, 1)), np.zeros(2, np.int64), np.array([0.0, reward]), flags, flags, np.zeros((2, 1)))
+        rollouts.add(
+            Steps(np.zeros((2, 1)), np.zeros(2, np.int64), np.array([0.0, reward]), flags, flags, np.zeros((2, 1)))
+        )
     assert len(rollouts) == 2 and rollouts.take().rewards.shape == (2, 1)
 
 

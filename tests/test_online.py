@@ -21,12 +21,12 @@ import herdbook
 from herdbook.cli.main import main
 from herdbook.core.book import Book
 from herdbook.core.checkpoint import Checkpoints
-from herdbook.core.collection import Batch
 from herdbook.core.environments import EnvironmentSpec
+from herdbook.core.episode_collector import EpisodeRound
 from herdbook.core.joint.actor import JointActor
 from herdbook.core.joint.types import JointEpisode
 from herdbook.core.learner import Learner
-from herdbook.core.rollout import EnvironmentFailed
+from herdbook.core.runner import EnvironmentFailed
 from herdbook.core.runs import Run, RunError, RunFailed
 from herdbook.datasets.episodes import DataError
 from herdbook.datasets.joint.episodes import JointEpisodes
@@ -155,16 +155,16 @@ def test_the_bits_do_not_depend_on_the_number_of_workers(game: str) -> None:
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_exit_code(game: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from herdbook.core import collection
+    from herdbook.core import episode_collector
 
-    submit = collection._Worker.submit
+    submit = episode_collector._Worker.submit
 
     def kill_first(self: Any, task: Any) -> Any:
         self.process.kill()
         self.process.join()
         return submit(self, task)
 
-    monkeypatch.setattr(collection._Worker, "submit", kill_first)
+    monkeypatch.setattr(episode_collector._Worker, "submit", kill_first)
     with pytest.raises(RunFailed, match=r"exit code -9"):
         go(game, workers=1)
 
@@ -468,14 +468,14 @@ def test_resume_imports_nothing_that_only_the_run_directory_names(game: str, tmp
 def test_metrics_of_a_play_are_where_the_losses_are() -> None:
     from types import SimpleNamespace
 
+    from herdbook.core.member import Member
     from herdbook.core.needs import Needs
-    from herdbook.core.seeds import Member
 
     player = SimpleNamespace(needs=Needs(environment=True))
     member = Member(player, SimpleNamespace(add=id), SimpleNamespace(device="meta"))  # type: ignore[arg-type]  # stand-ins
     flags, nobody = np.zeros((1, 2), dtype=np.bool_), np.zeros((2, 2), dtype=np.bool_)
     episode = JointEpisode({}, {}, rewards=np.ones((1, 2)), terminated=flags, truncated=flags, alive=nobody)
-    member.add(Batch([episode], ["lost"]))
+    member.add(EpisodeRound([episode], ["lost"]))
     assert {value.device.type for value in member.metrics.values()} == {"meta"} and len(member.metrics) == 3
 
 
@@ -678,7 +678,7 @@ def test_a_film_without_an_ending_is_refused_before_anything_is_played(
 
 
 def test_an_actor_remembers_what_each_agent_did_itself() -> None:
-    """As `JointRollout` does: an agent whose turn it is not keeps its last action; the first of a space is none."""
+    """As `JointRunner` does: an agent whose turn it is not keeps its last action; the first of a space is none."""
     from gymnasium import spaces
 
     from herdbook.core.joint.types import JointSpec

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from sameness import equal
 
 from herdbook.core import checkpoint
-from herdbook.core.types import Spec, Transitions
+from herdbook.core.types import Spec, Steps, Transitions
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.prioritised import PrioritisedReplay, SumTree
 from herdbook.datasets.replay import ReplayBuffer
@@ -26,7 +26,7 @@ def fill(replay: PrioritisedReplay, steps: int, lanes: int = 1, start: int = 0) 
     for number in range(start, start + steps):
         value = np.array([10.0 * number + lane for lane in range(lanes)])
         flags = np.zeros(lanes, dtype=np.bool_)
-        replay.add(value[:, None], np.zeros(lanes, np.int64), value, flags, flags, value[:, None] + 10)
+        replay.add(Steps(value[:, None], np.zeros(lanes, np.int64), value, flags, flags, value[:, None] + 10))
 
 
 def draw(replay: Any, count: int, seed: int = 0, **options: Any) -> Transitions:
@@ -43,9 +43,9 @@ def test_a_block_is_its_steps(capacity: int, lanes: int) -> None:
         value = rng.normal(size=(count, lanes)).astype(np.float32)
         over = rng.random((count, lanes)) < 0.3
         columns = (value[..., None], np.zeros((count, lanes), np.int64), value, over, np.zeros_like(over))
-        blocks.extend(*columns, value[..., None] + 10)
+        blocks.extend(Steps(*columns, value[..., None] + 10))
         for number in range(count):
-            steps.add(*(column[number] for column in columns), value[number, :, None] + 10)
+            steps.add(Steps(*(column[number] for column in columns), value[number, :, None] + 10))
         assert equal(blocks.state_dict(), steps.state_dict())
         drawn = draw(blocks, 4).indices
         assert drawn is not None
@@ -130,7 +130,7 @@ def short() -> PrioritisedReplay:
     over, action = np.array([True]), np.zeros(1, np.int64)
     for number in range(3500):
         value = np.array([float(number)])
-        replay.add(value[:, None], action, value, over, ~over, value[:, None])
+        replay.add(Steps(value[:, None], action, value, over, ~over, value[:, None]))
     return replay
 
 

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.types import Spec, Step
+from herdbook.core.types import Spec, Step, Steps
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
@@ -406,7 +406,7 @@ def test_weights_undo_what_priorities_do_to_a_mean(importance: float, value: flo
     replay = PrioritisedReplay(ReplayBuffer.online(spec, 100), config.priority_exponent)
     state, yes = np.array([[1.0, 0.0]], np.float32), np.ones(1, np.bool_)
     for i in range(100):
-        replay.add(state, np.array([2]), np.array([float(i % 10 == 0)]), yes, ~yes, state)
+        replay.add(Steps(state, np.array([2]), np.array([float(i % 10 == 0)]), yes, ~yes, state))
     generators = [torch.Generator().manual_seed(1)]
     for _ in range(300):
         batch = algorithm.sample(replay, generators)

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from sameness import equal
 
-from herdbook.core.types import Spec, TimeLimit, Transitions, tree_map
+from herdbook.core.types import Spec, Steps, TimeLimit, Transitions, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
 
@@ -267,12 +267,14 @@ def feed(replay: ReplayBuffer, lanes: list[Episodes], steps: int, start: int = 0
     for t in range(start, steps):
         rows = [of_lane[t] for of_lane in step_rows]
         replay.add(
-            np.stack([d.observations[r] for d, r in zip(lanes, rows, strict=True)]),
-            np.stack([d.actions[t] for d in lanes]),
-            [d.rewards[t] for d in lanes],
-            [d.terminated[t] for d in lanes],
-            [d.truncated[t] for d in lanes],
-            np.stack([d.observations[r + 1] for d, r in zip(lanes, rows, strict=True)]),
+            Steps(
+                np.stack([d.observations[r] for d, r in zip(lanes, rows, strict=True)]),
+                np.stack([d.actions[t] for d in lanes]),
+                [d.rewards[t] for d in lanes],
+                [d.terminated[t] for d in lanes],
+                [d.truncated[t] for d in lanes],
+                np.stack([d.observations[r + 1] for d, r in zip(lanes, rows, strict=True)]),
+            )
         )
 
 
@@ -407,9 +409,9 @@ def test_a_refused_step_leaves_the_replay_as_it_was(change: dict[str, Any], mess
     step |= {"terminated": [False, True], "truncated": [False, False], "next_observations": np.zeros((2, 1))}
     replay = online(8, 2)
     with pytest.raises(ValueError, match=message):
-        replay.add(**step | change)
+        replay.add(Steps(**step | change))
     assert len(replay) == 0
-    replay.add(**step)
+    replay.add(Steps(**step))
     assert len(replay) == 2
 
 
@@ -432,9 +434,9 @@ def test_a_block_is_its_steps(capacity: int, lanes: int, frame_stack: int, time_
         lost = rng.random(lanes) < 0.2
         for replay in (blocks, steps):
             replay.cut(lost)
-        blocks.extend(*(column[part] for column in columns))
+        blocks.extend(Steps(*(column[part] for column in columns)))
         for number in range(at, min(part.stop, 300)):
-            steps.add(*(column[number] for column in columns))
+            steps.add(Steps(*(column[number] for column in columns)))
         at = part.stop
         assert len(blocks) == len(steps)
         assert equal(blocks.state_dict(), steps.state_dict())
@@ -447,9 +449,9 @@ def test_a_block_of_more_rows_than_the_ring_has() -> None:
     columns.append(columns[0] + 1)
     blocks, steps = online(3_000), online(3_000)
     assert blocks.rings is not None and blocks.rings.longest_block == 2_012
-    blocks.extend(*columns)
+    blocks.extend(Steps(*columns))
     for number in range(2_500):
-        steps.add(*(column[number] for column in columns))
+        steps.add(Steps(*(column[number] for column in columns)))
     assert len(blocks) == len(steps) == 2_012
     assert equal(blocks.state_dict(), steps.state_dict())
 
@@ -468,15 +470,15 @@ def test_a_block_of_trees_and_tensors() -> None:
     ]
     columns[0], columns[5] = trees
     for part in (slice(0, 7), slice(7, 8), slice(8, 30)):
-        blocks.extend(*(tree_map(lambda x, at=part: torch.from_numpy(x[at]), column) for column in columns))
+        blocks.extend(Steps(*(tree_map(lambda x, at=part: torch.from_numpy(x[at]), column) for column in columns)))
     for number in range(30):
-        steps.add(*(tree_map(lambda x, at=number: x[at], column) for column in columns))
+        steps.add(Steps(*(tree_map(lambda x, at=number: x[at], column) for column in columns)))
     assert equal(blocks.state_dict(), steps.state_dict())
 
 
 def test_no_steps_change_nothing() -> None:
     replay = online(8, 2)
-    replay.extend(*random_steps(0, 2))
+    replay.extend(Steps(*random_steps(0, 2)))
     assert len(replay) == 0 and not replay.state_dict()["rings"]["added"]
 
 
@@ -484,11 +486,11 @@ def test_a_block_of_another_length_is_refused() -> None:
     replay, columns = online(8, 2), random_steps(3, 2)
     columns[3] = columns[3][:2]
     with pytest.raises(ValueError, match=r"expected terminated of shape \(3, 2\), \[steps, lanes, …\], got \(2, 2\)"):
-        replay.extend(*columns)
+        replay.extend(Steps(*columns))
     columns = random_steps(3, 2)
     columns[5][2, 1] = np.nan
     with pytest.raises(ValueError, match="expected finite next_observations, got nan in lane 1 of step 2"):
-        replay.extend(*columns)
+        replay.extend(Steps(*columns))
     assert len(replay) == 0 and not replay.state_dict()["rings"]["added"]
 
 
@@ -496,7 +498,7 @@ def test_only_first_observations_are_read() -> None:
     data = make((3,), (True,))
     replay = online(8)
     feed(replay, [data], 1)
-    replay.add([[np.nan]], [[0.0]], [10.0], [False], [False], [[2.0]])
+    replay.add(Steps([[np.nan]], [[0.0]], [10.0], [False], [False], [[2.0]]))
     assert replay.gather(torch.tensor([1]), discount=1.0).observations.tolist() == [[1.0]]
 
 
@@ -552,10 +554,10 @@ def test_misuse_of_an_online_replay() -> None:
 def test_a_copy_is_written_to_in_its_own_memory() -> None:
     replay = online(8)
     value = np.zeros((1, 1), np.float32)
-    replay.add(value, value, [1.0], [False], [False], value)
+    replay.add(Steps(value, value, [1.0], [False], [False], value))
     copied = copy.deepcopy(replay)
     for each, reward in ((replay, 2.0), (copied, 3.0)):
-        each.add(value, value, [reward], [False], [False], value)
+        each.add(Steps(value, value, [reward], [False], [False], value))
     entries = torch.arange(2)
     assert replay.gather(entries, discount=1.0).rewards.tolist() == [1.0, 2.0]
     assert copied.gather(entries, discount=1.0).rewards.tolist() == [1.0, 3.0]

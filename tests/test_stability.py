@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from herdbook.core import checkpoint, parameter_noise
 from herdbook.core.exploration import decayed
+from herdbook.core.member import Member
 from herdbook.core.moments import RewardScale, RunningMoments
 from herdbook.core.parameter_noise import action_distance, adapted, greedy_divergence, value_divergence
 from herdbook.core.policy import Scaling
-from herdbook.core.rollout import EndlessEpisodes, Rollout, Stepped
-from herdbook.core.seeds import Member
-from herdbook.core.stepping import Steps
-from herdbook.core.types import Spec, Step, Transitions
+from herdbook.core.runner import EndlessEpisodes, VectorRunner, VectorStep
+from herdbook.core.step_collector import StepRound
+from herdbook.core.types import Spec, Step, Steps, Transitions
 from herdbook.core.units import RunningUnits
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.experiments.catalogue import algorithm_class, config_class
@@ -54,23 +54,20 @@ def batch_for(name: str, count: int = 16) -> Transitions:
     return Transitions(rows(), torch.as_tensor(actions), rewards, torch.full((count,), 0.99), rows())
 
 
-def stepped(now: Any, rewards: Any, *, ends: Any = None, cut: Any = None) -> Stepped:
+def stepped(now: Any, rewards: Any, *, ends: Any = None, cut: Any = None) -> VectorStep:
     """One step of every lane; the observations that follow are far away."""
     lanes = len(rewards)
     no = np.zeros(lanes, np.bool_)
-    return Stepped(
+    played = Steps(
         observations=np.asarray(now, np.float32),
         actions=np.zeros(lanes, np.int64),
         rewards=np.asarray(rewards, np.float64),
         terminated=no if ends is None else np.asarray(ends),
         truncated=no,
         next_observations=np.asarray(now, np.float32) + 1e3,
-        first=no,
-        cut=no if cut is None else np.asarray(cut),
-        active=~no,
-        episodes=np.zeros(lanes, np.int64),
-        infos=({},) * lanes,
     )
+    given_up = no if cut is None else np.asarray(cut)
+    return VectorStep(played, first=no, cut=given_up, active=~no, episodes=np.zeros(lanes, np.int64))
 
 
 # --- observations ---------------------------------------------------------------------------------------------------
@@ -83,7 +80,7 @@ def test_moments_take_each_step_in_once_as_it_enters_the_replay() -> None:
     member = Member(algorithm, replay, torch.Generator().manual_seed(0))
     for number in range(3):
         now = np.array([[1.0, 2.0], [3.0, 6.0]]) + 4 * number * np.array([1, 2])
-        member.add(Steps([stepped(now, [0.0, 0.0], ends=[True, True])]))
+        member.add(StepRound([stepped(now, [0.0, 0.0], ends=[True, True])]))
         member.learn()  # it draws steps many times over, and that changes nothing
     moments = algorithm.units.moments
     assert moments.count == 6 and moments.mean.tolist() == [6.0, 12.0]
@@ -104,7 +101,7 @@ def test_a_policy_sees_what_the_update_sees() -> None:
     algorithm = DDPG(config, BOX, networks={"actor": lambda: nn.Sequential(seen, nn.Tanh())})
     policy, step = algorithm.policy(), step_of(T([[3.0, 0.0]]))
     assert policy(step, None)[0].item() == pytest.approx(2 * math.tanh(3))  # nothing was seen so far: as it is
-    Steps([stepped([[1.0, 0.0], [5.0, 0.0]], [0.0, 0.0])]).add_to(algorithm.follows)  # mean 3, deviation 2
+    StepRound([stepped([[1.0, 0.0], [5.0, 0.0]], [0.0, 0.0])]).add_to(algorithm.follows)  # mean 3, deviation 2
     assert policy(step, None)[0].item() == 0.0
     other = policy(step_of(T([[5.0, 0.0]])), None)[0].item()
     assert other == pytest.approx(2 * math.tanh(2 / 2.001))
@@ -125,9 +122,9 @@ def test_a_block_is_its_steps() -> None:
         now, rewards = rng.normal(size=(count, lanes, 2)), rng.normal(size=(count, lanes))
         terminated, truncated = rng.random((2, count, lanes)) < 0.3
         columns = (now, np.zeros((count, lanes), np.int64), rewards, terminated, truncated, now)
-        blocks.extend(*columns)
+        blocks.extend(Steps(*columns))
         for number in range(count):
-            steps.add(*(column[number] for column in columns))
+            steps.add(Steps(*(column[number] for column in columns)))
     assert blocks.state_dict()["reward_scale"]["moments"]["count"] == 20
     torch.testing.assert_close(blocks.state_dict(), steps.state_dict(), rtol=1e-12, atol=1e-12)
 
@@ -146,7 +143,7 @@ def test_the_scale_of_a_batch_by_hand(how: str) -> None:
         stepped(rows, [4.0], ends=[ended]),
         stepped(rows, [6.0], cut=[not ended]),
     ):
-        member.add(Steps([step]))
+        member.add(StepRound([step]))
     std = math.sqrt(26) / 3
     assert algorithm.units.reward_scale.moments.std.item() == pytest.approx(std)
     batch = replay.gather(torch.arange(3), discount=0.5)
@@ -163,11 +160,11 @@ def test_the_sum_of_an_unfinished_episode_goes_on_from_the_checkpoint(tmp_path: 
         stepped(np.zeros((2, 2)), [2.0, 0.0]),
         stepped(np.zeros((2, 2)), [4.0, 1.0], ends=[False, True]),
     ):
-        Steps([step]).add_to(algorithm.follows)
+        StepRound([step]).add_to(algorithm.follows)
     checkpoint.save(tmp_path / "state", algorithm.state_dict())
     other.load_state_dict(checkpoint.load(tmp_path / "state"))
     for one in (algorithm, other):
-        Steps([stepped(np.zeros((2, 2)), [6.0, 6.0])]).add_to(one.follows)
+        StepRound([stepped(np.zeros((2, 2)), [6.0, 6.0])]).add_to(one.follows)
         assert one.units.reward_scale.sums.tolist() == [8.5, 6.0]
         assert one.units.reward_scale.moments.mean.item() == pytest.approx((2 + 0 + 5 + 1 + 8.5 + 6) / 6)
 
@@ -220,7 +217,7 @@ def test_moments_and_scale_are_the_same_on_every_device(device: str, tmp_path: P
     torch.testing.assert_close(moments.mean, numbers.double().mean(0))
 
     units = RunningUnits(BOX, DDPGConfig(normalise_observations=True, scale_rewards=True), device)
-    Steps([stepped([[1.0, 2.0], [3.0, 6.0]], [1.0, 2.0])]).add_to(units)
+    StepRound([stepped([[1.0, 2.0], [3.0, 6.0]], [1.0, 2.0])]).add_to(units)
     batch = torch.utils._pytree.tree_map(lambda leaf: leaf.to(device), batch_for("ddpg"))
     for leaf in (units(batch).observations, units(batch).rewards, units(batch).next_observations):
         assert leaf.device.type == device and leaf.dtype == torch.float32
@@ -430,7 +427,7 @@ def test_each_seed_has_a_sigma_and_noise_of_its_own() -> None:
 def test_what_a_policy_remembers_outlives_a_checkpoint(tmp_path: Path) -> None:
     algorithm = DDPG(DDPGConfig(parameter_noise=0.2), Spec(spaces.Box(-np.inf, np.inf, (3,)), BOX.action_space))
     first, second = (EndlessEpisodes(4, 7) for _ in range(2))
-    one, other = Rollout("Pendulum-v1", 2, first), Rollout("Pendulum-v1", 2, second)
+    one, other = VectorRunner("Pendulum-v1", 2, first), VectorRunner("Pendulum-v1", 2, second)
     policy, noise = algorithm.policy(deterministic=False), torch.Generator().manual_seed(0)
     for _ in range(230):  # in the middle of the second episodes
         one.step(policy, noise, keep_carry=True)
@@ -440,6 +437,5 @@ def test_what_a_policy_remembers_outlives_a_checkpoint(tmp_path: Path) -> None:
     copied = torch.Generator()
     copied.set_state(noise.get_state())
     for _ in range(200):
-        assert np.array_equal(
-            one.step(policy, noise, keep_carry=True).actions, other.step(policy, copied, keep_carry=True).actions
-        )
+        mine, theirs = one.step(policy, noise, keep_carry=True), other.step(policy, copied, keep_carry=True)
+        assert np.array_equal(mine.played.actions, theirs.played.actions)

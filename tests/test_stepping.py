@@ -23,13 +23,14 @@ from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.exploration import NoisyPolicy
 from herdbook.core.growing import Growing
 from herdbook.core.moments import RewardScale
-from herdbook.core.rollout import EndlessEpisodes, EnvironmentFailed, RandomPolicy, Rollout, Stepped, fixed_episodes
+from herdbook.core.random_policy import RandomPolicy
+from herdbook.core.runner import EndlessEpisodes, EnvironmentFailed, VectorRunner, VectorStep, fixed_episodes
 from herdbook.core.runs import Run, RunFailed
-from herdbook.core.stepping import Steps
-from herdbook.core.types import Spec, Step
+from herdbook.core.step_collector import StepRound
+from herdbook.core.types import Spec, Step, Steps, Turn
 from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rollouts import Rollouts
+from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.experiments.catalogue import UserError, algorithm_class, config_class
 from herdbook.experiments.collect import export_replay
 from herdbook.experiments.train import resume
@@ -107,15 +108,16 @@ def go(algorithm: str, path: Path | str = "run", **options: Any) -> Run:
 # --- rollouts -------------------------------------------------------------------------------------------------------
 
 
-def same_step(a: Stepped, b: Stepped) -> bool:
-    names = [field.name for field in dataclasses.fields(Stepped) if field.name != "infos"]
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
+def same_step(a: VectorStep, b: VectorStep) -> bool:
+    left, right = ({**dataclasses.asdict(each), **dataclasses.asdict(each.played)} for each in (a, b))
+    del left["played"], right["played"]
+    return all(np.array_equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
 def test_a_rollout_goes_on_from_its_state(env: str) -> None:
     first, second = (EndlessEpisodes(4, 7) for _ in range(2))
-    one, other = Rollout(env, 3, first), Rollout(env, 3, second)
+    one, other = VectorRunner(env, 3, first), VectorRunner(env, 3, second)
     policy, noise = RandomPolicy(one.action_space), torch.Generator().manual_seed(0)
     for _ in range(37):  # in the middle of episodes
         one.step(policy, noise)
@@ -142,12 +144,12 @@ def test_an_episode_that_is_replayed_to_elsewhere_is_given_up() -> None:
 
     lost: list[EnvironmentFailed] = []
     schedule = EndlessEpisodes(1)
-    one = Rollout(Moody, 1, schedule)
+    one = VectorRunner(Moody, 1, schedule)
     policy = RandomPolicy(one.action_space)
     one.step(policy)
     with pytest.raises(EnvironmentFailed, match="came to another observation when its actions were replayed"):
-        Rollout(Moody, 1, EndlessEpisodes(1)).load_state_dict(one.state_dict())
-    other = Rollout(Moody, 1, EndlessEpisodes(1), on_failure=lost.append)
+        VectorRunner(Moody, 1, EndlessEpisodes(1)).load_state_dict(one.state_dict())
+    other = VectorRunner(Moody, 1, EndlessEpisodes(1), on_failure=lost.append)
     other.load_state_dict(one.state_dict())
     stepped = other.step(policy)
     assert len(lost) == 1 and stepped.cut.tolist() == stepped.first.tolist() == [True]
@@ -156,16 +158,16 @@ def test_an_episode_that_is_replayed_to_elsewhere_is_given_up() -> None:
 @pytest.mark.parametrize("nan", [False, True])
 def test_an_environment_that_fails_loses_its_episode_and_no_other(nan: bool) -> None:
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(lambda: Counter(every=3, nan=nan), 4, EndlessEpisodes(0), on_failure=lost.append)
-    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(60)]
+    runner = VectorRunner(lambda: Counter(every=3, nan=nan), 4, EndlessEpisodes(0), on_failure=lost.append)
+    steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(60)]
     assert len(lost) > 5 and all("reset seed" in str(failure) and "step 2" in str(failure) for failure in lost)
     for lane in range(4):
         previous = None
         for stepped in steps:
-            seed, t = stepped.observations[lane]
-            after, over = stepped.next_observations[lane], bool(stepped.truncated[lane])
+            seed, t = stepped.played.observations[lane]
+            after, over = stepped.played.next_observations[lane], bool(stepped.played.truncated[lane])
             assert after.tolist() == [seed, t + 1]  # never from one episode into another
-            assert stepped.rewards[lane] == 1 and bool(stepped.first[lane]) == (t == 0)
+            assert stepped.played.rewards[lane] == 1 and bool(stepped.first[lane]) == (t == 0)
             if previous is not None:
                 ended, (before, at) = previous
                 goes_on = [before, at] == [seed, t]
@@ -186,27 +188,27 @@ def test_what_is_not_finite_is_found_beside_another_lanes_failure() -> None:
             return self.lane < 2 and step == 2
 
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(Counter, 3, EndlessEpisodes(0), on_failure=lost.append)
-    seeds = [env.seed for env in rollout.envs]  # type: ignore[attr-defined]  # a Counter's
+    runner = VectorRunner(Counter, 3, EndlessEpisodes(0), on_failure=lost.append)
+    seeds = [env.seed for env in runner.envs]  # type: ignore[attr-defined]  # a Counter's
     for lane in range(3):
-        rollout.envs[lane] = Either(lane)
-        rollout.envs[lane].reset(seed=seeds[lane])
-    policy = RandomPolicy(rollout.action_space)
-    rollout.step(policy)
-    stepped = rollout.step(policy)
+        runner.envs[lane] = Either(lane)
+        runner.envs[lane].reset(seed=seeds[lane])
+    policy = RandomPolicy(runner.action_space)
+    runner.step(policy)
+    stepped = runner.step(policy)
     assert [str(failure).split(" (")[0] for failure in lost] == [
         "Either raised RuntimeError: it broke",
         "Either gave the reward nan",
     ]
-    assert stepped.cut.tolist() == [True, True, False] and stepped.rewards.tolist() == [1, 1, 1]
-    assert stepped.next_observations[:, 1].tolist() == [1, 1, 2]
+    assert stepped.cut.tolist() == [True, True, False] and stepped.played.rewards.tolist() == [1, 1, 1]
+    assert stepped.played.next_observations[:, 1].tolist() == [1, 1, 2]
 
 
 def test_a_reset_that_fails_is_passed_over() -> None:
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(lambda: Counter(every=2, breaks=0), 2, EndlessEpisodes(3), on_failure=lost.append)
-    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(40)]
-    assert lost and all(s.observations[lane, 0] % 2 for s in steps for lane in range(2))
+    runner = VectorRunner(lambda: Counter(every=2, breaks=0), 2, EndlessEpisodes(3), on_failure=lost.append)
+    steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(40)]
+    assert lost and all(s.played.observations[lane, 0] % 2 for s in steps for lane in range(2))
     assert not any(s.cut.any() for s in steps)  # nothing had been recorded of those episodes
 
 
@@ -216,10 +218,10 @@ def test_a_schedule_that_runs_out_after_a_failure_ends_the_rollout() -> None:
             raise RuntimeError("it broke")
 
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(Counter, 1, fixed_episodes(1, 5), on_failure=lost.append)
-    rollout.envs = [Broken()]
-    stepped = rollout.step(RandomPolicy(rollout.action_space))
-    assert len(lost) == 1 and not rollout.active and not stepped.active.any()
+    runner = VectorRunner(Counter, 1, fixed_episodes(1, 5), on_failure=lost.append)
+    runner.envs = [Broken()]
+    stepped = runner.step(RandomPolicy(runner.action_space))
+    assert len(lost) == 1 and not runner.active and not stepped.active.any()
 
 
 @pytest.mark.parametrize("answer", [(np.zeros(2), 1.0, False, False), (np.zeros(3), 1.0, False, False, {}), None])
@@ -232,11 +234,13 @@ def test_an_answer_of_another_form_is_the_environments_failure(answer: Any) -> N
             raise RuntimeError("it does not even close")
 
     lost: list[EnvironmentFailed] = []
-    rollout = Rollout(Strange, 2, EndlessEpisodes(0), on_failure=lost.append)
-    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(20)]
-    assert lost and all(s.next_observations[lane, 1] == s.observations[lane, 1] + 1 for s in steps for lane in (0, 1))
+    runner = VectorRunner(Strange, 2, EndlessEpisodes(0), on_failure=lost.append)
+    steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(20)]
+    assert lost and all(
+        s.played.next_observations[lane, 1] == s.played.observations[lane, 1] + 1 for s in steps for lane in (0, 1)
+    )
     with pytest.raises(EnvironmentFailed, match=r"raised (TypeError|ValueError)"):
-        alone = Rollout(Strange, 8, EndlessEpisodes(0))
+        alone = VectorRunner(Strange, 8, EndlessEpisodes(0))
         for _ in range(20):
             alone.step(RandomPolicy(alone.action_space))
 
@@ -253,9 +257,130 @@ def test_a_carry_forgets_only_the_lanes_that_failed() -> None:
             assert torch.equal(carry, step.observations[:, 1])
             return super().__call__(step, carry, generator)[0], carry + 1
 
-    rollout = Rollout(lambda: Counter(every=3), 4, EndlessEpisodes(0), on_failure=lambda failure: None)
-    watch = Watch(rollout.action_space)
-    assert sum(bool(rollout.step(watch).cut.any()) for _ in range(60)) > 3
+    runner = VectorRunner(lambda: Counter(every=3), 4, EndlessEpisodes(0), on_failure=lambda failure: None)
+    watch = Watch(runner.action_space)
+    assert sum(bool(runner.step(watch).cut.any()) for _ in range(60)) > 3
+
+
+# --- trials: several episodes of one task, over which a policy remembers ----------------------------------------------
+
+
+class Trials:
+    """Trials of 3 episodes in each lane; task 10 · lane + the trial's number. Seeds count from 1."""
+
+    def __init__(self) -> None:
+        self.begun: dict[int, int] = {}
+
+    def __call__(self, lane: int) -> Turn:
+        k = self.begun.get(lane, 0)
+        self.begun[lane] = k + 1
+        return Turn(10 * k + lane, 1 + 2 * k + lane, reset=k % 3 == 0, task=10 * lane + k // 3)
+
+
+class Remembers(RandomPolicy):
+    """Its carry counts steps; `seen` holds what it was given, and the carry before each step."""
+
+    def __init__(self, action_space: Any) -> None:
+        super().__init__(action_space)
+        self.seen: list[tuple[Step, torch.Tensor]] = []
+
+    def initial(self, num_envs: int) -> Any:
+        return torch.full((num_envs,), -100)
+
+    def __call__(self, step: Any, carry: Any, generator: Any = None) -> Any:
+        carry = torch.where(step.reset, 0, carry)
+        self.seen.append((step, carry))
+        return super().__call__(step, carry, generator)[0], carry + 1
+
+
+def test_a_policy_remembers_over_the_episodes_of_a_trial() -> None:
+    """2 lanes of episodes of 6 steps, 3 to a trial: the carry counts 0 … 17, and begins anew."""
+    runner = VectorRunner(Counter, 2, Trials())
+    policy, rollouts = Remembers(runner.action_space), RolloutBuffer()
+    steps = [runner.step(policy, torch.Generator().manual_seed(t)) for t in range(40)]
+    for t, (stepped, (seen, carry)) in enumerate(zip(steps, policy.seen, strict=True)):
+        assert carry.tolist() == [t % 18] * 2
+        assert seen.first.tolist() == stepped.first.tolist() == [t % 6 == 0] * 2
+        assert seen.reset.tolist() == stepped.played.reset.tolist() == [t % 18 == 0] * 2
+        assert seen.previous_rewards.tolist() == [float(t % 18 > 0)] * 2  # at a new episode the last one's
+        before = np.zeros(2) if t % 18 == 0 else steps[t - 1].played.actions
+        assert seen.previous_actions.tolist() == before.tolist()
+        assert stepped.played.task.tolist() == [t // 18, 10 + t // 18]
+        assert stepped.episodes.tolist() == [10 * (t // 6), 10 * (t // 6) + 1]
+    StepRound(steps).add_to(rollouts)
+    segments = rollouts.take()
+    assert segments.reset.tolist() == [[t % 18 == 0 for t in range(40)]] * 2
+    assert segments.task.tolist() == [[10 * lane + t // 18 for t in range(40)] for lane in (0, 1)]
+    assert segments.timesteps.tolist() == [[t % 6 for t in range(40)]] * 2
+
+
+@pytest.mark.parametrize("at", [6, 15, 18])
+def test_a_trial_goes_on_from_its_state(at: int) -> None:
+    """Before the second episode, inside the third, and between two trials; steps of the last round too."""
+    first, second = Trials(), Trials()
+    one, other = VectorRunner(Counter, 2, first), VectorRunner(Counter, 2, second)
+    policies = [Remembers(one.action_space) for _ in range(2)]
+    played = StepRound([one.step(policies[0], torch.Generator().manual_seed(t)) for t in range(at)])
+    second.begun = dict(first.begun)
+    other.load_state_dict(one.state_dict())
+    for t in range(at, 40):
+        noises = [torch.Generator().manual_seed(t) for _ in range(2)]
+        steps = [
+            runner.step(policy, noise, keep_carry=True)
+            for runner, policy, noise in zip((one, other), policies, noises, strict=True)
+        ]
+        assert same_step(*steps)
+        (mine, carry), (theirs, loaded) = (policy.seen[-1] for policy in policies)
+        assert torch.equal(carry, loaded) and torch.equal(mine.reset, theirs.reset)
+        assert torch.equal(mine.previous_actions, theirs.previous_actions)
+        assert torch.equal(mine.previous_rewards, theirs.previous_rewards)
+    again = StepRound.from_state(played.state_dict())
+    assert all(same_step(a, b) for a, b in zip(played.steps, again.steps, strict=True))
+
+
+def test_a_trial_whose_first_episode_fails_begins_with_the_next_one() -> None:
+    """Lane 0's episodes have the seeds 1, 3, 5 | 7 …; 1 fails at its first step, and 7 at its reset."""
+    lost: list[EnvironmentFailed] = []
+
+    class Fails(Counter):
+        def _broken(self, step: int) -> bool:
+            return (self.seed, step) in ((1, 1), (7, 0))
+
+    runner = VectorRunner(Fails, 1, Trials(), on_failure=lost.append)
+    policy = Remembers(runner.action_space)
+    steps = [runner.step(policy) for _ in range(30)]
+    assert len(lost) == 2
+    resets = {int(step.played.observations[0, 0]): bool(step.played.reset[0]) for step in steps if step.first[0]}
+    assert resets == {3: True, 5: False, 9: True, 11: False, 13: True}
+    assert [bool(step.played.reset[0]) for step in steps if not step.first[0]] == [False] * 25
+
+
+def test_a_schedule_has_tasks_in_every_turn_or_in_none() -> None:
+    turns = iter([Turn(0, 1), Turn(1, 2, task=5)])
+    with pytest.raises(ValueError, match="expected a task in every turn of a schedule or in none, got Turn"):
+        VectorRunner(Counter, 2, lambda lane: next(turns))
+
+
+def test_states_from_before_there_were_trials_are_read() -> None:
+    first, second = EndlessEpisodes(4, 7), EndlessEpisodes(4, 7)
+    one, other = VectorRunner(Counter, 2, first), VectorRunner(Counter, 2, second)
+    policy = RandomPolicy(one.action_space)
+    played = StepRound([one.step(policy) for _ in range(6)])  # up to the end of an episode
+    second.begun = dict(first.begun)
+    other.load_state_dict(
+        {k: v for k, v in one.state_dict().items() if k not in ("reset", "tasks", "previous_actions")}
+    )
+    noises = [torch.Generator().manual_seed(0) for _ in range(2)]
+    assert all(same_step(one.step(policy, noises[0]), other.step(policy, noises[1])) for _ in range(20))
+    state, rollouts = played.state_dict(), (RolloutBuffer(), RolloutBuffer(), RolloutBuffer())
+    del state["steps"]["reset"]
+    played.add_to(rollouts[0])
+    StepRound.from_state(state).add_to(rollouts[1])
+    saved = rollouts[0].state_dict()
+    del saved["blocks"][0]["reset"]
+    rollouts[2].load_state_dict(saved)
+    resets = [rollout.take().reset.tolist() for rollout in rollouts]
+    assert resets == [[[True] + [False] * 5] * 2] * 3
 
 
 def test_a_step_after_a_cut_is_no_part_of_the_episode_before() -> None:
@@ -267,7 +392,7 @@ def test_a_step_after_a_cut_is_no_part_of_the_episode_before() -> None:
         if number == 2:
             replay.cut(np.array([True]))
         now = np.array([[10.0 * number]])
-        replay.add(now, np.zeros(1, np.int64), np.array([reward]), flags, flags, now + 1)
+        replay.add(Steps(now, np.zeros(1, np.int64), np.array([reward]), flags, flags, now + 1))
     batch = replay.gather(torch.arange(3), discount=0.5, n_step=3)
     assert batch.rewards.tolist() == [2.0, 2.0, 4.0]  # 1 + 2/2, 2, 4
     assert batch.discounts.tolist() == [0.25, 0.5, 0.5]  # bootstrapped, from the observation that followed
@@ -278,10 +403,10 @@ def test_a_step_after_a_cut_is_no_part_of_the_episode_before() -> None:
 
 
 def test_a_round_comes_back_from_a_checkpoint() -> None:
-    rollout = Rollout(lambda: Counter(every=3), 2, EndlessEpisodes(0), on_failure=lambda failure: None)
-    steps = [rollout.step(RandomPolicy(rollout.action_space)) for _ in range(9)]
-    played = Steps(steps, returns=[6.0], lengths=[6], failures=["one"])
-    again = Steps.from_state(played.state_dict())
+    runner = VectorRunner(lambda: Counter(every=3), 2, EndlessEpisodes(0), on_failure=lambda failure: None)
+    steps = [runner.step(RandomPolicy(runner.action_space)) for _ in range(9)]
+    played = StepRound(steps, returns=[6.0], lengths=[6], failures=["one"])
+    again = StepRound.from_state(played.state_dict())
     assert all(same_step(a, b) for a, b in zip(played.steps, again.steps, strict=True))
     assert (again.returns, again.lengths, again.failures, again.policy_failed) == ([6.0], [6], ["one"], None)
     assert again.count == 18
@@ -293,8 +418,8 @@ class Recorder(Growing):
     def __init__(self) -> None:
         self.calls: list[Any] = []
 
-    def extend(self, *block: Any) -> None:
-        self.calls.append(block[2].tolist())
+    def extend(self, steps: Steps) -> None:
+        self.calls.append(steps.rewards.tolist())
 
     def cut(self, lanes: Any) -> None:
         self.calls.append(lanes.tolist())
@@ -310,15 +435,15 @@ class Recorder(Growing):
     ],
 )
 def test_a_round_is_added_in_blocks_between_cuts(cut_at: list[int], calls: list[Any]) -> None:
-    rollout, steps = Rollout("CartPole-v1", 1, EndlessEpisodes(0)), Steps()
+    runner, steps = VectorRunner("CartPole-v1", 1, EndlessEpisodes(0)), StepRound()
     for number in range(4):
-        stepped = rollout.step(RandomPolicy(rollout.action_space), torch.Generator())
-        changes = {"rewards": np.array([float(number)]), "cut": np.array([number in cut_at])}
-        steps.steps.append(dataclasses.replace(stepped, **changes))
+        stepped = runner.step(RandomPolicy(runner.action_space), torch.Generator())
+        played = dataclasses.replace(stepped.played, rewards=np.array([float(number)]))
+        steps.steps.append(dataclasses.replace(stepped, played=played, cut=np.array([number in cut_at])))
     recorder = Recorder()
     steps.add_to(recorder)
     assert recorder.calls == calls
-    Steps().add_to(recorder)
+    StepRound().add_to(recorder)
     assert recorder.calls == calls
 
 
@@ -435,21 +560,21 @@ def test_the_rate_decays_with_the_steps_that_were_played() -> None:
 
 def _rollout() -> Any:
     """5 steps of 2 lanes."""
-    rollouts, flags = Rollouts(), np.zeros(2, np.bool_)
+    rollouts, flags = RolloutBuffer(), np.zeros(2, np.bool_)
     for _ in range(5):
         rows = np.zeros((2, 2), np.float32)
-        rollouts.add(rows, np.zeros(2, np.int64), np.ones(2), flags, flags, rows)
+        rollouts.add(Steps(rows, np.zeros(2, np.int64), np.ones(2), flags, flags, rows))
     return rollouts.take()
 
 
 def test_the_scale_of_rewards_begins_anew_with_each_episode() -> None:
     """γ = ½, one lane: 1, 1½ | 1 (given up) | 1: the sums whose deviation scales; over two rollouts."""
-    rollouts, scale, no = Rollouts(), RewardScale(0.5), np.zeros(1, np.bool_)
+    rollouts, scale, no = RolloutBuffer(), RewardScale(0.5), np.zeros(1, np.bool_)
     for number in range(4):
         row = np.zeros((1, 1), np.float32)
         if number == 3:
             rollouts.cut(np.array([True]))
-        rollouts.add(row, np.zeros(1, np.int64), np.ones(1), np.array([number == 1]), no, row)
+        rollouts.add(Steps(row, np.zeros(1, np.int64), np.ones(1), np.array([number == 1]), no, row))
         if number in (2, 3):
             rollout = rollouts.take()
             scale(rollout.rewards, rollout.timesteps == 0)
@@ -663,7 +788,7 @@ def test_a_loaded_policy_normalises_as_the_run_did() -> None:
 def test_warm_up_is_uniform_and_exploration_follows_its_schedule() -> None:
     spec = Spec(spaces.Box(-1, 1, (4,)), spaces.Discrete(2))
     dqn = DQN(DQNConfig(epsilon_start=1.0, epsilon_end=0.2, epsilon_steps=10, hidden_sizes=(4,)), spec)
-    rollout = Rollout("CartPole-v1", 1, EndlessEpisodes(0))
+    runner = VectorRunner("CartPole-v1", 1, EndlessEpisodes(0))
     seen: Any = None
 
     class Look(RandomPolicy):
@@ -672,7 +797,7 @@ def test_warm_up_is_uniform_and_exploration_follows_its_schedule() -> None:
             seen = step
             return super().__call__(step, carry, generator)
 
-    rollout.step(Look(rollout.action_space))
+    runner.step(Look(runner.action_space))
     for step, least in ((0, 0.5), (5, 0.3), (10, 0.1), (None, 0.1)):
         probs = dqn.policy(deterministic=False, step=step).distribution(seen, None)[0].probs  # type: ignore[attr-defined]  # discrete
         assert float(probs.min()) == pytest.approx(least)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from herdbook.core.joint.types import JointEpisode, JointSegments, JointSpec, JointTransitions
+from herdbook.core.moments import merged
 from herdbook.core.types import Array, TimeLimit, Tree, tree_map
 from herdbook.datasets.joint.episodes import JointEpisodes, masked_kinds
 from herdbook.datasets.replay import (
@@ -352,7 +353,7 @@ _TEAM = ("team_rewards", "team_continues")
 
 
 class Spread:
-    """Mean and deviation (of the population) of all values ever added, merged as Chan, Golub & LeVeque (1983)."""
+    """Mean and deviation (of the population) of all values ever added."""
 
     def __init__(self) -> None:
         self.numbers = np.zeros(5)  # count, mean, sum of squared deviations from it, smallest, largest
@@ -361,18 +362,11 @@ class Spread:
         """`values` `[n]` float64."""
         if not len(values):
             return
-        count, mean, squares, low, high = self.numbers
-        total, other = count + len(values), values.mean()
-        shift = other - mean
-        self.numbers = np.array(
-            [
-                total,
-                mean + shift * len(values) / total,
-                squares + np.square(values - other).sum() + shift**2 * count * len(values) / total,
-                min(low, values.min()) if count else values.min(),
-                max(high, values.max()) if count else values.max(),
-            ]
-        )
+        count, mean, squares, low, high = self.numbers.tolist()
+        own = float(values.mean())
+        together = merged((int(count), mean, squares), (len(values), own, float(np.square(values - own).sum())))
+        low, high = (min(low, values.min()), max(high, values.max())) if count else (values.min(), values.max())
+        self.numbers = np.array([*together, low, high])
 
     @property
     def mean(self) -> float:

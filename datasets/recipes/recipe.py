@@ -18,7 +18,7 @@ from torch import Tensor
 
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores, make_environment
 from herdbook.core.random import derive, generator
-from herdbook.core.rollout import Rollout, fixed_episodes
+from herdbook.core.runner import VectorRunner, fixed_episodes
 from herdbook.core.types import Policy
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.recipes.training import Training
@@ -101,34 +101,35 @@ def collect(environment: EnvironmentSpec, behaviour: Behaviour, seed: int) -> Ep
 
     Episode i is reset with `seed + i`, and recorded in its metadata so, beside the behaviour's own metadata.
     """
-    rollout = Rollout(environment, min(LANES, behaviour.episodes), fixed_episodes(behaviour.episodes, seed))
+    runner = VectorRunner(environment, min(LANES, behaviour.episodes), fixed_episodes(behaviour.episodes, seed))
     recorded: list[dict[str, list[Any]]] = [
         {"observations": [], "actions": [], "rewards": []} for _ in range(behaviour.episodes)
     ]
     ends: list[dict[str, Any]] = [{} for _ in recorded]
     noise = generator(seed)
-    while rollout.active:
-        step = rollout.step(behaviour.policy, noise)
+    while runner.active:
+        step = runner.step(behaviour.policy, noise)
+        played = step.played
         for lane in np.flatnonzero(step.active):
             episode = int(step.episodes[lane])
             rows = recorded[episode]
-            rows["observations"].append(step.observations[lane])
-            rows["actions"].append(step.actions[lane])
-            rows["rewards"].append(step.rewards[lane])
-            if step.terminated[lane] or step.truncated[lane]:
-                rows["observations"].append(step.next_observations[lane])
-                ends[episode] = {"terminated": step.terminated[lane], "truncated": step.truncated[lane]}
-    rollout.close()
+            rows["observations"].append(played.observations[lane])
+            rows["actions"].append(played.actions[lane])
+            rows["rewards"].append(played.rewards[lane])
+            if played.terminated[lane] or played.truncated[lane]:
+                rows["observations"].append(played.next_observations[lane])
+                ends[episode] = {"terminated": played.terminated[lane], "truncated": played.truncated[lane]}
+    runner.close()
     metadata = [{"seed": seed + i, **behaviour.metadata} for i in range(behaviour.episodes)]
     return Episodes.from_episodes(
         (
             {**{name: np.stack(values) for name, values in rows.items()}, **end, "metadata": m}
             for rows, end, m in zip(recorded, ends, metadata, strict=True)
         ),
-        observation_space=rollout.observation_space,
-        action_space=rollout.action_space,
+        observation_space=runner.observation_space,
+        action_space=runner.action_space,
         raw_observation_space=(
-            None if rollout.raw_observation_space == rollout.observation_space else rollout.raw_observation_space
+            None if runner.raw_observation_space == runner.observation_space else runner.raw_observation_space
         ),
         environment=environment_spec(environment),
     )

@@ -1,4 +1,4 @@
-"""Collecting episodes while the learner learns.
+"""Interacting in whole episodes, in workers at a fixed lag: the environments of many agents.
 
 In every round each seed plays a batch of whole episodes. Round k + 1 is played with the parameters from before the
 updates that follow round k, in this process or in worker processes that overlap with those updates: a fixed lag, so
@@ -20,16 +20,16 @@ from typing import Any
 
 import torch
 
+from herdbook.core.collector import NOISE, RESETS
 from herdbook.core.environments import EnvironmentSource
-from herdbook.core.joint.rollout import JointRollout
+from herdbook.core.joint.runner import JointRunner
 from herdbook.core.joint.types import JointEpisode, JointSpec, episode_from_state, episode_state
+from herdbook.core.member import Member
 from herdbook.core.random import derive, generator
-from herdbook.core.rollout import PolicyFailed
+from herdbook.core.runner import PolicyFailed
 from herdbook.core.runs import RunFailed
-from herdbook.core.seeds import Interactive, Member
-from herdbook.core.types import Array
+from herdbook.core.types import Array, Episodic
 
-RESETS, NOISE = 101, 102  # streams of randomness of one seed: reset seeds of episodes, exploration
 GROUP = 8
 """Lanes that are stepped together. It does not depend on the number of workers, and so neither do the bits."""
 
@@ -46,14 +46,14 @@ class Plan:
     spec: JointSpec
     source: EnvironmentSource
     num_envs: int
-    rollout: Mapping[str, Any]
-    """Further arguments of `JointRollout`."""
+    runner: Mapping[str, Any]
+    """Further arguments of `JointRunner`."""
     networks: Mapping[str, Callable[[], torch.nn.Module]] | None = None
     """A user's own modules."""
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Assignment:
     parameters: Parameters
     step: int
     seed: int
@@ -62,8 +62,8 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What one seed played in a round: its episodes, why others were lost, and why its policy failed."""
+class EpisodeRound:
+    """Episodes that one seed played in a round, why others were lost, and why its policy failed."""
 
     episodes: list[JointEpisode]
     failures: list[str]
@@ -103,26 +103,27 @@ class _Player:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.lanes = plan, min(plan.num_envs, GROUP)
         own = {} if plan.networks is None else {"networks": plan.networks}
-        self.algorithm: Interactive = plan.algorithm(plan.config, plan.spec, seeds=(0,), device="cpu", **own)
-        self.rollout = JointRollout(plan.source, self.lanes, spec=plan.spec, **plan.rollout)
+        self.algorithm: Episodic = plan.algorithm(plan.config, plan.spec, seeds=(0,), device="cpu", **own)
+        self.runner = JointRunner(plan.source, self.lanes, spec=plan.spec, **plan.runner)
 
-    def play(self, task: _Task) -> Batch:
-        for name, parameters in task.parameters.items():
+    def play(self, assignment: _Assignment) -> EpisodeRound:
+        for name, parameters in assignment.parameters.items():
             for key, value in self.algorithm.learner.parameters_of(name).items():
                 value.copy_(torch.from_numpy(parameters[key]))
-        policy = self.algorithm.policy(deterministic=False, step=task.step)
-        first = task.round * self.plan.num_envs + task.group * GROUP
-        last = min(first + GROUP, (task.round + 1) * self.plan.num_envs)
-        seeds = [derive(task.seed, RESETS, number) % 2**31 for number in range(first, last)]  # some take a C int
+        policy = self.algorithm.policy(deterministic=False, step=assignment.step)
+        first = assignment.round * self.plan.num_envs + assignment.group * GROUP
+        last = min(first + GROUP, (assignment.round + 1) * self.plan.num_envs)
+        seeds = [derive(assignment.seed, RESETS, number) % 2**31 for number in range(first, last)]  # some take a C int
+        noise = generator(assignment.seed, NOISE, assignment.round, assignment.group)
         try:
-            played = self.rollout.run(policy, seeds, generator(task.seed, NOISE, task.round, task.group))
+            played = self.runner.run(policy, seeds, noise)
         except PolicyFailed as error:
-            return Batch([], [], str(error))
-        return Batch([episode for episode in played.episodes if episode is not None], played.failures)
+            return EpisodeRound([], [], str(error))
+        return EpisodeRound([episode for episode in played.episodes if episode is not None], played.failures)
 
 
-class Collector:
-    """Plays the rounds of every seed. `start` a round, learn meanwhile, `finish` it.
+class EpisodeCollector:
+    """Plays rounds of whole episodes. `start` a round, learn meanwhile, `finish` it.
 
     Raises RunFailed where a worker process ends by itself; what it raised is raised here.
     """
@@ -132,29 +133,29 @@ class Collector:
         self.groups = -(-plan.num_envs // GROUP)
         self._player = _Player(plan) if workers == 0 else None
         self._workers = [_Worker(plan) for _ in range(min(workers, len(seeds) * self.groups))]
-        self._playing: dict[int, list[Iterator[Batch]]] = {}
+        self._playing: dict[int, list[Iterator[EpisodeRound]]] = {}
 
-    def start(self, members: Mapping[int, Member]) -> None:
+    def start(self, members: Mapping[int, Member[Episodic]]) -> None:
         """Begin a round of some seeds, by index."""
-        acting = {index: member.acting() for index, member in members.items()}
-        tasks = [
-            (index, _Task(acting[index], member.steps, self.seeds[index], member.rounds, group))
+        parameters = {index: _parameters(member.algorithm) for index, member in members.items()}
+        assignments = [
+            (index, _Assignment(parameters[index], member.steps, self.seeds[index], member.rounds, group))
             for index, member in members.items()
             for group in range(self.groups)
         ]
         self._playing = {index: [] for index in members}
-        for number, (index, task) in enumerate(tasks):
+        for number, (index, assignment) in enumerate(assignments):
             if self._player is not None:
-                self._playing[index].append(iter([self._player.play(task)]))
+                self._playing[index].append(iter([self._player.play(assignment)]))
             else:
-                self._playing[index].append(self._workers[number % len(self._workers)].submit(task))
+                self._playing[index].append(self._workers[number % len(self._workers)].submit(assignment))
 
-    def finish(self) -> dict[int, Batch]:
+    def finish(self) -> dict[int, EpisodeRound]:
         """What was played in the round that was started last, by the index of the seed."""
         finished = {}
         for index, groups in self._playing.items():
             batches = [next(group) for group in groups]
-            finished[index] = Batch(
+            finished[index] = EpisodeRound(
                 [episode for batch in batches for episode in batch.episodes],
                 [failure for batch in batches for failure in batch.failures],
                 next((batch.policy_failed for batch in batches if batch.policy_failed), None),
@@ -162,9 +163,9 @@ class Collector:
         self._playing = {}
         return finished
 
-    def restored(self, state: Mapping[str, Any]) -> Batch:
+    def restored(self, state: Mapping[str, Any]) -> EpisodeRound:
         """A round from a checkpoint."""
-        return Batch(**{**state, "episodes": [*map(episode_from_state, state["episodes"])]})
+        return EpisodeRound(**{**state, "episodes": [*map(episode_from_state, state["episodes"])]})
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: between two rounds no episode is unfinished."""
@@ -175,19 +176,28 @@ class Collector:
     def close(self) -> None:
         """End the workers, and close the environments."""
         if self._player is not None:
-            self._player.rollout.close()
+            self._player.runner.close()
         for worker in self._workers:
             worker.close()
 
-    def __enter__(self) -> Collector:
+    def __enter__(self) -> EpisodeCollector:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
 
+def _parameters(algorithm: Episodic) -> Parameters:
+    """The parameters that its policies read, on the host: copies."""
+    networks = {name: algorithm.learner.parameters_of(name) for name in algorithm.needs.acting}
+    return {
+        name: {key: value.cpu().numpy().copy() for key, value in parameters.items()}
+        for name, parameters in networks.items()
+    }
+
+
 class _Worker:
-    """A process with a player. Tasks are answered in the order in which they were submitted."""
+    """A process with a player. Assignments are answered in the order in which they were submitted."""
 
     def __init__(self, plan: Plan) -> None:
         context = multiprocessing.get_context("spawn")
@@ -197,14 +207,14 @@ class _Worker:
         theirs.close()
         Finalize(self, self.connection.close, exitpriority=0)  # of one that nobody closed, before we are waited for
 
-    def submit(self, task: _Task) -> Iterator[Batch]:
+    def submit(self, assignment: _Assignment) -> Iterator[EpisodeRound]:
         try:
-            self.connection.send(task)
+            self.connection.send(assignment)
         except OSError as error:
             raise self._ended() from error
         return self._answer()
 
-    def _answer(self) -> Iterator[Batch]:
+    def _answer(self) -> Iterator[EpisodeRound]:
         try:
             answer = self.connection.recv()
         except (EOFError, OSError) as error:
@@ -230,22 +240,22 @@ def _serve(connection: Connection, plan: Plan) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the learner ends us
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    tasks: SimpleQueue[_Task | None] = SimpleQueue()
+    assignments: SimpleQueue[_Assignment | None] = SimpleQueue()
     # Read at once, so that neither end waits for the other to take what it sends.
-    threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
+    threading.Thread(target=_receive, args=(connection, assignments), daemon=True).start()
     player: _Player | None = None
     with suppress(BrokenPipeError, ConnectionResetError):
-        while (task := tasks.get()) is not None:
+        while (assignment := assignments.get()) is not None:
             try:
                 player = player or _Player(plan)
-                answer: Any = player.play(task)
+                answer: Any = player.play(assignment)
             except Exception as error:  # whatever it is: it is raised where the learner is
                 answer = error
             connection.send(answer)
 
 
-def _receive(connection: Connection, tasks: SimpleQueue[_Task | None]) -> None:
+def _receive(connection: Connection, assignments: SimpleQueue[_Assignment | None]) -> None:
     with suppress(EOFError, OSError):
         while True:
-            tasks.put(connection.recv())
-    tasks.put(None)
+            assignments.put(connection.recv())
+    assignments.put(None)

@@ -1,4 +1,4 @@
-"""Playing whole episodes with many agents: the one loop that evaluation, collection and learning online use.
+"""`JointRunner`: the one loop in which evaluation, collection and learning online play episodes with many agents.
 
 Environments live in this process, one per lane, and step in lockstep: the policy is called once per step for all lanes
 and agents. Every episode is reset with a seed of its own and played to its end, so that its final observations and
@@ -33,15 +33,16 @@ from herdbook.core.joint.environments import (
 )
 from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind
-from herdbook.core.rollout import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed, Uniform, UniformIntegers, alike
-from herdbook.core.types import Array, Carry, Policy, Step, Tree, to_numpy
+from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed
+from herdbook.core.spaces import alike
+from herdbook.core.types import Array, Policy, Step, Tree, Turn, to_numpy
 
 ROWS = 64
 """Steps that a log holds at first."""
 
 
 @dataclass(frozen=True)
-class Played:
+class PlayedEpisodes:
     """What became of a list of reset seeds."""
 
     episodes: list[JointEpisode | None]
@@ -50,8 +51,8 @@ class Played:
     """Why: environment, reset seed, step and cause."""
 
 
-class JointRollout:
-    """Environments side by side, played by a joint policy.
+class JointRunner:
+    """Plays whole episodes in environments side by side with a joint policy.
 
     Args:
         source: What `make_joint_environment` takes.
@@ -124,7 +125,7 @@ class JointRollout:
         generator: torch.Generator | None = None,
         *,
         watch: Callable[[JointEnvironment], object] | None = None,
-    ) -> Played:
+    ) -> PlayedEpisodes:
         """Play one episode for every reset seed, to its end; a lane that is free takes the next seed.
 
         An environment that raises, or gives NaN, loses that episode and is made anew; the others go on. `watch` is
@@ -135,8 +136,8 @@ class JointRollout:
             ValueError: The policy's actions have the wrong shape or type, or are not legal.
         """
         seeds, lanes = [int(seed) for seed in seeds], range(len(self.envs))
-        played, log = Played([None] * len(seeds), []), _Log(self.spec, len(lanes), self.state)
-        waiting, current = iter(enumerate(seeds)), dict[int, _Begun]()
+        played, log = PlayedEpisodes([None] * len(seeds), []), _Log(self.spec, len(lanes), self.state)
+        waiting, current = (Turn(*each) for each in enumerate(seeds)), dict[int, _Begun]()
         for lane in lanes:
             self._begin(lane, current, waiting, log, played)
         carry, previous = policy.initial(len(lanes)), self._nothing
@@ -163,9 +164,9 @@ class JointRollout:
                 if watch is not None:
                     watch(self.envs[lane])
                 if cause is None:
-                    played.episodes[begun.number] = self._episode(lane, begun, log)
+                    played.episodes[begun.turn.number] = self._episode(lane, begun, log)
                 else:
-                    self._lose(lane, cause, begun.seed, row - begun.start, played)
+                    self._lose(lane, cause, begun.turn.seed, row - begun.start, played)
                 self._begin(lane, current, waiting, log, played)
         return played
 
@@ -175,23 +176,28 @@ class JointRollout:
             env.close()
 
     def _begin(
-        self, lane: int, current: dict[int, _Begun], waiting: Iterator[tuple[int, int]], log: _Log, played: Played
+        self,
+        lane: int,
+        current: dict[int, _Begun],
+        waiting: Iterator[Turn],
+        log: _Log,
+        played: PlayedEpisodes,
     ) -> None:
         """Reset a lane with the next seed that its environment can be reset with; it rests when there is none."""
-        for number, seed in waiting:
+        for turn in waiting:
             try:
                 if self.rebuild:
                     self.envs[lane].renew()
-                log.write(lane, self.envs[lane].reset(seed))
+                log.write(lane, self.envs[lane].reset(turn.seed))
                 cause = log.fault(lane)
             except IllegalAction:
                 raise
             except Exception as error:
                 cause = f"raised {type(error).__name__}: {error}"
             if cause is None:
-                current[lane] = _Begun(number, seed, log.row)
+                current[lane] = _Begun(turn, log.row)
                 return
-            self._lose(lane, cause, seed, 0, played)
+            self._lose(lane, cause, turn.seed, 0, played)
         log.write(lane, log.blank)
 
     def _step(self, current: Mapping[int, _Begun], actions: ByKind, log: _Log) -> dict[int, str | None]:
@@ -209,7 +215,7 @@ class JointRollout:
             over |= {lane: fault for lane, fault in faults.items() if fault is not None}
         return over | {lane: None for lane in current if lane not in over and not log.plays(lane)}
 
-    def _lose(self, lane: int, cause: str, seed: int, step: int, played: Played) -> None:
+    def _lose(self, lane: int, cause: str, seed: int, step: int, played: PlayedEpisodes) -> None:
         name = self.envs[lane].name
         played.failures.append(f"{name} {cause} (reset seed {seed}, step {step}); this episode is lost")
         self.envs[lane].renew()
@@ -268,8 +274,7 @@ class JointRollout:
 class _Begun(NamedTuple):
     """The episode that a lane plays."""
 
-    number: int
-    seed: int
+    turn: Turn
     start: int
     """The row of its first observation."""
 
@@ -350,7 +355,7 @@ class _Log:
             alive=rows.alive,
             action_mask=rows.action_mask,
             state=rows.state,
-            metadata={"seed": begun.seed},
+            metadata={"seed": begun.turn.seed},
         )
 
     def _allocate(self, rows: int) -> None:
@@ -418,48 +423,6 @@ def in_rounds(spec: JointSpec, turns: JointEpisode) -> JointEpisode:
         action_mask=masks and {k.name: rounds(masks[k.name], looks, k, True) for k in spec.kinds if k.name in masks},
         state=_map(lambda leaf: leaf[states], turns.state),
     )
-
-
-class JointRandomPolicy:
-    """Uniform among the legal actions, or in a bounded Box. Raises ValueError for an unbounded one."""
-
-    def __init__(self, spec: JointSpec) -> None:
-        for kind in spec.kinds:
-            space = kind.action_space
-            if isinstance(space, spaces.Box) and not space.is_bounded():
-                raise ValueError(f"expected bounded actions of {kind.name} for a random policy, got {space}")
-        self.spec = spec
-
-    def initial(self, num_envs: int) -> Carry:
-        return None
-
-    def __call__(
-        self, step: Step, carry: Carry, generator: torch.Generator | None = None
-    ) -> tuple[dict[str, Tensor], Carry]:
-        actions = {}
-        for name, distribution in self.distribution(step, carry)[0].items():
-            if isinstance(distribution, UniformIntegers):  # torch.multinomial takes rows
-                rows = replace(distribution, probs=distribution.probs.flatten(0, -2))
-                actions[name] = rows.sample(generator).view(distribution.probs.shape[:-1])
-            else:
-                actions[name] = distribution.sample(generator)
-        return actions, carry
-
-    def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
-        """A distribution for each kind."""
-        device, masks = step.first.device, step.action_mask or {}
-        distributions: dict[str, Any] = {}
-        for kind in self.spec.kinds:
-            space, lead = kind.action_space, (len(step.first), len(kind.agents))
-            if isinstance(space, spaces.Discrete):
-                legal = masks[kind.name] if kind.name in masks else torch.ones(*lead, int(space.n), device=device)
-                probs = legal / legal.sum(-1, keepdim=True)
-                distributions[kind.name] = UniformIntegers(probs, int(space.start))
-            else:
-                assert isinstance(space, spaces.Box)
-                bounds = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
-                distributions[kind.name] = Uniform(*(bound.expand(*lead, -1) for bound in bounds))
-        return distributions, carry
 
 
 def _make(source: JointSource, learners: Sequence[str] | None, others: Any) -> JointEnvironment:

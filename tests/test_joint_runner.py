@@ -15,10 +15,11 @@ from pettingzoo import AECEnv, ParallelEnv
 
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.joint.games import IllegalAction
-from herdbook.core.joint.rollout import JointRandomPolicy, JointRollout, in_rounds
+from herdbook.core.joint.random_policy import JointRandomPolicy
+from herdbook.core.joint.runner import JointRunner, in_rounds
 from herdbook.core.joint.types import JointEpisode, JointSpec
 from herdbook.core.random import generator
-from herdbook.core.rollout import EnvironmentFailed, PolicyFailed
+from herdbook.core.runner import EnvironmentFailed, PolicyFailed
 from herdbook.core.types import Carry, Step
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float64)
@@ -100,7 +101,7 @@ class Picking:
         return actions, carry
 
     def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
-        raise NotImplementedError  # of the protocol; a rollout never asks for it
+        raise NotImplementedError  # of the protocol; a runner never asks for it
 
 
 def pick(space: Any, observation: Any, mask: Any = None) -> Any:
@@ -201,16 +202,16 @@ def assert_same(episode: JointEpisode | None, spec: JointSpec, record: Record) -
 @pytest.mark.parametrize("num_envs", [1, 3, 20])
 def test_eleven_agents_that_die_join_and_are_cut_off_singly(num_envs: int) -> None:
     """No step, reward or final observation is lost, whichever lane plays an episode and however long the others are."""
-    rollout, seeds = JointRollout(Crowd, num_envs), [3, 90, 41, 0, 7, 160, 12, 79]
-    assert rollout.spec.agents == TEAM
-    assert [len(kind.agents) for kind in rollout.spec.kinds] == [3, 8]
-    played = rollout.run(Picking(rollout.spec), seeds)
+    runner, seeds = JointRunner(Crowd, num_envs), [3, 90, 41, 0, 7, 160, 12, 79]
+    assert runner.spec.agents == TEAM
+    assert [len(kind.agents) for kind in runner.spec.kinds] == [3, 8]
+    played = runner.run(Picking(runner.spec), seeds)
     assert played.failures == []
     for seed, episode in zip(seeds, played.episodes, strict=True):
         env = Crowd()
         record = parallel_loop(env, seed, lambda a, seen, env=env: pick(env.action_space(a), seen))
         assert record.length == min(9 + seed % 80, 73)
-        assert_same(episode, rollout.spec, record)
+        assert_same(episode, runner.spec, record)
         assert episode is not None
         assert episode.metadata == {"seed": seed}
         assert episode.state is not None
@@ -218,8 +219,8 @@ def test_eleven_agents_that_die_join_and_are_cut_off_singly(num_envs: int) -> No
 
 
 def test_what_is_recorded_has_the_declared_types() -> None:
-    rollout = JointRollout(Crowd, 2)
-    episode = rollout.run(Picking(rollout.spec), [0]).episodes[0]
+    runner = JointRunner(Crowd, 2)
+    episode = runner.run(Picking(runner.spec), [0]).episodes[0]
     assert episode is not None
     assert {leaf.dtype for leaf in episode.observations.values()} == {np.dtype(np.float32)}
     assert {leaf.dtype for leaf in episode.actions.values()} == {np.dtype(np.int64)}
@@ -236,8 +237,8 @@ def test_what_is_recorded_has_the_declared_types() -> None:
     ],
 )
 def test_mpe_is_played_as_a_plain_loop_plays_it(name: str, make: Any, kwargs: Any) -> None:
-    rollout = JointRollout(lambda: make.parallel_env(**kwargs), 3)
-    played = rollout.run(Picking(rollout.spec), range(5))
+    runner = JointRunner(lambda: make.parallel_env(**kwargs), 3)
+    played = runner.run(Picking(runner.spec), range(5))
     env = make.parallel_env(**kwargs)
     for seed, episode in enumerate(played.episodes):
 
@@ -245,12 +246,12 @@ def test_mpe_is_played_as_a_plain_loop_plays_it(name: str, make: Any, kwargs: An
             action = pick(env.action_space(agent), seen)
             return np.clip(action, 0, 1) if kwargs.get("continuous_actions") else action
 
-        assert_same(episode, rollout.spec, parallel_loop(env, seed, choose))
+        assert_same(episode, runner.spec, parallel_loop(env, seed, choose))
 
 
 def test_a_single_agent_is_the_case_of_one() -> None:
-    rollout = JointRollout("CartPole-v1", 4)
-    played = rollout.run(Picking(rollout.spec), range(9))
+    runner = JointRunner("CartPole-v1", 4)
+    played = runner.run(Picking(runner.spec), range(9))
     env = gymnasium.make("CartPole-v1")
     for seed, episode in enumerate(played.episodes):
         observation, _ = env.reset(seed=seed)
@@ -285,15 +286,15 @@ def pettingzoo(module: str) -> Any:
 def test_turns_are_recorded_as_rounds(name: str, module: str, kwargs: Any) -> None:
     """Turns, masks, rewards and last looks of every player are those of a plain loop over `last()`."""
     make = pettingzoo(module).env
-    rollout = JointRollout(lambda: make(**kwargs), 3)
-    played = rollout.run(Picking(rollout.spec), range(30))
+    runner = JointRunner(lambda: make(**kwargs), 3)
+    played = runner.run(Picking(runner.spec), range(30))
     assert played.failures == []
     env = make(**kwargs)
     for seed, episode in enumerate(played.episodes):
         record = turn_loop(
             env, seed, lambda a, seen: pick(env.action_space(a), np.float32(seen["observation"]), seen["action_mask"])
         )
-        assert_same(episode, rollout.spec, record)
+        assert_same(episode, runner.spec, record)
 
 
 def test_the_loser_of_tictactoe_gets_its_reward() -> None:
@@ -305,8 +306,8 @@ def test_the_loser_of_tictactoe_gets_its_reward() -> None:
             turn = len(self.seen) - 1
             return {"player_1": torch.tensor([[0, 3, 1, 4, 2][turn]]).expand(1, 2)}, carry
 
-    rollout = JointRollout("classic/tictactoe_v3", 1)
-    episode = rollout.run(Fixed(rollout.spec), [0]).episodes[0]
+    runner = JointRunner("classic/tictactoe_v3", 1)
+    episode = runner.run(Fixed(runner.spec), [0]).episodes[0]
     assert episode is not None
     assert episode.actions["player_1"].tolist() == [[0, 3], [1, 4], [2, 0]]
     assert episode.alive.tolist() == [[True, True], [True, True], [True, False], [False, False]]
@@ -383,8 +384,8 @@ def test_turns_to_rounds_by_hand() -> None:
 
 def test_a_game_over_before_a_learners_turn_is_an_episode_with_its_reward() -> None:
     leduc = pettingzoo("classic.rlcard_envs.leduc_holdem").env
-    rollout = JointRollout(leduc, 4, learners=["player_1"])
-    played = rollout.run(JointRandomPolicy(rollout.spec), range(200), generator(0))
+    runner = JointRunner(leduc, 4, learners=["player_1"])
+    played = runner.run(JointRandomPolicy(runner.spec), range(200), generator(0))
     walkovers = [episode for episode in played.episodes if episode is not None and not episode.alive.any()]
     assert (played.failures, {len(episode) for episode in walkovers}) == ([], {1})
     assert all(episode.rewards[0, 0] > 0 and episode.terminated[0, 0] for episode in walkovers)
@@ -394,10 +395,10 @@ def test_a_game_over_before_a_learners_turn_is_an_episode_with_its_reward() -> N
 
 
 def test_a_policy_sees_what_is_recorded_and_its_previous_actions_and_rewards() -> None:
-    rollout = JointRollout(Crowd, 2)
-    policy = Picking(rollout.spec)
+    runner = JointRunner(Crowd, 2)
+    policy = Picking(runner.spec)
     seeds = [3, 0, 1]
-    played = rollout.run(policy, seeds)
+    played = runner.run(policy, seeds)
     starts = {0: (0, 0), 1: (1, 0), 2: (1, 9)}  # episode to (lane, call): the second is the shortest one
     for number, (lane, start) in starts.items():
         episode = played.episodes[number]
@@ -408,8 +409,8 @@ def test_a_policy_sees_what_is_recorded_and_its_previous_actions_and_rewards() -
             assert step.alive is not None
             assert np.array_equal(step.alive[lane], episode.alive[t])
             assert np.allclose(step.previous_rewards[lane], episode.rewards[t - 1] if t else 0)
-            for kind in rollout.spec.kinds:
-                acted = episode.alive[: t + 1, [rollout.spec.index[agent] for agent in kind.agents]]
+            for kind in runner.spec.kinds:
+                acted = episode.alive[: t + 1, [runner.spec.index[agent] for agent in kind.agents]]
                 expected = (
                     episode.actions[kind.name][t - 1] if t else np.full(len(kind.agents), kind.action_space.start)
                 )
@@ -423,9 +424,9 @@ def test_a_policy_sees_what_is_recorded_and_its_previous_actions_and_rewards() -
 
 
 def test_in_a_turn_based_game_the_previous_action_is_the_last_own_one() -> None:
-    rollout = JointRollout("classic/tictactoe_v3", 1)
-    policy = Picking(rollout.spec)
-    episode = rollout.run(policy, [0]).episodes[0]
+    runner = JointRunner("classic/tictactoe_v3", 1)
+    policy = Picking(runner.spec)
+    episode = runner.run(policy, [0]).episodes[0]
     assert episode is not None
     for turn, step in enumerate(policy.seen):
         row, player = divmod(turn, 2)
@@ -480,9 +481,9 @@ class Paying(AECEnv):
 
 def test_in_a_turn_based_game_the_previous_reward_is_that_of_the_last_own_turn() -> None:
     """b is paid before its first turn: recorded with it, and no reward of anything that b did."""
-    rollout = JointRollout(Paying, 1)
-    policy = Picking(rollout.spec)
-    for episode in rollout.run(policy, [0, 1]).episodes:
+    runner = JointRunner(Paying, 1)
+    policy = Picking(runner.spec)
+    for episode in runner.run(policy, [0, 1]).episodes:
         assert episode is not None
         assert episode.rewards.tolist() == [[1, 2], [1, 0]]
     on_turn = [step.previous_rewards[step.alive].tolist() for step in policy.seen]
@@ -495,37 +496,37 @@ def test_in_a_turn_based_game_the_previous_reward_is_that_of_the_last_own_turn()
 @pytest.mark.parametrize("num_envs", [2, 5])
 def test_the_result_does_not_depend_on_the_number_of_environments(num_envs: int) -> None:
     def play(lanes: int) -> list[bytes]:
-        rollout = JointRollout("mpe2/simple_spread_v3", lanes)
-        played = rollout.run(Picking(rollout.spec), [9, 2, 2, 4, 7, 5])
+        runner = JointRunner("mpe2/simple_spread_v3", lanes)
+        played = runner.run(Picking(runner.spec), [9, 2, 2, 4, 7, 5])
         return [episode.observations["agent_0"].tobytes() for episode in played.episodes if episode is not None]
 
     assert play(num_envs) == play(1)
 
 
 def test_a_rollout_can_be_run_again_and_is_then_the_same() -> None:
-    rollout = JointRollout("mpe2/simple_spread_v3", 2)
-    policy = JointRandomPolicy(rollout.spec)
-    first, second = (rollout.run(policy, [1, 2, 3], generator(5)).episodes for _ in range(2))
+    runner = JointRunner("mpe2/simple_spread_v3", 2)
+    policy = JointRandomPolicy(runner.spec)
+    first, second = (runner.run(policy, [1, 2, 3], generator(5)).episodes for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a is not None
         assert b is not None
         assert np.array_equal(a.rewards, b.rewards)
-    assert rollout.run(policy, []).episodes == []
+    assert runner.run(policy, []).episodes == []
 
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
 def test_max_steps_cuts_and_does_not_end(limit: int) -> None:
-    rollout = JointRollout(Crowd, 2, max_steps=limit)
-    episode = rollout.run(Picking(rollout.spec), [70]).episodes[0]
+    runner = JointRunner(Crowd, 2, max_steps=limit)
+    episode = runner.run(Picking(runner.spec), [70]).episodes[0]
     env = Crowd()
     record = parallel_loop(env, 70, lambda a, seen: pick(env.action_space(a), seen), limit)
     assert record.length == min(limit, 73)
-    assert_same(episode, rollout.spec, record)
+    assert_same(episode, runner.spec, record)
 
 
 def test_max_steps_of_a_turn_based_game_are_rounds() -> None:
-    rollout = JointRollout("classic/connect_four_v3", 2, max_steps=2)
-    episode = rollout.run(Picking(rollout.spec), [0]).episodes[0]
+    runner = JointRunner("classic/connect_four_v3", 2, max_steps=2)
+    episode = runner.run(Picking(runner.spec), [0]).episodes[0]
     assert episode is not None
     assert episode.alive.tolist() == [[True, True], [True, True], [False, False]]
     assert episode.truncated.tolist() == [[False, False], [True, True]]
@@ -534,17 +535,17 @@ def test_max_steps_of_a_turn_based_game_are_rounds() -> None:
 
 
 def test_an_environment_without_a_limit_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("herdbook.core.joint.rollout.UNDECLARED_LIMIT", 30)
-    rollout = JointRollout(Crowd, 1)
+    monkeypatch.setattr("herdbook.core.joint.runner.UNDECLARED_LIMIT", 30)
+    runner = JointRunner(Crowd, 1)
     with pytest.warns(UserWarning, match="Crowd declares no time limit; its episodes are cut after 30 steps"):
-        played = rollout.run(Picking(rollout.spec), [79])
+        played = runner.run(Picking(runner.spec), [79])
     assert [len(episode) for episode in played.episodes if episode is not None] == [30]
 
 
 def test_the_state_is_recorded_only_if_it_is_wanted() -> None:
     for state in (True, False):
-        rollout = JointRollout("mpe2/simple_speaker_listener_v4", 2, state=state)
-        episode = rollout.run(JointRandomPolicy(rollout.spec), [0], generator(0)).episodes[0]
+        runner = JointRunner("mpe2/simple_speaker_listener_v4", 2, state=state)
+        episode = runner.run(JointRandomPolicy(runner.spec), [0], generator(0)).episodes[0]
         assert episode is not None
         if not state:
             assert episode.state is None
@@ -569,9 +570,9 @@ def test_pictures_beside_vectors_are_recorded_in_their_own_types() -> None:
         def _look(self) -> Any:
             return {"eye": np.full((2, 2, 3), self.t, np.uint8), "x": np.full(2, self.t / 4, np.float32)}
 
-    rollout = JointRollout(Seeing, 2)
-    policy = JointRandomPolicy(rollout.spec)
-    episode = rollout.run(policy, [0, 1, 2], generator(0)).episodes[2]
+    runner = JointRunner(Seeing, 2)
+    policy = JointRandomPolicy(runner.spec)
+    episode = runner.run(policy, [0, 1, 2], generator(0)).episodes[2]
     assert episode is not None
     seen = episode.observations["agent"]
     assert (seen["eye"].dtype, seen["eye"].shape) == (np.uint8, (4, 1, 2, 2, 3))
@@ -583,9 +584,9 @@ def test_pictures_beside_vectors_are_recorded_in_their_own_types() -> None:
 
 
 def test_only_learners_are_recorded() -> None:
-    rollout = JointRollout("mpe2/simple_tag_v3", 2, learners=["adversary_*"])
-    assert rollout.spec.agents == ("adversary_0", "adversary_1", "adversary_2")
-    played = rollout.run(JointRandomPolicy(rollout.spec), range(4), generator(1))
+    runner = JointRunner("mpe2/simple_tag_v3", 2, learners=["adversary_*"])
+    assert runner.spec.agents == ("adversary_0", "adversary_1", "adversary_2")
+    played = runner.run(JointRandomPolicy(runner.spec), range(4), generator(1))
     assert [e.rewards.shape for e in played.episodes if e is not None] == [(25, 3)] * 4
 
 
@@ -601,8 +602,8 @@ def test_each_lane_has_others_with_a_memory_of_their_own() -> None:
             return dict.fromkeys(observations, self.count % 5)
 
     def play(lanes: int) -> list[Any]:
-        rollout = JointRollout("mpe2/simple_tag_v3", lanes, learners=["agent_0"], others=Remembering())
-        return [e.rewards.tolist() for e in rollout.run(Picking(rollout.spec), range(4)).episodes if e is not None]
+        runner = JointRunner("mpe2/simple_tag_v3", lanes, learners=["agent_0"], others=Remembering())
+        return [e.rewards.tolist() for e in runner.run(Picking(runner.spec), range(4)).episodes if e is not None]
 
     assert play(3) == play(1)
 
@@ -622,13 +623,13 @@ def test_others_who_play_what_is_illegal_are_no_fault_of_the_environment(from_st
             return dict.fromkeys(observations, 7 if self.steps > from_step else 0)
 
     with pytest.raises(IllegalAction, match="agent_0 cannot play 7"):
-        rollout = JointRollout("mpe2/simple_tag_v3", 1, learners=["adversary_*"], others=Cheating())
-        rollout.run(Picking(rollout.spec), range(4))
+        runner = JointRunner("mpe2/simple_tag_v3", 1, learners=["adversary_*"], others=Cheating())
+        runner.run(Picking(runner.spec), range(4))
 
 
 def test_others_play_beside_learners_only() -> None:
     with pytest.raises(ValueError, match="expected learners, beside whom others play"):
-        JointRollout("mpe2/simple_tag_v3", 1, others=object())
+        JointRunner("mpe2/simple_tag_v3", 1, others=object())
 
 
 # What fails
@@ -677,12 +678,12 @@ class Broken(Crowd):
 )
 def test_an_environment_that_fails_loses_one_episode_and_the_others_go_on(how: str, step: int, words: str) -> None:
     source = type("Broken", (Broken,), {"how": how})
-    rollout, seeds = JointRollout(source, 2), [11, 13, 12, 14, 13, 15]
-    played = rollout.run(Picking(rollout.spec), seeds)
+    runner, seeds = JointRunner(source, 2), [11, 13, 12, 14, 13, 15]
+    played = runner.run(Picking(runner.spec), seeds)
     assert len(played.failures) == 2
     assert all(told.startswith(f"Broken {words}") for told in played.failures)
     assert all(told.endswith(f"(reset seed 13, step {step}); this episode is lost") for told in played.failures)
-    whole = JointRollout(Crowd, 1)
+    whole = JointRunner(Crowd, 1)
     for seed, episode in zip(seeds, played.episodes, strict=True):
         assert (episode is None) == (seed == 13)
         if episode is not None:
@@ -693,9 +694,9 @@ def test_an_environment_that_fails_loses_one_episode_and_the_others_go_on(how: s
 
 def test_what_an_environment_gave_at_last_is_seen_by_nobody() -> None:
     """The lane that lost its episode rests, while the other one plays on."""
-    rollout = JointRollout(type("Broken", (Broken,), {"how": "observation"}), 2)
-    policy = Picking(rollout.spec)
-    rollout.run(policy, [13, 11])
+    runner = JointRunner(type("Broken", (Broken,), {"how": "observation"}), 2)
+    policy = Picking(runner.spec)
+    runner.run(policy, [13, 11])
     assert len(policy.seen) == 20
     for call, step in enumerate(policy.seen):
         assert all(bool(leaf.isfinite().all()) for leaf in step.observations.values())
@@ -705,8 +706,8 @@ def test_what_an_environment_gave_at_last_is_seen_by_nobody() -> None:
 
 def test_all_episodes_may_be_lost() -> None:
     source = type("Broken", (Broken,), {"how": "reset"})
-    rollout = JointRollout(source, 2)
-    played = rollout.run(Picking(rollout.spec), [13] * 5)
+    runner = JointRunner(source, 2)
+    played = runner.run(Picking(runner.spec), [13] * 5)
     assert (played.episodes, len(played.failures)) == ([None] * 5, 5)
 
 
@@ -716,7 +717,7 @@ def test_an_environment_that_raises_at_once_cannot_be_played() -> None:
             raise ZeroDivisionError("sparks")
 
     with pytest.raises(EnvironmentFailed, match="raised ZeroDivisionError in its first steps: sparks"):
-        JointRollout(Useless, 1)
+        JointRunner(Useless, 1)
 
 
 class Constant(Picking):
@@ -747,14 +748,14 @@ class Constant(Picking):
     ],
 )
 def test_actions_that_do_not_fit_are_the_policys_fault(name: str, answer: Any, error: Any, words: str) -> None:
-    rollout = JointRollout(name, 2)
+    runner = JointRunner(name, 2)
     with pytest.raises(error, match=words):
-        rollout.run(Constant(rollout.spec, answer), [0])
+        runner.run(Constant(runner.spec, answer), [0])
 
 
 def test_box_actions_are_recorded_as_they_were_played() -> None:
-    rollout = JointRollout("Pendulum-v1", 2, max_steps=3)
-    episode = rollout.run(Constant(rollout.spec, {"agent": torch.full((2, 1, 1), 7.0)}), [0]).episodes[0]
+    runner = JointRunner("Pendulum-v1", 2, max_steps=3)
+    episode = runner.run(Constant(runner.spec, {"agent": torch.full((2, 1, 1), 7.0)}), [0]).episodes[0]
     assert episode is not None
     assert episode.actions["agent"].tolist() == [[[2.0]]] * 3
 
@@ -762,20 +763,20 @@ def test_box_actions_are_recorded_as_they_were_played() -> None:
 def test_the_same_environment_twice_is_refused() -> None:
     env = Crowd()
     with pytest.raises(ValueError, match="expected a new environment from each call"):
-        JointRollout(lambda: env, 2)
+        JointRunner(lambda: env, 2)
 
 
 @pytest.mark.parametrize("arguments", [{"num_envs": 0}, {"num_envs": 1, "max_steps": 0}])
 def test_numbers_that_do_not_fit(arguments: Any) -> None:
     with pytest.raises(ValueError, match="expected (num_envs|max_steps) >= 1, got 0"):
-        JointRollout("CartPole-v1", **arguments)
+        JointRunner("CartPole-v1", **arguments)
 
 
 def test_an_environment_that_is_not_the_policys_is_refused() -> None:
-    own = JointRollout("mpe2/simple_spread_v3", 1).spec
-    JointRollout("mpe2/simple_spread_v3", 1, spec=own)
+    own = JointRunner("mpe2/simple_spread_v3", 1).spec
+    JointRunner("mpe2/simple_spread_v3", 1, spec=own)
     looser = {a: spaces.Box(-9.0, 9.0, space.shape) for a, space in own.observation_spaces.items()}
-    JointRollout("mpe2/simple_spread_v3", 1, spec=dataclasses.replace(own, observation_spaces=looser))
+    JointRunner("mpe2/simple_spread_v3", 1, spec=dataclasses.replace(own, observation_spaces=looser))
     for changed, words in (
         ({"agents": own.agents[:2]}, r"expected the agents \['agent_0', 'agent_1'\]"),
         ({"agents": own.agents[::-1]}, "expected the agents"),
@@ -786,20 +787,20 @@ def test_an_environment_that_is_not_the_policys_is_refused() -> None:
         ({"turn_based": True}, "expected turn_based: True"),
     ):
         with pytest.raises(EnvironmentUnavailable, match=f"mpe2/simple_spread_v3: .*{words}"):
-            JointRollout("mpe2/simple_spread_v3", 1, spec=dataclasses.replace(own, **changed))
+            JointRunner("mpe2/simple_spread_v3", 1, spec=dataclasses.replace(own, **changed))
 
 
 def test_an_environment_whose_reset_is_incomplete_is_made_anew_for_each_episode() -> None:
     """knights_archers_zombies carries the zombies' clock over a reset; its agents die one by one."""
     make = pettingzoo("butterfly.knights_archers_zombies.knights_archers_zombies").parallel_env
     with pytest.warns(UserWarning, match="made anew for each episode"):
-        rollout = JointRollout("butterfly/knights_archers_zombies_v11", 2, max_steps=400)
-    played = rollout.run(Picking(rollout.spec), [4, 5, 6, 7])
+        runner = JointRunner("butterfly/knights_archers_zombies_v11", 2, max_steps=400)
+    played = runner.run(Picking(runner.spec), [4, 5, 6, 7])
     died = []
     for seed, episode in zip([4, 5, 6, 7], played.episodes, strict=True):
         env = make()
         record = parallel_loop(env, seed, lambda a, seen, env=env: pick(env.action_space(a), seen), 400)  # type: ignore[misc]  # bound now
-        assert_same(episode, rollout.spec, record)
+        assert_same(episode, runner.spec, record)
         died += [row for row, _ in record.ended.values() if row + 1 < record.length]
     assert died
 
@@ -836,8 +837,8 @@ def test_random_actions_need_bounds() -> None:
 
 def test_a_random_team_on_spread_has_the_published_return() -> None:
     """Team return, the sum over the agents: −79.4, and 23.6 its standard deviation over episodes."""
-    rollout = JointRollout("mpe2/simple_spread_v3", 8, state=False)
-    played = rollout.run(JointRandomPolicy(rollout.spec), range(200), generator(0))
+    runner = JointRunner("mpe2/simple_spread_v3", 8, state=False)
+    played = runner.run(JointRandomPolicy(runner.spec), range(200), generator(0))
     returns = [episode.rewards.sum() for episode in played.episodes if episode is not None]
     assert len(returns) == 200
     assert abs(np.mean(returns) + 79.4) < 4 * 23.6 / 200**0.5

@@ -1,4 +1,4 @@
-"""`Rollouts`: the steps since the last update, in order, for algorithms that learn from their newest data alone."""
+"""`RolloutBuffer`: the steps played since the last update, in order, for algorithms that learn on-policy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from herdbook.core.growing import STEP_FIELDS, Growing
-from herdbook.core.types import Array, Segments, TimeLimit, Tree, to_numpy, tree_map
+from herdbook.core.growing import Growing
+from herdbook.core.types import Array, Segments, Steps, TimeLimit, Tree, to_numpy, tree_map
 from herdbook.datasets.replay import checked_time_limit
 from herdbook.datasets.rings import position_after, positions_of
 
-_NAMES = (*STEP_FIELDS, "timesteps")
 
-
-class Rollouts(Growing):
+class RolloutBuffer(Growing):
     """Filled with `extend` and `add`, as `ReplayBuffer` is, and emptied by `take`.
 
     time_limit: "terminal" makes every truncation a termination.
@@ -39,30 +37,37 @@ class Rollouts(Growing):
     def __len__(self) -> int:
         return sum(block["rewards"].size for block in self._blocks)
 
-    def extend(
-        self, observations: Tree, actions: Any, rewards: Any, terminated: Any, truncated: Any, next_observations: Tree
-    ) -> None:
-        """Append T successive steps of every lane; all arguments are arrays `[T, lanes, …]`. They are kept, not copied.
+    def extend(self, steps: Steps) -> None:
+        """Append T successive steps of every lane, leaves `[T, lanes, …]`. They are kept, not copied.
 
         Raises ValueError, and adds nothing, for a reward that float32 does not hold.
         """
-        given = np.asarray(rewards)
-        if not len(given):
+        if not len(steps.rewards):
             return
         with np.errstate(over="ignore"):
-            rewards = given.astype(np.float32)
+            rewards = steps.rewards.astype(np.float32)
         if not np.isfinite(rewards).all():
-            raise ValueError(f"expected rewards that float32 holds, got {given[~np.isfinite(rewards)][0]}")
+            raise ValueError(f"expected rewards that float32 holds, got {steps.rewards[~np.isfinite(rewards)][0]}")
         if self.reward_transform is not None:
             rewards = self.reward_transform(rewards)
+        terminated, truncated = steps.terminated, steps.truncated
         over = terminated | truncated
         if self.time_limit == "terminal":
             terminated, truncated = over, np.zeros_like(over)
         before = np.zeros(rewards.shape[1], dtype=np.int64) if self._positions is None else self._positions
-        positions = positions_of(before, over)[0]
+        positions, began = positions_of(before, over)
         self._positions = position_after(positions, over)
-        values = (observations, actions, rewards, terminated, truncated, next_observations, positions)
-        self._blocks.append(dict(zip(_NAMES, values, strict=True)))
+        block = {
+            "observations": steps.observations,
+            "actions": steps.actions,
+            "rewards": rewards,
+            "terminated": terminated,
+            "truncated": truncated,
+            "next_observations": steps.next_observations,
+            "timesteps": positions,
+            "reset": began if steps.reset is None else np.array(steps.reset),
+        }
+        self._blocks.append(block if steps.task is None else {**block, "task": steps.task})
 
     def cut(self, lanes: Array) -> None:
         """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last truncates them."""
@@ -76,14 +81,15 @@ class Rollouts(Growing):
     def take(self) -> Segments:
         """All steps since the last call, and none are left: `[lanes, T, …]`.
 
-        A lane's steps may be of several episodes: one ends with a flag, and the next begins at timestep 0.
+        A lane's steps may be of several episodes: one ends with a flag, and the next begins at timestep 0. `reset` and
+        `task` are those that were played.
 
         Raises ValueError if there are none.
         """
         if not self._blocks:
             raise ValueError("no steps were added since the last update")
         stacked: dict[str, Tree] = {
-            name: tree_map(self._by_lane, *(block[name] for block in self._blocks)) for name in _NAMES
+            name: tree_map(self._by_lane, *(block[name] for block in self._blocks)) for name in self._blocks[0]
         }
         self._blocks = []
         return Segments(**stacked, mask=torch.ones_like(stacked["terminated"]))
@@ -110,4 +116,6 @@ class Rollouts(Growing):
         if "blocks" not in state:
             raise ValueError("expected a rollout of blocks, the checkpoint is of an older version")
         self._blocks = [to_numpy(block) for block in state["blocks"]]
+        for block in self._blocks:
+            block.setdefault("reset", block["timesteps"] == 0)  # of a version that did not store it
         self._positions = None if state["positions"] is None else to_numpy(state["positions"])

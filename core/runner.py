@@ -1,4 +1,4 @@
-"""Vectorised stepping: the one loop that evaluation, collection and learning online step environments with.
+"""`VectorRunner`: the one loop in which evaluation, collection and learning online step environments.
 
 Environments live in this process, one per lane, and step in lockstep. Each episode is reset with a seed of its own, by
 this loop and never by a vector environment: so the final observation of an episode is its own, and there is no false
@@ -27,14 +27,14 @@ from herdbook.core.environments import (
     make_environment,
 )
 from herdbook.core.random import derive
-from herdbook.core.spaces import flat_action_space, flat_space, flatten
-from herdbook.core.types import Array, Carry, Policy, Spec, Step, Tree, to_numpy, tree_map
+from herdbook.core.spaces import alike, flat_action_space, flat_space, flatten
+from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, to_numpy, tree_map
 
 UNDECLARED_LIMIT = 10_000
 """Steps after which an episode is cut where neither the environment nor the caller declares a time limit."""
 
-Schedule = Callable[[int], tuple[int, int] | None]
-"""Lane to (number, reset seed) of the episode that begins there now, or None: the lane rests from here on."""
+Schedule = Callable[[int], Turn | None]
+"""Lane to the episode that begins there now, or None: the lane rests from here on."""
 
 
 class EnvironmentFailed(RuntimeError):
@@ -46,19 +46,11 @@ class PolicyFailed(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class VectorStep:
     """One step of every lane; arrays on the host, `[lanes, …]`. Where `active` is False the lane rests: padding."""
 
-    observations: Tree
-    """What was acted on, flat as `Spec.observation_space` says."""
-    actions: Array
-    """`[lanes, A]` float32, clipped to the action space, or `[lanes]` int64."""
-    rewards: Array
-    """float64."""
-    terminated: Array
-    truncated: Array
-    next_observations: Tree
-    """What the step led to: at an episode's end its own final observation."""
+    played: Steps
+    """Observations are flat as `Spec.observation_space` says."""
     first: Array
     """This was the first step of its episode."""
     cut: Array
@@ -66,16 +58,15 @@ class Stepped:
     active: Array
     episodes: Array
     """int64: the number of the episode that each lane is in."""
-    infos: tuple[dict[str, Any], ...]
 
 
 def fixed_episodes(count: int, seed: int) -> Schedule:
     """Episodes 0 … count−1, each on the lane that is free next, episode i reset with `seed + i`."""
     numbers = iter(range(count))
 
-    def schedule(lane: int) -> tuple[int, int] | None:
+    def schedule(lane: int) -> Turn | None:
         number = next(numbers, None)
-        return None if number is None else (number, seed + number)
+        return None if number is None else Turn(number, seed + number)
 
     return schedule
 
@@ -88,19 +79,21 @@ class EndlessEpisodes:
         self.begun: dict[int, int] = {}
         """Episodes so far of each lane."""
 
-    def __call__(self, lane: int) -> tuple[int, int]:
+    def __call__(self, lane: int) -> Turn:
         number, k = sum(self.begun.values()), self.begun.get(lane, 0)
         self.begun[lane] = k + 1
-        return number, derive(*self.entropy, lane, k) % 2**31  # some environments take a C int
+        return Turn(number, derive(*self.entropy, lane, k) % 2**31)  # some environments take a C int
 
 
-class Rollout:
-    """Environments side by side, stepped by a policy.
+class VectorRunner:
+    """Steps environments side by side with a policy.
 
     Args:
         source: What `make_environment` takes.
         num_envs: Lanes.
-        schedule: Which episode begins where, and its seed.
+        schedule: Which episode begins where, its seed and task, and whether the policy's carry is forgotten before it.
+            Where it is not, the first step also sees the action and reward of the step before, the last of another
+            episode. A lane's first episode always begins with a fresh carry.
         spec: Where the policy comes from data: its spaces are checked against the environment's, and observations are
             flattened as it says. None takes the environment's own.
         max_steps: Cut (truncate) episodes after so many steps, on top of the environment's own limit.
@@ -159,7 +152,7 @@ class Rollout:
             )
         self._actor: Policy | None = None
         self._carry: Carry = None
-        self._first = np.ones(num_envs, dtype=np.bool_)
+        self._first, self._resets = np.ones((2, num_envs), dtype=np.bool_)
         self._cut = self._none = np.zeros(num_envs, dtype=np.bool_)
         self._none.flags.writeable = False  # given out again and again
         self._news = True  # an episode begins in some lane, or was given up
@@ -167,6 +160,7 @@ class Rollout:
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         self._episodes = np.full(num_envs, -1, dtype=np.int64)
         self._seeds = np.zeros(num_envs, dtype=np.int64)
+        self._tasks: Array | None = None
         self._active = np.zeros(num_envs, dtype=np.bool_)
         self._previous_actions = self._no_actions()
         self._previous_rewards = np.zeros(num_envs, dtype=np.float32)
@@ -181,7 +175,7 @@ class Rollout:
         """Whether any lane is in an episode."""
         return bool(self._active.any())
 
-    def step(self, policy: Policy, generator: torch.Generator | None = None, *, keep_carry: bool = False) -> Stepped:
+    def step(self, policy: Policy, generator: torch.Generator | None = None, *, keep_carry: bool = False) -> VectorStep:
         """Step every active lane once, and begin the next episode where one ended.
 
         A policy other than the last call's starts with a fresh carry; with `keep_carry` it goes on with the last one's,
@@ -211,13 +205,12 @@ class Rollout:
 
     def _choose(self, policy: Policy, carry: Carry, generator: torch.Generator | None) -> tuple[Array, Carry]:
         """The policy's action for every lane, and its next carry."""
-        first = self._tensor(self._first)
         seen = Step(
             observations=tree_map(self._tensor, self._observations),
             previous_actions=self._tensor(self._previous_actions),
             previous_rewards=self._tensor(self._previous_rewards),
-            first=first,
-            reset=first,
+            first=self._tensor(self._first),
+            reset=self._tensor(self._resets),
         )
         with torch.no_grad():
             chosen, carry = policy(seen, carry, generator)
@@ -229,7 +222,7 @@ class Rollout:
         raw = self._raw_actions(actions)
         for lane in lanes:
             try:
-                observation, reward, terminated, truncated, results.infos[lane] = self.envs[lane].step(raw[lane])
+                observation, reward, terminated, truncated, _ = self.envs[lane].step(raw[lane])
                 results.rewards[lane], results.terminated[lane], results.truncated[lane] = reward, terminated, truncated
                 results.rows[lane] = self._row(observation)
             except Exception as error:
@@ -257,9 +250,12 @@ class Rollout:
     def _keep_what_was_given(self) -> None:
         """Policies and callers keep the arrays that they were given: what a lane's next episode changes is copied."""
         self._observations = tree_map(np.copy, self._observations)
-        self._first, self._cut, self._active = self._first.copy(), self._cut.copy(), self._active.copy()
+        self._first, self._resets = self._first.copy(), self._resets.copy()
+        self._cut, self._active = self._cut.copy(), self._active.copy()
         self._previous_actions, self._previous_rewards = self._previous_actions.copy(), self._previous_rewards.copy()
         self._episodes, self._news = self._episodes.copy(), True
+        if self._tasks is not None:
+            self._tasks = self._tasks.copy()
 
     def _lose(self, lane: int, failure: EnvironmentFailed) -> None:
         if self.on_failure is None:
@@ -282,6 +278,9 @@ class Rollout:
             "seeds": torch.from_numpy(self._seeds.copy()),
             "active": torch.from_numpy(self._active.copy()),
             "cut": torch.from_numpy(self._cut.copy()),
+            "reset": torch.from_numpy(self._resets.copy()),
+            "tasks": None if self._tasks is None else torch.from_numpy(self._tasks.copy()),
+            "previous_actions": torch.from_numpy(self._previous_actions.copy()),
             "previous_rewards": torch.from_numpy(self._previous_rewards.copy()),
             "actions": [torch.from_numpy(np.stack(taken)) if taken else None for taken in self._taken],
             "observations": tree_map(torch.from_numpy, self._observations),
@@ -295,18 +294,21 @@ class Rollout:
         """
         if len(state["actions"]) != len(self.envs):
             raise ValueError(f"expected the state of {len(self.envs)} environments, got {len(state['actions'])}")
-        arrays = {name: value for name, value in state.items() if name not in ("actions", "carry")}
-        saved = tree_map(np.copy, to_numpy(arrays))
+        others = {name: value for name, value in state.items() if name not in ("actions", "carry", "tasks")}
+        saved, tasks = tree_map(np.copy, to_numpy(others)), state.get("tasks")
         self._episodes, self._seeds, self._active = saved["episodes"], saved["seeds"], saved["active"]
         self._cut, self._previous_rewards, self._observations = (
             saved[name] for name in ("cut", "previous_rewards", "observations")
         )
-        self._previous_actions, self._first, self._news = self._no_actions(), self._first.copy(), True
+        self._first = np.array([actions is None for actions in state["actions"]]) | ~self._active
+        self._resets = saved.get("reset", self._first.copy())  # so it was in versions that did not store it
+        self._previous_actions = saved.get("previous_actions", self._no_actions())
+        self._tasks, self._news = None if tasks is None else to_numpy(tasks).copy(), True
         self._actor, self._carry = None, tree_map(self._placed, state.get("carry"))
         for lane in np.flatnonzero(self._active).tolist():
             actions = state["actions"][lane]
             taken = [] if actions is None else list(actions.numpy())
-            self._taken[lane], self._lengths[lane], self._first[lane] = taken, len(taken), not taken
+            self._taken[lane], self._lengths[lane] = taken, len(taken)
             if taken:
                 self._previous_actions[lane] = taken[-1]
             if self.rebuild:
@@ -339,8 +341,8 @@ class Rollout:
         for env in self.envs:
             env.close()
 
-    def _advance(self, actions: Array, results: _Results) -> Stepped:
-        active, first, cut, episodes = self._active, self._first, self._cut, self._episodes
+    def _advance(self, actions: Array, results: _Results) -> VectorStep:
+        active, first, reset, cut = self._active, self._first, self._resets, self._cut
         terminated, truncated, next_observations = results.terminated, results.truncated, results.observations
         self._lengths += active
         if self.max_steps is not None:
@@ -353,24 +355,29 @@ class Rollout:
                 )
             truncated |= over
         ended = terminated | truncated
-        stepped = Stepped(
+        played = Steps(
             observations=self._observations,
             actions=actions,
             rewards=results.rewards,
             terminated=terminated,
             truncated=truncated,
             next_observations=next_observations,
+            reset=reset & active if self._news else self._none,
+            task=self._tasks,
+        )
+        stepped = VectorStep(
+            played=played,
             first=first & active if self._news else self._none,
             cut=cut & active if self._news else self._none,
             active=active,
-            episodes=episodes,
-            infos=tuple(results.infos),
+            episodes=self._episodes,
         )
         for taken, action in zip(self._taken, actions, strict=True):
             taken.append(action)
         self._observations = next_observations
         if self._news:
-            self._first, self._cut, self._news = ~active, self._none, False  # a resting lane's carry is as at a reset
+            self._first = self._resets = ~active  # a resting lane's carry is as at a reset
+            self._cut, self._news = self._none, False
         self._previous_actions, self._previous_rewards = actions, results.rewards.astype(np.float32)
         if anywhere(ended):
             self._keep_what_was_given()
@@ -382,19 +389,32 @@ class Rollout:
 
     def _begin(self, lane: int) -> Tree:
         """Reset a lane for its next episode; its first observation, or None where the lane rests."""
+        reset = bool(self._resets[lane])  # still to be done, of an episode that failed before its first step
         while (turn := self.schedule(lane)) is not None:
-            self._episodes[lane], self._seeds[lane] = turn
-            self._start(lane, active=True)
+            reset |= turn.reset
+            self._set_task(lane, turn)
+            self._episodes[lane], self._seeds[lane] = turn.number, turn.seed
+            self._start(lane, active=True, reset=reset)
             try:
                 return self._reset(lane)
             except EnvironmentFailed as failure:
                 self._lose(lane, failure)
-        self._start(lane, active=False)
+        self._start(lane, active=False, reset=True)
         return None
 
-    def _start(self, lane: int, active: bool) -> None:
-        self._first[lane], self._lengths[lane], self._active[lane] = True, 0, active
-        self._previous_actions[lane], self._previous_rewards[lane], self._taken[lane] = 0, 0, []
+    def _start(self, lane: int, active: bool, reset: bool) -> None:
+        self._first[lane], self._resets[lane], self._lengths[lane], self._active[lane] = True, reset, 0, active
+        self._taken[lane] = []
+        if reset:
+            self._previous_actions[lane], self._previous_rewards[lane] = 0, 0
+
+    def _set_task(self, lane: int, turn: Turn) -> None:
+        if self._tasks is None and turn.task is not None and (self._episodes < 0).all():
+            self._tasks = np.zeros(len(self.envs), dtype=np.int64)
+        if (self._tasks is None) != (turn.task is None):
+            raise ValueError(f"expected a task in every turn of a schedule or in none, got {turn} after others")
+        if self._tasks is not None:
+            self._tasks[lane] = turn.task
 
     def _reset(self, lane: int) -> Tree:
         if self.rebuild:
@@ -472,14 +492,13 @@ class _Results:
     def __init__(self, lanes: int) -> None:
         self.rewards = np.zeros(lanes)
         self.terminated, self.truncated = np.zeros((2, lanes), dtype=np.bool_)
-        self.infos: list[dict[str, Any]] = [{}] * lanes
         self.rows: list[Tree] = [None] * lanes
         self.observations: Tree = None  # the rows together, `[lanes, …]`, once no lane has failed
 
     def forget(self, lane: int) -> None:
         """What a lane gave that failed."""
         self.rewards[lane], self.terminated[lane], self.truncated[lane] = 0, False, False
-        self.infos[lane], self.rows[lane] = {}, None
+        self.rows[lane] = None
 
 
 def _merged(lanes: list[int], old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
@@ -551,75 +570,3 @@ def _check_spaces(spec: Spec, env: Env) -> None:
             f"{_name(env)}: expected actions in {spec.action_space}, as in the data, got {actions}; "
             "check the environment's id, version and keyword arguments"
         )
-
-
-def alike(a: Space[Any], b: Space[Any]) -> bool:
-    """Equal up to the bounds of boxes, which environments declare loosely."""
-    if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
-        return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
-    if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):
-        return a.shape == b.shape and a.dtype == b.dtype
-    return a == b
-
-
-@dataclass(frozen=True, slots=True)
-class Uniform:
-    """Uniform over a bounded Box. low, high: [*B, A]."""
-
-    low: torch.Tensor
-    high: torch.Tensor
-
-    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self.low + (self.high - self.low) * torch.empty_like(self.low).uniform_(generator=generator)
-
-    def mode(self) -> torch.Tensor:
-        return (self.low + self.high) / 2
-
-    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
-        """−Σ log(high − low) inside the box, −∞ outside. [*B]"""
-        inside = ((actions >= self.low) & (actions <= self.high)).all(-1)
-        return torch.where(inside, -(self.high - self.low).log().sum(-1), -torch.inf)
-
-
-@dataclass(frozen=True, slots=True)
-class UniformIntegers:
-    """Uniform over `Discrete(n)`, actions `start … start + n − 1`. probs: [*B, n]."""
-
-    probs: torch.Tensor
-    start: int
-
-    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
-        return self.start + torch.multinomial(self.probs, 1, generator=generator).squeeze(-1)
-
-    def mode(self) -> torch.Tensor:
-        return self.start + self.probs.argmax(-1)
-
-    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
-        return self.probs.log().gather(-1, (actions - self.start).unsqueeze(-1)).squeeze(-1)
-
-
-class RandomPolicy:
-    """Uniform actions in a bounded Box or a Discrete space. Raises ValueError for any other."""
-
-    def __init__(self, action_space: Space[Any]) -> None:
-        self.action_space = flat_action_space(action_space)
-        if isinstance(self.action_space, spaces.Box) and not self.action_space.is_bounded():
-            raise ValueError(f"expected bounded actions for a random policy, got {action_space}")
-
-    def initial(self, num_envs: int) -> Carry:
-        return None
-
-    def __call__(
-        self, step: Step, carry: Carry, generator: torch.Generator | None = None
-    ) -> tuple[torch.Tensor, Carry]:
-        distribution, carry = self.distribution(step, carry)
-        return distribution.sample(generator), carry
-
-    def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
-        count, device, space = len(step.first), step.first.device, self.action_space
-        if isinstance(space, spaces.Discrete):
-            n = int(space.n)
-            return UniformIntegers(torch.full((count, n), 1 / n, device=device), int(space.start)), carry
-        assert isinstance(space, spaces.Box)
-        low, high = (torch.as_tensor(bound, device=device).expand(count, -1) for bound in (space.low, space.high))
-        return Uniform(low, high), carry

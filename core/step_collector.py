@@ -1,43 +1,44 @@
-"""Playing step by step while learning: the environments of each seed, in the learner's process.
+"""Interacting step by step, or in rollouts of fixed length, in the learner's process.
 
-In every round each seed takes some steps in all its environments, with the parameters that it has then. What is played
-is a function of (parameters, run seed, steps so far).
+In every round each seed takes some steps in all its environments, with the parameters that it has then: few, or a
+whole rollout, as the algorithm's `round_steps` says. What is played is a function of (parameters, run seed, steps so
+far).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from herdbook.core.collection import NOISE, RESETS
+from herdbook.core.collector import FAILURES, NOISE, RESETS
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.growing import STEP_FIELDS, Growing
+from herdbook.core.member import Member
 from herdbook.core.random import generator, restore_generator
-from herdbook.core.rollout import (
+from herdbook.core.runner import (
     EndlessEpisodes,
     EnvironmentFailed,
     PolicyFailed,
-    Rollout,
-    Stepped,
+    VectorRunner,
+    VectorStep,
     anywhere,
     stack_rows,
 )
 from herdbook.core.runs import RunFailed
-from herdbook.core.seeds import FAILURES, Member
-from herdbook.core.types import Spec, to_numpy, tree_map
+from herdbook.core.types import Spec, Steps, Stepwise, to_numpy, tree_map
 
 
 @dataclass
-class Steps:
+class StepRound:
     """What one seed played in a round: steps of all lanes, and what the episodes that ended came to."""
 
-    steps: list[Stepped] = field(default_factory=list)
+    steps: list[VectorStep] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -46,7 +47,7 @@ class Steps:
     @property
     def count(self) -> int:
         """Environment steps."""
-        return sum(len(stepped.rewards) for stepped in self.steps)
+        return sum(len(stepped.active) for stepped in self.steps)
 
     @property
     def episodes(self) -> int:
@@ -61,45 +62,51 @@ class Steps:
             if anywhere(first.cut):
                 replay.cut(first.cut)
             if others:
-                block = (stack_rows([getattr(step, name) for step in (first, *others)]) for name in STEP_FIELDS)
-                replay.extend(*block)
+                replay.extend(stack_steps([step.played for step in (first, *others)]))
             else:  # nothing to copy
-                replay.add(*(getattr(first, name) for name in STEP_FIELDS))
+                replay.add(first.played)
 
     def state_dict(self) -> dict[str, Any]:
-        """As dicts, lists and tensors, for a checkpoint; without the environments' infos.
+        """As dicts, lists and tensors, for a checkpoint.
 
         The tensors are those of all steps together, `[T, …]`: each costs a checkpoint more than its bytes do.
         """
         columns: dict[str, Any] = {}
-        for name in _COLUMNS if self.steps else ():
-            rows = [getattr(step, name) for step in self.steps]
-            columns[name] = tree_map(lambda *leaves: torch.from_numpy(np.stack(leaves)), *rows)
+        if self.steps:
+            played = stack_steps([step.played for step in self.steps])
+            columns = {name: getattr(played, name) for name in STEP_FIELDS if getattr(played, name) is not None}
+            columns |= {name: np.stack([getattr(step, name) for step in self.steps]) for name in _LANES}
         return {
-            "steps": columns,
+            "steps": tree_map(torch.from_numpy, columns),
             **{name: getattr(self, name) for name in ("returns", "lengths", "failures", "policy_failed")},
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Steps:
+    def from_state(cls, state: Mapping[str, Any]) -> StepRound:
         """The inverse of `state_dict`."""
         if isinstance(state["steps"], list):
             raise ValueError(
                 "expected a tensor for each field of what was played, the checkpoint is of an older version"
             )
-        columns = to_numpy(state["steps"])
-        steps = [
-            Stepped(**tree_map(lambda leaf, at=number: leaf[at], columns), infos=({},) * len(columns["first"][number]))
-            for number in range(len(columns["first"]) if columns else 0)
-        ]
+        columns, steps = to_numpy(state["steps"]), list[VectorStep]()
+        for number in range(len(columns["first"]) if columns else 0):
+            row = tree_map(lambda leaf, at=number: leaf[at], columns)
+            played = {name: row[name] for name in STEP_FIELDS if name in row}
+            steps.append(VectorStep(Steps(**played), **{name: row[name] for name in _LANES}))
         return cls(**{**state, "steps": steps})
 
 
-_COLUMNS = tuple(field.name for field in fields(Stepped) if field.name != "infos")
+_LANES = ("first", "cut", "active", "episodes")
 
 
-class Stepper:
-    """Plays the rounds of every seed; what `core.loop.train_online` takes for algorithms of one agent.
+def stack_steps(steps: Sequence[Steps]) -> Steps:
+    """Steps `[lanes, …]` one after the other, as `[T, lanes, …]`."""
+    given = [name for name in STEP_FIELDS if getattr(steps[0], name) is not None]
+    return Steps(**{name: stack_rows([getattr(step, name) for step in steps]) for name in given})
+
+
+class StepCollector:
+    """Plays rounds of steps: the `Collector` of algorithms for one agent.
 
     Args:
         source: What `make_environment` takes.
@@ -121,43 +128,43 @@ class Stepper:
         num_envs: int,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.seats = [_Seat(source, spec, seed, num_envs, device) for seed in seeds]
-        self._members: Mapping[int, Member] = {}
+        self.runners = [_SeedRunner(source, spec, seed, num_envs, device) for seed in seeds]
+        self._members: Mapping[int, Member[Stepwise]] = {}
 
-    def start(self, members: Mapping[int, Member]) -> None:
+    def start(self, members: Mapping[int, Member[Stepwise]]) -> None:
         """Who plays in the next round, by index."""
         self._members = members
 
-    def finish(self) -> dict[int, Steps]:
+    def finish(self) -> dict[int, StepRound]:
         """Play the round that was started last, by the index of the seed."""
-        return {index: self.seats[index].play(member) for index, member in self._members.items()}
+        return {index: self.runners[index].play(member) for index, member in self._members.items()}
 
-    def restored(self, state: Mapping[str, Any]) -> Steps:
+    def restored(self, state: Mapping[str, Any]) -> StepRound:
         """A round from a checkpoint."""
-        return Steps.from_state(state)
+        return StepRound.from_state(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that has been begun: episodes, returns so far, generators."""
-        return {"seats": [seat.state_dict() for seat in self.seats]}
+        return {"seats": [runner.state_dict() for runner in self.runners]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replay every unfinished episode."""
-        for seat, saved in zip(self.seats, state["seats"], strict=True):
-            seat.load_state_dict(saved)
+        for runner, saved in zip(self.runners, state["seats"], strict=True):
+            runner.load_state_dict(saved)
 
     def close(self) -> None:
         """Close the environments."""
-        for seat in self.seats:
-            seat.rollout.close()
+        for runner in self.runners:
+            runner.runner.close()
 
-    def __enter__(self) -> Stepper:
+    def __enter__(self) -> StepCollector:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-class _Seat:
+class _SeedRunner:
     """The environments of one seed."""
 
     def __init__(
@@ -166,7 +173,7 @@ class _Seat:
         self.seed, self.failures, self.lost_in_a_row = seed, list[str](), 0
         self.replay_ends_at: int | None = None  # failures, while unfinished episodes are replayed
         self.schedule = EndlessEpisodes(seed, RESETS)
-        self.rollout = Rollout(source, num_envs, self.schedule, spec=spec, device=device, on_failure=self._lost)
+        self.runner = VectorRunner(source, num_envs, self.schedule, spec=spec, device=device, on_failure=self._lost)
         self.generator = generator(seed, NOISE, device=device)
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
 
@@ -182,21 +189,21 @@ class _Seat:
         if self.lost_in_a_row >= FAILURES:
             raise RunFailed(f"the environment failed in {FAILURES} episodes in a row: {failure}") from failure
 
-    def play(self, member: Member) -> Steps:
-        played = Steps()
+    def play(self, member: Member[Stepwise]) -> StepRound:
+        played = StepRound()
         policy = member.algorithm.policy(deterministic=False, step=member.steps)
         for _ in range(member.algorithm.round_steps(len(self.lengths))):
             try:
-                stepped = self.rollout.step(policy, self.generator, keep_carry=True)
+                stepped = self.runner.step(policy, self.generator, keep_carry=True)
             except PolicyFailed as error:
                 played.policy_failed = str(error)
                 break
             played.steps.append(stepped)
             if anywhere(stepped.cut):
                 self.returns[stepped.cut], self.lengths[stepped.cut] = 0, 0
-            self.returns += stepped.rewards
+            self.returns += stepped.played.rewards
             self.lengths += 1
-            ended = stepped.terminated | stepped.truncated
+            ended = stepped.played.terminated | stepped.played.truncated
             if anywhere(ended):
                 played.returns += self.returns[ended].tolist()
                 played.lengths += self.lengths[ended].tolist()
@@ -208,7 +215,7 @@ class _Seat:
     def state_dict(self) -> dict[str, Any]:
         return {
             "begun": {str(lane): count for lane, count in self.schedule.begun.items()},
-            "rollout": self.rollout.state_dict(),
+            "rollout": self.runner.state_dict(),
             "generator": self.generator,
             "returns": torch.from_numpy(self.returns.copy()),
             "lengths": torch.from_numpy(self.lengths.copy()),
@@ -222,5 +229,5 @@ class _Seat:
         restore_generator(self.generator, state["generator"], self.seed, NOISE, sum(self.schedule.begun.values()))
         self.failures.clear()  # of the episodes that were begun when this was made, which are other ones
         self.replay_ends_at = len(self.lengths) + FAILURES  # one of each lane may not be had back
-        self.rollout.load_state_dict(state["rollout"])
+        self.runner.load_state_dict(state["rollout"])
         self.replay_ends_at = None
