@@ -146,6 +146,13 @@ def flat_action_space(space: Space[Any]) -> Space[Any]:
     raise ValueError(f"expected a Box or Discrete action space, got {space}; convert the actions to one of the two")
 
 
+def zeros(space: Space[Any], *lead: int) -> Tree:
+    """Arrays `[*lead, …]` for values of a flat space."""
+    if isinstance(space, spaces.Dict):
+        return {name: zeros(part, *lead) for name, part in space.spaces.items()}
+    return np.zeros((*lead, *(space.shape or ())), dtype=space.dtype)
+
+
 def check_action_space(space: Space[Any], kind: ActionKind, algorithm: str) -> None:
     """Raise ValueError unless `algorithm`, which handles actions of `kind`, can learn in `space`.
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from herdbook.core.spaces import cast, flat_action_space, flat_space, flatten_batch
+from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
-from herdbook.datasets.validation import ACTION_TOLERANCE, DataError, check_offsets, located
+from herdbook.datasets.layout import row_offsets
+from herdbook.datasets.validation import ACTION_TOLERANCE, DataError, checked_offsets, located
 
 
 def from_arrays(
@@ -49,15 +50,13 @@ def from_arrays(
         raise DataError(f"{source}: the dataset is empty (0 steps)")
     if offsets is None:
         offsets = episode_offsets((flags[0] == 1) | (flags[1] == 1))
-    with located(source, "offsets"):
-        offsets = cast(offsets, np.int64)
-    check_offsets(source, offsets)
+    offsets = checked_offsets(source, offsets)
     if observation_space is None:
         observation_space = _infer_space(source, "observations", observations)
     if action_space is None:
         action_space = infer_action_space(source, actions)
     flat, flat_actions = flat_space(observation_space), flat_action_space(action_space)
-    with located(source, "observations", offsets + (0 if next_observations is not None else np.arange(len(offsets)))):
+    with located(source, "observations", row_offsets(offsets) if next_observations is None else offsets):
         rows = flatten_batch(observation_space, observations)
     if next_observations is not None:
         with located(source, "next_observations", offsets):
@@ -93,7 +92,7 @@ def with_final_rows(source: str, observations: Array, next_observations: Array, 
     last = offsets[1:] - 1
     rows = np.empty((len(observations) + len(last), *observations.shape[1:]), observations.dtype)
     steps = np.ones(len(rows), dtype=np.bool_)
-    steps[offsets[1:] + np.arange(len(last))] = False
+    steps[row_offsets(offsets)[1:] - 1] = False
     rows[steps], rows[~steps] = observations, next_observations[last]
     return rows
 

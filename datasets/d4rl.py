@@ -25,6 +25,7 @@ from herdbook.core.spaces import cast
 from herdbook.core.types import Array
 from herdbook.datasets.arrays import episode_offsets, infer_action_space, with_final_rows
 from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.layout import offsets_of
 from herdbook.datasets.validation import located
 
 logger = logging.getLogger("herdbook")
@@ -168,7 +169,7 @@ def d4rl_episodes(
                 "without next_observations"
             )
         notes.append(f"dropped the last step of {len(cut)} episodes that did not terminate (no next_observations)")
-        offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(kept.astype(np.int64), offsets[:-1]))])
+        offsets = offsets_of(np.add.reduceat(kept.astype(np.int64), offsets[:-1]))
         offsets = offsets[np.append(True, np.diff(offsets) > 0)]
         actions, rewards, terminated, truncated = actions[kept], rewards[kept], terminated[kept], truncated[kept]
     for note in notes:

@@ -1,26 +1,25 @@
 """`Episodes`: a dataset in memory.
 
-Flat arrays over all steps, an offset per episode, and T+1 observations for T actions: next observations are never
-stored twice. With observation rows laid out T+1 per episode, step t of episode e reads rows t+e and t+e+1. The
-boundary between episodes is the offset, not a flag; `terminated` and `truncated` say how each episode ended.
+Flat arrays over all steps, an offset per episode, and T+1 observations for T actions (`datasets.layout`): next
+observations are never stored twice. The boundary between episodes is the offset, not a flag; `terminated` and
+`truncated` say how each episode ended.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import Space, spaces
 
-from herdbook.core.environments import EnvironmentSpec, ReferenceScores
 from herdbook.core.spaces import cast
-from herdbook.core.types import Array, Spec, Tree, tree_map
+from herdbook.core.types import Array, Spec, Tree
 from herdbook.datasets import validation
-from herdbook.datasets.learned import LearnedBy
+from herdbook.datasets.layout import offsets_of, positions_in_episodes, row_offsets
+from herdbook.datasets.recorded import Recorded, digest, joined, space_text
 from herdbook.datasets.validation import DataError, located
 
 __all__ = ["DataError", "Episodes"]
@@ -30,7 +29,7 @@ _REWARDS = "rewards: "
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Episodes:
+class Episodes(Recorded["Episodes"]):
     """Recorded episodes; immutable, and validated once when built.
 
     Values are cast at the door (float32 observations and actions, float64 rewards); arrays of the right type are kept
@@ -39,6 +38,9 @@ class Episodes:
     Raises `DataError`, naming the field, the episode and the step, for NaN or infinite values, lengths that disagree,
     T instead of T+1 observations, values outside their space, a flag inside an episode, and empty data.
     """
+
+    step_fields: ClassVar[tuple[str, ...]] = ("actions", "rewards", "terminated", "truncated", "mask")
+    row_fields: ClassVar[tuple[str, ...]] = ("observations",)
 
     observations: Tree
     """Leaves `[steps + episodes, …]`: float32 vectors, uint8 images, int64 discrete; a dict of these for a Dict."""
@@ -50,24 +52,14 @@ class Episodes:
     """`[steps]` bool: the MDP ended here."""
     truncated: Array
     """`[steps]` bool: the episode was cut off here."""
-    offsets: Array
-    """`[episodes + 1]` int64: the steps of episode e are `offsets[e]:offsets[e + 1]`."""
     observation_space: Space[Any]
     """The flat view (`core.spaces.flat_space`)."""
     action_space: Space[Any]
     raw_observation_space: Space[Any] | None = None
     """The environment's own space; None where it is `observation_space`."""
     observation_keys: tuple[str, ...] | None = None
-    environment: EnvironmentSpec | None = None
-    reference_scores: ReferenceScores | None = None
-    episode_metadata: tuple[Mapping[str, Any], ...] = ()
-    """One mapping per episode (`seed`, `id`, …), or empty."""
-    source: str = "episodes"
-    """Dataset id or path; begins every error message."""
     transforms: tuple[str, ...] = ()
     """What was done to the recorded values, in order: `"rewards: minus_one"`."""
-    learned_by: tuple[LearnedBy, ...] = ()
-    """The learned policies that acted, as far as is known."""
     mask: Array | None = None
     """`[steps]` bool: the steps that a replay draws; None for all."""
 
@@ -75,8 +67,8 @@ class Episodes:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        put("offsets", checked_offsets(self.source, self.offsets))
-        with located(self.source, "observations", self.offsets + np.arange(len(self.offsets))):
+        put("offsets", validation.checked_offsets(self.source, self.offsets))
+        with located(self.source, "observations", row_offsets(self.offsets)):
             put("observations", validation.cast_observations(self.observation_space, self.observations))
         action_type = np.int64 if isinstance(self.action_space, spaces.Discrete) else np.float32
         types = {"actions": action_type, "rewards": np.float64, "terminated": np.bool_, "truncated": np.bool_}
@@ -99,10 +91,7 @@ class Episodes:
                     f"{self.source}: expected a mask of {self.num_steps} steps with at least one True, "
                     f"got shape {self.mask.shape} with {int(self.mask.sum())}"
                 )
-        if self.episode_metadata and len(self.episode_metadata) != len(self):
-            raise DataError(
-                f"{self.source}: expected metadata for {len(self)} episodes or none, got {len(self.episode_metadata)}"
-            )
+        self._check_metadata()
 
     def _truncated_at_open_ends(self) -> Array:
         last = self.offsets[1:] - 1
@@ -148,35 +137,11 @@ class Episodes:
             rewards=joined(source, "rewards", [item["rewards"] for item in items]),
             terminated=np.concatenate([_flags(item["terminated"], n) for item, n in zip(items, lengths, strict=True)]),
             truncated=np.concatenate([_flags(item["truncated"], n) for item, n in zip(items, lengths, strict=True)]),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            offsets=offsets_of(lengths),
             observation_space=observation_space,
             action_space=action_space,
             **{"episode_metadata": metadata if any(metadata) else (), **fields},
         )
-
-    def __len__(self) -> int:
-        """Number of episodes."""
-        return len(self.offsets) - 1
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.rewards)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        arrays = [self.actions, self.rewards, self.terminated, self.truncated, self.offsets]
-        arrays += [leaf for _, leaf in validation.leaves(self.observations)]
-        return sum(a.nbytes for a in arrays) + (0 if self.mask is None else self.mask.nbytes)
-
-    @property
-    def step_rows(self) -> Array:
-        """`[steps]` int64: the observation row of each step; its next observation is one row further."""
-        return np.arange(self.num_steps) + np.repeat(np.arange(len(self)), self.lengths())
-
-    def lengths(self) -> Array:
-        """`[episodes]` int64: steps of each episode."""
-        return np.diff(self.offsets)
 
     def returns(self) -> Array:
         """`[episodes]` float64: undiscounted sum of the rewards of each episode."""
@@ -185,38 +150,6 @@ class Episodes:
     def episode(self, number: int) -> Episodes:
         """One episode, as `Episodes` of length 1."""
         return self.select([number])
-
-    def select(self, numbers: Sequence[int] | Array) -> Episodes:
-        """The episodes with these numbers, in this order. Raises IndexError outside `[0, len)`."""
-        chosen = chosen_numbers(numbers, len(self))
-        lengths = self.lengths()[chosen]
-        steps = ranges(self.offsets[chosen], lengths)
-        rows = ranges(self.offsets[chosen] + chosen, lengths + 1)
-        return replace(
-            self,
-            observations=tree_map(lambda leaf: leaf[rows], self.observations),
-            **{name: getattr(self, name)[steps] for name in ("actions", "rewards", "terminated", "truncated")},
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            mask=None if self.mask is None else self.mask[steps],
-            episode_metadata=tuple(self.episode_metadata[i] for i in chosen) if self.episode_metadata else (),
-        )
-
-    def split(self, fraction: float, generator: np.random.Generator | None = None) -> tuple[Episodes, Episodes]:
-        """Whole episodes into two parts: about `fraction` of them, and the rest.
-
-        In stored order, or shuffled by `generator`. Each part holds at least one episode.
-        """
-        first, rest = split_numbers(len(self), fraction, generator)
-        return self.select(first), self.select(rest)
-
-    def filter(self, keep: Array | Sequence[bool] | Callable[[Episodes], bool]) -> Episodes:
-        """The episodes for which `keep` holds: `[episodes]` bool, or a function of one episode.
-
-        Example: `episodes.filter(episodes.returns() > 1000)`. Raises `DataError` when none is left.
-        """
-        if callable(keep):
-            keep = np.array([keep(self.episode(i)) for i in range(len(self))])
-        return self.select(kept_numbers(keep, len(self)))
 
     def with_rewards(self, rewards: Array | Callable[[Episodes], Array], name: str) -> Episodes:
         """The same steps with other rewards `[steps]`, or a function of these episodes that gives them.
@@ -236,8 +169,7 @@ class Episodes:
         first = np.broadcast_to(np.asarray(offset, dtype=np.int64), (len(self),))
         if (first < 0).any() or (first >= every).any():
             raise ValueError(f"expected offsets in [0, {every - 1}], got {first.min()} to {first.max()}")
-        position = np.arange(self.num_steps) - np.repeat(self.offsets[:-1], self.lengths())
-        mask = position % every == np.repeat(first, self.lengths())
+        mask = positions_in_episodes(self.offsets) % every == np.repeat(first, self.lengths())
         return replace(self, mask=mask if self.mask is None else mask & self.mask)
 
     def concat(self, *others: Episodes) -> Episodes:
@@ -260,25 +192,13 @@ class Episodes:
                 )
         notes = dict.fromkeys((p.source, t) for p in parts for t in p.transforms if not t.startswith(_REWARDS))
         masks = [np.ones(p.num_steps, dtype=np.bool_) if p.mask is None else p.mask for p in parts]
-        starts = np.cumsum([0, *(p.num_steps for p in parts)])
-        metadata = tuple(m for p in parts for m in p.episode_metadata or ({},) * len(p))
+        recorded = ("observations", "actions", "rewards", "terminated", "truncated")
         return replace(
             self,
-            observations=tree_map(lambda *leaves: np.concatenate(leaves), *(p.observations for p in parts)),
-            actions=np.concatenate([p.actions for p in parts]),
-            rewards=np.concatenate([p.rewards for p in parts]),
-            terminated=np.concatenate([p.terminated for p in parts]),
-            truncated=np.concatenate([p.truncated for p in parts]),
-            offsets=np.concatenate([[0], *(p.offsets[1:] + start for p, start in zip(parts, starts, strict=False))]),
+            **{name: joined(self.source, name, [getattr(p, name) for p in parts]) for name in recorded},
             mask=None if all(p.mask is None for p in parts) else np.concatenate(masks),
-            episode_metadata=metadata if any(metadata) else (),
-            environment=self.environment if all(p.environment == self.environment for p in others) else None,
-            reference_scores=(
-                self.reference_scores if all(p.reference_scores == self.reference_scores for p in others) else None
-            ),
-            source=" + ".join(dict.fromkeys(p.source for p in parts)),
             transforms=(*(note for _, note in notes), *self._rewards_done()),
-            learned_by=tuple(dict.fromkeys(policy for p in parts for policy in p.learned_by)),
+            **self._followed_by(others),
         )
 
     def _rewards_done(self) -> tuple[str, ...]:
@@ -330,9 +250,7 @@ class Episodes:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of every array and of both spaces; it changes when one value changes."""
-        arrays = list(validation.leaves(self.observations))
-        arrays += [(n, getattr(self, n)) for n in ("actions", "rewards", "terminated", "truncated", "offsets")]
-        arrays += [("mask", self.mask)] if self.mask is not None else []
+        arrays = self._arrays(("observations", "actions", "rewards", "terminated", "truncated", "offsets", "mask"))
         parts = (("observation", self.observation_space), ("action", self.action_space))
         return digest(arrays, [f"{name} {space_text(part)};" for name, part in parts])
 
@@ -353,18 +271,6 @@ def _check_episode(source: str, number: int, item: Mapping[str, Any], length: in
             raise DataError(f"{source}: expected {length} values of {name} in episode {number}, got {len(item[name])}")
 
 
-def joined(source: str, name: str, values: Sequence[Tree]) -> Tree:
-    """The rows of all episodes, leaf by leaf."""
-    try:
-        if isinstance(values[0], dict):
-            return {key: joined(source, f"{name}[{key!r}]", [v[key] for v in values]) for key in values[0]}
-        return np.concatenate([np.asarray(value) for value in values])
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{source}: expected {name} of the same form in every episode: {error}") from error
-
-
 def _flags(flag: Any, length: int) -> Array:
     """A bool for the last step, or one per step -> one per step; what is no bool stays, for `Episodes` to refuse."""
     flags = np.asarray(flag)
@@ -374,69 +280,9 @@ def _flags(flag: Any, length: int) -> Array:
     return flags
 
 
-def checked_offsets(source: str, values: Any) -> Array:
-    """Offsets as int64. Raises `DataError` unless they begin at 0 and no episode is empty."""
-    with located(source, "offsets"):
-        offsets = cast(values, np.int64)
-    validation.check_offsets(source, offsets)
-    return offsets
-
-
-def chosen_numbers(numbers: Sequence[int] | Array, count: int) -> Array:
-    """Numbers of episodes as an array. Raises IndexError outside `[0, count)`."""
-    chosen = np.asarray(numbers, dtype=np.int64).reshape(-1)
-    if len(chosen) and not (0 <= chosen.min() and chosen.max() < count):
-        raise IndexError(f"expected episodes in [0, {count - 1}], got {chosen.min()} to {chosen.max()}")
-    return chosen
-
-
-def split_numbers(count: int, fraction: float, generator: np.random.Generator | None) -> tuple[Array, Array]:
-    """The numbers of `count` episodes in two parts, about `fraction` of them and the rest; each holds at least one."""
-    if not 0 < fraction < 1 or count < 2:
-        raise ValueError(f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {count} episodes")
-    order = np.arange(count) if generator is None else generator.permutation(count)
-    first = min(max(round(fraction * count), 1), count - 1)
-    return order[:first], order[first:]
-
-
-def kept_numbers(keep: Any, count: int) -> Array:
-    """The numbers of the episodes for which `keep` `[count]` bool holds."""
-    chosen = np.asarray(keep)
-    if chosen.dtype != np.bool_ or chosen.shape != (count,):
-        raise ValueError(f"expected {count} booleans, one per episode; got {chosen.dtype} {chosen.shape}")
-    return np.flatnonzero(chosen)
-
-
-def digest(arrays: Iterable[tuple[str, Array]], texts: Iterable[str]) -> str:
-    """SHA-256 (hex) of named arrays and of texts."""
-    sha = hashlib.sha256()
-    for name, array in arrays:
-        sha.update(f"{name} {array.dtype.str} {array.shape};".encode())
-        sha.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-    for text in texts:
-        sha.update(text.encode())
-    return sha.hexdigest()
-
-
-def ranges(starts: Array, lengths: Array) -> Array:
-    """The numbers `starts[i] … starts[i] + lengths[i] - 1`, one range after the other."""
-    ends = np.cumsum(lengths)
-    numbers: Array = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-    return numbers
-
-
 def _moments(values: Array, rows: Array, chunk: int = 65_536) -> tuple[Array, Array]:
     """Mean and standard deviation `[D]` float32 over `rows`, summed in float64 without a copy of the data."""
     chunks = [rows[i : i + chunk] for i in range(0, len(rows), chunk)]
     mean = np.sum([values[c].sum(axis=0, dtype=np.float64) for c in chunks], axis=0) / len(rows)
     variance = np.sum([np.square(values[c] - mean).sum(axis=0) for c in chunks], axis=0) / len(rows)
     return np.asarray(mean, dtype=np.float32), np.sqrt(variance).astype(np.float32)
-
-
-def space_text(space: Space[Any]) -> str:
-    """A space in full; its repr abbreviates long bounds."""
-    if isinstance(space, spaces.Dict):
-        return "Dict" + str({name: space_text(part) for name, part in space.spaces.items()})
-    if isinstance(space, spaces.Box):
-        return f"Box {space.shape} {space.dtype} {space.low.tobytes().hex()} {space.high.tobytes().hex()}"
-    return repr(space)

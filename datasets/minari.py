@@ -33,6 +33,7 @@ from herdbook.core.spaces import (
 from herdbook.core.types import Array, Tree
 from herdbook.datasets.d4rl import d4rl_references
 from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.layout import offsets_of, row_offsets
 from herdbook.datasets.learned import learned_metadata, read_learned
 from herdbook.datasets.validation import located
 
@@ -103,7 +104,7 @@ def read_minari(
     wanted = [*space_fields(chosen, "observations", extra=1), *space_fields(raw_actions, "actions"), *STEPS]
     stored = read_fields(source, folder, metadata, chosen, wanted)
     offsets, actions = stored.offsets, stored.arrays["actions"]
-    with located(source, "observations", offsets + np.arange(len(offsets))):
+    with located(source, "observations", row_offsets(offsets)):
         flat = flatten_batch(chosen, stored.tree(chosen, "observations"))
     return Episodes(
         observations=flat,
@@ -277,7 +278,7 @@ def _read_open(source: str, file: h5py.File, wanted: Sequence[Field]) -> Stored:
     if not groups:
         raise DataError(f"{source}: the dataset is empty (0 episodes)")
     lengths = np.array([h5d.open(group, b"rewards").shape[0] for group in groups])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    offsets = offsets_of(lengths)
     columns = []
     for field in wanted:
         shape = h5d.open(groups[0], field.path.encode()).shape[1:]
@@ -347,7 +348,7 @@ def _read_through_minari(source: str, folder: Path, wanted: Sequence[Field]) -> 
         for number, (part, length) in enumerate(zip(parts, lengths, strict=True)):
             _check_rows(source, field, number, (length + field.extra, *parts[0].shape[1:]), part.shape, length)
         arrays[field.path] = np.concatenate(parts)
-    return Stored(arrays, np.concatenate([[0], np.cumsum(lengths)]), metadata)
+    return Stored(arrays, offsets_of(lengths), metadata)
 
 
 def _at(value: Tree, path: str) -> Any:

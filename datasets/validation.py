@@ -11,6 +11,7 @@ from gymnasium import Space, spaces
 
 from herdbook.core.spaces import BadValues, cast
 from herdbook.core.types import Array, Tree
+from herdbook.datasets.layout import locate, row_offsets
 
 ACTION_TOLERANCE = 1e-5
 """How far a stored float32 action may lie outside its space before it is an error."""
@@ -58,8 +59,10 @@ def located(source: str, name: str, starts: Array | None = None, *, episode: int
         raise DataError(f"{source}: expected {name}{error.part} {error.expected}, got {error.got}{place}") from error
 
 
-def check_offsets(source: str, offsets: Array) -> None:
-    """They begin at 0, and no episode is empty."""
+def checked_offsets(source: str, values: Any) -> Array:
+    """Offsets as int64. Raises `DataError` unless they begin at 0 and no episode is empty."""
+    with located(source, "offsets"):
+        offsets = cast(values, np.int64)
     if offsets.ndim != 1:
         raise DataError(f"{source}: expected offsets of shape [episodes + 1], got {offsets.shape}")
     steps, episodes = int(offsets[-1]) if len(offsets) else 0, len(offsets) - 1
@@ -70,6 +73,7 @@ def check_offsets(source: str, offsets: Array) -> None:
         raise DataError(f"{source}: expected offsets that begin at 0, got {offsets[0]}")
     if (lengths < 1).any():
         raise DataError(f"{source}: episode {int(np.argmin(lengths))} has {lengths.min()} steps; remove empty episodes")
+    return offsets
 
 
 def check_layout(source: str, offsets: Array, fields: dict[str, Array], observations: Tree) -> None:
@@ -123,7 +127,7 @@ def check_values(
     source: str, offsets: Array, observation_space: Space[Any], observations: Tree, rewards: Array
 ) -> None:
     """No NaN or infinity, and discrete observations inside their space."""
-    check_inside(source, "observations", offsets + np.arange(len(offsets)), observation_space, observations)
+    check_inside(source, "observations", row_offsets(offsets), observation_space, observations)
     check_finite(source, "rewards", rewards, offsets)
 
 
@@ -184,12 +188,6 @@ def check_finite(source: str, name: str, values: Array, starts: Array) -> None:
             f"{source}: expected finite {name}, got {values[row][bad[row]].flat[0]} at episode {episode}, step {step} "
             f"({int(bad.sum())} such values in all); remove those episodes"
         )
-
-
-def locate(row: int, starts: Array) -> tuple[int, int]:
-    """Row number -> (episode, row within the episode), where episode e begins at `starts[e]`."""
-    episode = int(np.searchsorted(starts, row, side="right")) - 1
-    return episode, int(row - starts[episode])
 
 
 def _parts(space: Space[Any]) -> list[Space[Any]]:

@@ -32,6 +32,7 @@ from herdbook.core.random import scoped_seed
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Array, Policy, Step, TimeLimit
 from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.layout import row_offsets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +153,7 @@ class _Data:
         discounts = c.discount * (1 - ended.astype(np.float64))
         shifted = (episodes.rewards - self.offset + discounts * self.offset) / self.scale
         self.rewards, self.discounts = put(shifted.astype(np.float32)), put(discounts.astype(np.float32))
-        self.rows, self.first_rows = put(episodes.step_rows), put(episodes.offsets[:-1] + np.arange(len(episodes)))
+        self.rows, self.first_rows = put(episodes.step_rows), put(row_offsets(episodes.offsets)[:-1])
         self.drawn = None if episodes.mask is None else put(np.flatnonzero(episodes.mask))
         previous_actions = np.zeros((len(raw), *episodes.actions.shape[1:]), dtype=episodes.actions.dtype)
         previous_rewards = np.zeros(len(raw), dtype=np.float32)

@@ -16,7 +16,8 @@ from pettingzoo import AECEnv, ParallelEnv
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.random_policy import JointRandomPolicy
-from herdbook.core.joint.runner import JointRunner, in_rounds
+from herdbook.core.joint.rounds import in_rounds
+from herdbook.core.joint.runner import JointRunner
 from herdbook.core.joint.types import JointEpisode, JointSpec
 from herdbook.core.random import generator
 from herdbook.core.runner import EnvironmentFailed, PolicyFailed

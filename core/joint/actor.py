@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from herdbook.core.joint.environments import write, zeros
 from herdbook.core.joint.types import JointSpec
-from herdbook.core.spaces import flatten
+from herdbook.core.spaces import flatten, zeros
+from herdbook.core.trees import mapped, write
 from herdbook.core.types import Array, Policy, Step, Tree, to_numpy
 
 
@@ -101,9 +101,7 @@ class JointActor:
 
     def _batch(self, tree: Tree) -> Tree:
         """A leading axis of one environment; copies, for the arrays are written again."""
-        if isinstance(tree, dict):
-            return {name: self._batch(leaf) for name, leaf in tree.items()}
-        return torch.from_numpy(tree.copy()).to(self.device)[None]
+        return mapped(lambda leaf: torch.from_numpy(leaf.copy()).to(self.device)[None], tree)
 
 
 def _own(space: spaces.Space[Any], action: Array) -> Any:

@@ -24,7 +24,8 @@ from herdbook.core.environments import (
 )
 from herdbook.core.joint.games import Game, Moment, Others, is_gymnasium, make_game, playable, random_action, split_mask
 from herdbook.core.joint.types import ByKind, JointSpec
-from herdbook.core.spaces import flat_space, flatten
+from herdbook.core.spaces import flat_space, flatten, zeros
+from herdbook.core.trees import write
 from herdbook.core.types import Array, Tree
 
 JointSource = str | EnvironmentSpec | EnvSpec | Callable[..., Any]
@@ -233,13 +234,6 @@ def check_reset(env: JointEnvironment, *, seed: int = 0, steps: int = 23) -> boo
     )
 
 
-def zeros(space: Space[Any], *lead: int) -> Tree:
-    """Arrays `[*lead, …]` for values of a flat space."""
-    if isinstance(space, spaces.Dict):
-        return {name: zeros(part, *lead) for name, part in space.spaces.items()}
-    return np.zeros((*lead, *(space.shape or ())), dtype=space.dtype)
-
-
 def all_legal(spec: JointSpec, *lead: int) -> ByKind:
     """Masks `[*lead, N_kind, n]` of every kind with discrete actions, all True."""
     return {
@@ -247,15 +241,6 @@ def all_legal(spec: JointSpec, *lead: int) -> ByKind:
         for kind in spec.kinds
         if isinstance(kind.action_space, spaces.Discrete)
     }
-
-
-def write(table: Tree, index: Any, value: Tree) -> None:
-    """`table[index] = value` in every leaf."""
-    if isinstance(table, dict):
-        for name, leaf in table.items():
-            write(leaf, index, value[name])
-    else:
-        table[index] = value
 
 
 def _spec(game: Game, opening: Moment, state_space: Space[Any] | None) -> JointSpec:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,14 +28,14 @@ from herdbook.core.joint.environments import (
     check_reset,
     make_joint_environment,
     with_others,
-    write,
-    zeros,
 )
 from herdbook.core.joint.games import IllegalAction
-from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind
+from herdbook.core.joint.rounds import in_rounds
+from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec
 from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed
-from herdbook.core.spaces import alike
-from herdbook.core.types import Array, Policy, Step, Tree, Turn, to_numpy
+from herdbook.core.spaces import alike, zeros
+from herdbook.core.trees import indexed, mapped, write
+from herdbook.core.types import Array, Policy, Step, Turn, to_numpy
 
 ROWS = 64
 """Steps that a log holds at first."""
@@ -235,12 +235,12 @@ class JointRunner:
     def _seen(self, rows: Rows, previous: ByKind, acted: Array, first: Array) -> Step:
         begins = self._tensor(first)
         return Step(
-            observations=_map(self._tensor, rows.observations),
-            previous_actions=_map(self._tensor, previous),
+            observations=mapped(self._tensor, rows.observations),
+            previous_actions=mapped(self._tensor, previous),
             previous_rewards=self._tensor(np.where(acted, rows.rewards, 0).astype(np.float32)),
             first=begins,
             reset=begins,
-            action_mask=_map(self._tensor, rows.action_mask),
+            action_mask=mapped(self._tensor, rows.action_mask),
             alive=self._tensor(rows.alive),
         )
 
@@ -322,7 +322,7 @@ class _Log:
         self._allocate(max(ROWS, 2 * self.index))
         for table, leaves in zip((self.actions, *self.rows), old, strict=True):
             if table is not None:
-                write(table, slice(self.index), _map(lambda leaf: leaf[kept], leaves))
+                write(table, slice(self.index), indexed(leaves, kept))
 
     def finite(self) -> bool:
         """Whether everything in the present row is."""
@@ -374,57 +374,6 @@ class _Log:
         self._floats = [leaf for leaf in tree_leaves(self.rows) if leaf is not None and leaf.dtype.kind == "f"]
 
 
-def in_rounds(spec: JointSpec, turns: JointEpisode) -> JointEpisode:
-    """An episode in which one agent acts at each step, as rounds: step k is the k-th turn of every agent.
-
-    Rewards from an agent's turn up to its next one are summed into that step, those before its first turn too, and an
-    agent that never had one gets them in step 0. The row after an agent's last turn holds its final observation, and
-    row k the state at which the first agent had its k-th turn.
-    """
-    count, agents = len(turns), len(spec.agents)
-    acts = [np.flatnonzero(turns.alive[:, agent]) for agent in range(agents)]
-    length = max(1, *map(len, acts))
-    rewards = np.zeros((length, agents))
-    terminated, truncated = np.zeros((2, length, agents), dtype=np.bool_)
-    looks = np.full((length + 1, agents), -1)  # the row of `turns` in which an agent saw its k-th observation
-    plays = np.full((length, agents), -1)
-    for agent, turn in enumerate(acts):
-        step = np.maximum(np.searchsorted(turn, np.arange(count), side="right") - 1, 0)
-        np.add.at(rewards[:, agent], step, turns.rewards[:, agent])
-        left = turns.terminated[:, agent] | turns.truncated[:, agent]
-        terminated[step[left], agent] = turns.terminated[left, agent]
-        truncated[step[left], agent] = turns.truncated[left, agent]
-        seen = np.concatenate([turn, np.flatnonzero(left) + 1])
-        looks[: len(seen), agent], plays[: len(turn), agent] = seen, turn
-    alive = np.concatenate([plays >= 0, np.zeros((1, agents), dtype=np.bool_)])
-    states = np.where(alive, looks, count).min(1)
-
-    def rounds(tree: Tree, rows: Array, kind: Kind, blank: Any) -> Tree:
-        rows = rows[:, [spec.index[agent] for agent in kind.agents]]
-
-        def taken(leaf: Array) -> Array:
-            table: Array = leaf[rows, np.arange(len(kind.agents))]
-            table[rows < 0] = blank
-            return table
-
-        return _map(taken, tree)
-
-    masks = turns.action_mask
-    return replace(
-        turns,
-        observations={k.name: rounds(turns.observations[k.name], looks, k, 0) for k in spec.kinds},
-        actions={
-            k.name: rounds(turns.actions[k.name], plays, k, getattr(k.action_space, "start", 0)) for k in spec.kinds
-        },
-        rewards=rewards,
-        terminated=terminated,
-        truncated=truncated,
-        alive=alive,
-        action_mask=masks and {k.name: rounds(masks[k.name], looks, k, True) for k in spec.kinds if k.name in masks},
-        state=_map(lambda leaf: leaf[states], turns.state),
-    )
-
-
 def _make(source: JointSource, learners: Sequence[str] | None, others: Any) -> JointEnvironment:
     env = make_joint_environment(source)
     if learners is None:
@@ -467,12 +416,5 @@ def _where(condition: Array, yes: Any, no: Any) -> Array:
     return chosen
 
 
-def _map(function: Callable[[Array], Any], tree: Tree) -> Tree:
-    """Of leaves in nested dicts; None stays None. torch's own takes longer than a step of some environments."""
-    if isinstance(tree, dict):
-        return {name: _map(function, leaf) for name, leaf in tree.items()}
-    return None if tree is None else function(tree)
-
-
 def _rows(function: Callable[[Array], Array], rows: Rows) -> Rows:
-    return Rows(*[_map(function, field) for field in rows])
+    return Rows(*[mapped(function, field) for field in rows])

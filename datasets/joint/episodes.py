@@ -1,49 +1,34 @@
 """`JointEpisodes`: a dataset of many agents in memory.
 
-Laid out as `Episodes` is: flat arrays over all steps, an offset per episode, and T+1 rows of what is seen for T steps,
-so that step t of episode e reads rows t+e and t+e+1. What agents of different shapes have is by kind,
-`[…, N_kind, …]`; what is one number per agent is `[…, N]` in the order of `JointSpec.agents`.
+Laid out as `Episodes` is (`datasets.layout`). What agents of different shapes have is by kind, `[…, N_kind, …]`; what
+is one number per agent is `[…, N]` in the order of `JointSpec.agents`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import Space, spaces
 
-from herdbook.core.environments import EnvironmentSpec, ReferenceScores
 from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind
 from herdbook.core.spaces import BadValues, cast
-from herdbook.core.types import Array, Tree, tree_map
+from herdbook.core.trees import indexed
+from herdbook.core.types import Array, Tree
 from herdbook.datasets import validation
-from herdbook.datasets.episodes import (
-    checked_offsets,
-    chosen_numbers,
-    digest,
-    joined,
-    kept_numbers,
-    ranges,
-    space_text,
-    split_numbers,
-)
-from herdbook.datasets.learned import LearnedBy
+from herdbook.datasets.layout import locate, offsets_of, row_offsets
+from herdbook.datasets.recorded import Recorded, digest, joined, space_text
 from herdbook.datasets.validation import DataError, located
 
 logger = logging.getLogger("herdbook")
 
-STEP_FIELDS = ("actions", "rewards", "terminated", "truncated")
-"""What there is T times in an episode of T steps."""
-ROW_FIELDS = ("observations", "alive", "action_mask", "state")
-"""What there is T+1 times."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class JointEpisodes:
+class JointEpisodes(Recorded[JointEpisode]):
     """Recorded episodes of many agents; immutable, and validated once when built.
 
     Values are cast at the door; arrays of the right type are kept without a copy. An agent whose last step carries
@@ -56,6 +41,9 @@ class JointEpisodes:
     (but the only one of an episode that was over at once), and empty data.
     """
 
+    step_fields: ClassVar[tuple[str, ...]] = ("actions", "rewards", "terminated", "truncated")
+    row_fields: ClassVar[tuple[str, ...]] = ("observations", "alive", "action_mask", "state")
+
     observations: ByKind
     """Leaves `[steps + episodes, N_kind, …]`: float32 vectors, uint8 images, int64 discrete; a dict of these."""
     actions: ByKind
@@ -67,24 +55,13 @@ class JointEpisodes:
     truncated: Array
     alive: Array
     """`[steps + episodes, N]` bool: the agent acts at this row."""
-    offsets: Array
-    """`[episodes + 1]` int64: the steps of episode e are `offsets[e]:offsets[e + 1]`."""
     spec: JointSpec
     action_mask: ByKind | None = None
     """`[steps + episodes, N_kind, n]` bool for each kind with discrete actions, where `spec.masked`."""
     state: Tree | None = None
     """Leaves `[steps + episodes, …]` in `spec.state_space`; None where it was not recorded."""
-    environment: EnvironmentSpec | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
     """Versions of the packages that the environment came from: a reward can change without a new id."""
-    reference_scores: ReferenceScores | None = None
-    """In team returns."""
-    episode_metadata: tuple[Mapping[str, Any], ...] = ()
-    """One mapping per episode (`seed`, …), or empty."""
-    source: str = "episodes"
-    """Dataset id or path; begins every error message."""
-    learned_by: tuple[LearnedBy, ...] = ()
-    """The learned policies that acted, as far as is known."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -92,8 +69,8 @@ class JointEpisodes:
 
         source, spec = self.source, self.spec
         _check_parts(source, spec, self.observations, self.actions, self.action_mask, self.state)
-        put("offsets", checked_offsets(source, self.offsets))
-        starts, row_starts = self.offsets, self.offsets + np.arange(len(self.offsets))
+        put("offsets", validation.checked_offsets(source, self.offsets))
+        starts, row_starts = self.offsets, row_offsets(self.offsets)
         for name, at, kinds in (
             ("observations", row_starts, spec.kinds),
             ("actions", starts, spec.kinds),
@@ -101,7 +78,10 @@ class JointEpisodes:
         ):
             if kinds:
                 of = getattr(self, name)
-                put(name, {k.name: _cast(source, name, at, k.agents, of[k.name], _kind_cast(name, k)) for k in kinds})
+                put(
+                    name,
+                    {k.name: _cast(source, name, at, k.agents, of[k.name], _kind_cast(name, k)) for k in kinds},
+                )
         for name, at, dtype in (
             ("rewards", starts, np.float64),
             ("terminated", starts, np.bool_),
@@ -112,23 +92,14 @@ class JointEpisodes:
         if spec.state_space is not None and self.state is not None:
             with located(source, "state", row_starts):
                 put("state", validation.cast_observations(spec.state_space, self.state))
-        validation.check_steps(source, starts, self._leaves(STEP_FIELDS))
-        validation.check_rows(source, starts, self._leaves(ROW_FIELDS))
+        validation.check_steps(source, starts, self._arrays(self.step_fields))
+        validation.check_rows(source, starts, self._arrays(self.row_fields))
         self._check_shapes()
         last = _check_alive(self)
         put("truncated", self._truncated_at_open_ends(last))
         put("actions", {kind.name: self._idle_as_first(kind) for kind in spec.kinds})
         _check_values(self, last)
-        if self.episode_metadata and len(self.episode_metadata) != len(self):
-            raise DataError(
-                f"{source}: expected metadata for {len(self)} episodes or none, got {len(self.episode_metadata)}"
-            )
-
-    def _leaves(self, names: Sequence[str]) -> Iterator[tuple[str, Array]]:
-        """(name for messages, array) of each array of these fields that is there."""
-        for name in names:
-            if getattr(self, name) is not None:
-                yield from validation.leaves(getattr(self, name), name)
+        self._check_metadata()
 
     def _check_shapes(self) -> None:
         for kind in self.spec.kinds:
@@ -186,33 +157,11 @@ class JointEpisodes:
             _check_episode(source, number, item)
         metadata = tuple(item.metadata for item in items)
         return cls(
-            **{name: _gathered(source, name, items) for name in (*STEP_FIELDS, *ROW_FIELDS)},
-            offsets=np.concatenate([[0], np.cumsum([len(item) for item in items])]),
+            **{name: _gathered(source, name, items) for name in (*cls.step_fields, *cls.row_fields)},
+            offsets=offsets_of([len(item) for item in items]),
             spec=spec,
             **{"episode_metadata": metadata if any(metadata) else (), **fields},
         )
-
-    def __len__(self) -> int:
-        """Number of episodes."""
-        return len(self.offsets) - 1
-
-    @property
-    def num_steps(self) -> int:
-        return len(self.rewards)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays."""
-        return self.offsets.nbytes + sum(leaf.nbytes for _, leaf in self._leaves((*STEP_FIELDS, *ROW_FIELDS)))
-
-    @cached_property
-    def step_rows(self) -> Array:
-        """`[steps]` int64: the row of each step; what it led to is one row further."""
-        return np.arange(self.num_steps) + np.repeat(np.arange(len(self)), self.lengths())
-
-    def lengths(self) -> Array:
-        """`[episodes]` int64: steps of each episode."""
-        return np.diff(self.offsets)
 
     def returns(self) -> Array:
         """`[episodes]` float64: the team's return, the undiscounted sum of the rewards of all agents."""
@@ -234,45 +183,10 @@ class JointEpisodes:
         if not 0 <= number < len(self):
             raise IndexError(f"expected an episode in [0, {len(self) - 1}], got {number}")
         start, end = self.offsets[number], self.offsets[number + 1]
-        steps, rows = slice(start, end), slice(start + number, end + number + 1)
         return JointEpisode(
-            **{name: _rows(getattr(self, name), steps) for name in STEP_FIELDS},
-            **{name: _rows(getattr(self, name), rows) for name in ROW_FIELDS},
+            **self._at(slice(start, end), slice(start + number, end + number + 1)),
             metadata=self.episode_metadata[number] if self.episode_metadata else {},
         )
-
-    def select(self, numbers: Sequence[int] | Array) -> JointEpisodes:
-        """The episodes with these numbers, in this order. Raises IndexError outside `[0, len)`."""
-        chosen = chosen_numbers(numbers, len(self))
-        lengths = self.lengths()[chosen]
-        steps = ranges(self.offsets[chosen], lengths)
-        rows = ranges(self.offsets[chosen] + chosen, lengths + 1)
-        return replace(
-            self,
-            **{name: _rows(getattr(self, name), steps) for name in STEP_FIELDS},
-            **{name: _rows(getattr(self, name), rows) for name in ROW_FIELDS},
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            episode_metadata=tuple(self.episode_metadata[i] for i in chosen) if self.episode_metadata else (),
-        )
-
-    def split(
-        self, fraction: float, generator: np.random.Generator | None = None
-    ) -> tuple[JointEpisodes, JointEpisodes]:
-        """Whole episodes into two parts: about `fraction` of them, and the rest.
-
-        In stored order, or shuffled by `generator`. Each part holds at least one episode.
-        """
-        first, rest = split_numbers(len(self), fraction, generator)
-        return self.select(first), self.select(rest)
-
-    def filter(self, keep: Array | Sequence[bool] | Callable[[JointEpisode], bool]) -> JointEpisodes:
-        """The episodes for which `keep` holds: `[episodes]` bool, or a function of one episode.
-
-        Example: `episodes.filter(episodes.returns() > -40)`. Raises `DataError` when none is left.
-        """
-        if callable(keep):
-            keep = np.array([keep(self.episode(i)) for i in range(len(self))])
-        return self.select(kept_numbers(keep, len(self)))
 
     def concat(self, *others: JointEpisodes) -> JointEpisodes:
         """These episodes followed by those of `others`.
@@ -289,21 +203,11 @@ class JointEpisodes:
                     f"{other.source}: expected the global state where {self.source} has it, and there only; "
                     "replace(episodes, state=None) leaves it out"
                 )
-        starts = np.cumsum([0, *(part.num_steps for part in parts)])
-        metadata = tuple(m for part in parts for m in part.episode_metadata or ({},) * len(part))
-        agreed = {
-            name: getattr(self, name)
-            for name in ("environment", "packages", "reference_scores")
-            if all(getattr(part, name) == getattr(self, name) for part in others)
-        }
-        return JointEpisodes(
-            **{name: _gathered(self.source, name, parts) for name in (*STEP_FIELDS, *ROW_FIELDS)},
-            offsets=np.concatenate([[0], *(p.offsets[1:] + start for p, start in zip(parts, starts, strict=False))]),
-            spec=self.spec,
-            episode_metadata=metadata if any(metadata) else (),
-            source=" + ".join(dict.fromkeys(part.source for part in parts)),
-            learned_by=tuple(dict.fromkeys(policy for part in parts for policy in part.learned_by)),
-            **agreed,
+        return replace(
+            self,
+            **{name: _gathered(self.source, name, parts) for name in (*self.step_fields, *self.row_fields)},
+            packages=self.packages if all(part.packages == self.packages for part in others) else {},
+            **self._followed_by(others),
         )
 
     def statistics(self) -> dict[str, float]:
@@ -336,7 +240,7 @@ class JointEpisodes:
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of every array and of the spec; it changes when one value changes."""
-        spec, arrays = self.spec, (*self._leaves((*STEP_FIELDS, *ROW_FIELDS)), ("offsets", self.offsets))
+        spec, arrays = self.spec, self._arrays((*self.step_fields, *self.row_fields, "offsets"))
         texts = [
             f"{agent} {space_text(spec.observation_spaces[agent])} {space_text(spec.action_spaces[agent])};"
             for agent in spec.agents
@@ -399,7 +303,7 @@ def _cast(
             if error.row is not None and all(np.shape(leaf)[1:2] == (len(agents),) for leaf in arrays):
                 for number, agent in enumerate(agents):
                     with located(source, f"{name} of {agent}", starts):
-                        one(_rows(values, (slice(None), number)))
+                        one(indexed(values, (slice(None), number)))
             raise
 
 
@@ -407,7 +311,7 @@ def _check_alive(episodes: JointEpisodes) -> Array:
     """Who acts when, and how each agent ends; returns `[episodes, N]`, the last step at which it acts, or -1."""
     source, agents, offsets = episodes.source, episodes.spec.agents, episodes.offsets
     acts = episodes.alive[episodes.step_rows]  # [steps, N]
-    at_the_end = episodes.alive[offsets[1:] + np.arange(len(episodes))]
+    at_the_end = episodes.alive[row_offsets(offsets)[1:] - 1]
     if at_the_end.any():
         number, agent = np.argwhere(at_the_end)[0]
         raise DataError(
@@ -417,7 +321,7 @@ def _check_alive(episodes: JointEpisodes) -> Array:
     lengths = episodes.lengths()
     idle = ~acts.any(1) & np.repeat(lengths > 1, lengths)
     if idle.any():
-        number, step = validation.locate(int(np.argmax(idle)), offsets)
+        number, step = locate(int(np.argmax(idle)), offsets)
         raise DataError(f"{source}: expected an agent that acts, nobody does at episode {number}, step {step}")
     steps = np.arange(len(acts))[:, None]
     last: Array = np.maximum.reduceat(np.where(acts, steps, -1), offsets[:-1])
@@ -426,7 +330,7 @@ def _check_alive(episodes: JointEpisodes) -> Array:
         wrong = getattr(episodes, name) & (of_step != steps) & (of_step >= 0)  # who never acts may end at any step
         if wrong.any():
             step, agent = np.argwhere(wrong)[0]
-            number, inside = validation.locate(int(step), offsets)
+            number, inside = locate(int(step), offsets)
             end = last[number, agent] - offsets[number]
             what = "acts after its end" if end > inside else "ends where it does not act"
             raise DataError(
@@ -439,7 +343,7 @@ def _check_alive(episodes: JointEpisodes) -> Array:
 def _check_values(episodes: JointEpisodes, last: Array) -> None:
     """Finite, inside their spaces, legal; zeros of an absent agent."""
     source, spec, starts = episodes.source, episodes.spec, episodes.offsets
-    rows, row_starts = episodes.step_rows, starts + np.arange(len(starts))
+    rows, row_starts = episodes.step_rows, row_offsets(starts)
     acts, present = episodes.alive[rows], present_rows(episodes.alive, rows)
     looks = present | np.repeat(last < 0, episodes.lengths() + 1, axis=0)  # who never acts may have seen how it ended
     if episodes.state is not None:
@@ -450,7 +354,7 @@ def _check_values(episodes: JointEpisodes, last: Array) -> None:
             number, mine, space = spec.index[agent], (slice(None), place), kind.action_space
             acting = acts[:, number]
             validation.check_finite(source, f"rewards of {agent}", episodes.rewards[:, number], starts)
-            name, seen = f"observations of {agent}", _rows(episodes.observations[kind.name], mine)
+            name, seen = f"observations of {agent}", indexed(episodes.observations[kind.name], mine)
             for leaf_name, leaf in validation.leaves(seen, name):
                 _check_absent(source, leaf_name, leaf, looks[:, number], row_starts)
             seen = _filled(kind.observation_space, seen, present[:, number])
@@ -470,7 +374,7 @@ def _check_absent(source: str, name: str, values: Array, present: Array, starts:
     wrong = ~present & (values != nothing).reshape(len(values), -1).any(1)
     if wrong.any():
         row = int(np.argmax(wrong))
-        episode, step = validation.locate(row, starts)
+        episode, step = locate(row, starts)
         raise DataError(
             f"{source}: expected {nothing} as {name} at episode {episode}, step {step}, where it is absent, "
             f"got {values[row][values[row] != nothing].flat[0]}"
@@ -495,14 +399,14 @@ def _check_legal(source: str, agent: str, legal: Array, chosen: Array, actions: 
     """`legal` `[rows, n]`; `chosen` `[steps]`: the mask allows the action, or the agent does not act."""
     if not legal.any(1).all():
         row = int(np.argmin(legal.any(1)))
-        episode, step = validation.locate(row, starts + np.arange(len(starts)))
+        episode, step = locate(row, row_offsets(starts))
         raise DataError(
             f"{source}: expected an action that is legal in action_mask of {agent} at episode {episode}, step {step}, "
             "got none; allow all of them where it is absent"
         )
     if not chosen.all():
         number = int(np.argmin(chosen))
-        episode, step = validation.locate(number, starts)
+        episode, step = locate(number, starts)
         raise DataError(
             f"{source}: expected actions of {agent} that action_mask allows, got {actions[number]} at "
             f"episode {episode}, step {step}"
@@ -512,7 +416,7 @@ def _check_legal(source: str, agent: str, legal: Array, chosen: Array, actions: 
 def _check_episode(source: str, number: int, episode: JointEpisode) -> None:
     """Lengths within one episode agree; named by episode, which the flat arrays could not."""
     steps = len(episode)
-    for names, length, what in ((STEP_FIELDS, steps, "T"), (ROW_FIELDS, steps + 1, "T+1")):
+    for names, length, what in ((JointEpisodes.step_fields, steps, "T"), (JointEpisodes.row_fields, steps + 1, "T+1")):
         for name in names:
             tree = getattr(episode, name)
             for leaf_name, leaf in () if tree is None else validation.leaves(tree, name):
@@ -532,7 +436,3 @@ def _gathered(source: str, name: str, parts: Sequence[JointEpisode | JointEpisod
     if missing:
         raise DataError(f"{source}: expected {name} in every episode or in none, it is missing in episode {missing[0]}")
     return joined(source, name, values)
-
-
-def _rows(tree: Tree, index: Any) -> Tree:
-    return None if tree is None else tree_map(lambda leaf: leaf[index], tree)

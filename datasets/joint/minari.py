@@ -29,6 +29,7 @@ from herdbook.core.spaces import flatten_batch, unflatten_batch
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets import validation
 from herdbook.datasets.joint.episodes import JointEpisodes, masked_kinds, present_rows
+from herdbook.datasets.layout import locate, row_offsets
 from herdbook.datasets.learned import learned_metadata, read_learned
 from herdbook.datasets.minari import (
     JOINT,
@@ -219,7 +220,7 @@ def read_joint(dataset: str | Path, *, data_dir: str | Path | None = None) -> Jo
     team, total = stored.arrays["rewards"], episodes.rewards.sum(1)
     if not np.allclose(team, total):
         step = int(np.argmin(np.isclose(team, total)))
-        number, inside = validation.locate(step, episodes.offsets)
+        number, inside = locate(step, episodes.offsets)
         raise DataError(
             f"{source}: expected rewards that are the sum of infos/rewards over the agents, {total[step]:g}, got "
             f"{team[step]:g} at episode {number}, step {inside}; write the dataset again with save_joint"
@@ -294,7 +295,7 @@ def _per_agent(stored: Stored, name: str, spec: JointSpec) -> Array:
 def _outcomes(source: str, stored: Stored, name: str, spec: JointSpec) -> Array:
     """`[steps, N]`: what each step led to stands in the row after it."""
     rows = _per_agent(stored, name, spec)
-    firsts = stored.offsets[:-1] + np.arange(len(stored.offsets) - 1)
+    firsts = row_offsets(stored.offsets)[:-1]
     if rows[firsts].any():
         number, agent = np.argwhere(rows[firsts])[0]
         raise DataError(
@@ -305,7 +306,7 @@ def _outcomes(source: str, stored: Stored, name: str, spec: JointSpec) -> Array:
 
 
 def _read_observations(source: str, stored: Stored, spec: JointSpec, alive: Array) -> ByKind:
-    row_starts = stored.offsets + np.arange(len(stored.offsets))
+    row_starts = row_offsets(stored.offsets)
     present = present_rows(alive, np.delete(np.arange(len(alive)), row_starts[1:] - 1))
     by_kind: ByKind = {}
     for kind in spec.kinds:

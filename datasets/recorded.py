@@ -1,0 +1,179 @@
+"""Recorded episodes, of one agent or of many: what holds of both, whatever a step consists of."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.core.trees import indexed
+from herdbook.core.types import Array, Tree
+from herdbook.datasets.layout import offsets_of, ranges, row_offsets, rows_of_steps
+from herdbook.datasets.learned import LearnedBy
+from herdbook.datasets.validation import DataError, leaves
+
+E = TypeVar("E")
+"""The type of a single episode."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recorded(ABC, Generic[E]):
+    """Episodes in flat arrays (`datasets.layout`); a subclass adds the arrays and names them."""
+
+    step_fields: ClassVar[tuple[str, ...]]
+    """Fields with one entry for each step."""
+    row_fields: ClassVar[tuple[str, ...]]
+    """Fields with T+1 rows for an episode of T steps."""
+
+    offsets: Array
+    """`[episodes + 1]` int64: the steps of episode e are `offsets[e]:offsets[e + 1]`."""
+    environment: EnvironmentSpec | None = None
+    reference_scores: ReferenceScores | None = None
+    """Returns, of many agents the team's."""
+    episode_metadata: tuple[Mapping[str, Any], ...] = ()
+    """One mapping per episode (`seed`, `id`, …), or empty."""
+    source: str = "episodes"
+    """Dataset id or path; begins every error message."""
+    learned_by: tuple[LearnedBy, ...] = ()
+    """The learned policies that acted, as far as is known."""
+
+    @abstractmethod
+    def episode(self, number: int) -> E:
+        """One episode. Raises IndexError outside `[0, len)`."""
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_steps(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = self._arrays((*self.step_fields, *self.row_fields))
+        return self.offsets.nbytes + sum(array.nbytes for _, array in arrays)
+
+    @cached_property
+    def step_rows(self) -> Array:
+        """`[steps]` int64: the row of each step; what it led to is one row further."""
+        return rows_of_steps(self.offsets)
+
+    def lengths(self) -> Array:
+        """`[episodes]` int64: steps of each episode."""
+        return np.diff(self.offsets)
+
+    def select(self, numbers: Sequence[int] | Array) -> Self:
+        """The episodes with these numbers, in this order. Raises IndexError outside `[0, len)`."""
+        chosen = np.asarray(numbers, dtype=np.int64).reshape(-1)
+        if len(chosen) and not (0 <= chosen.min() and chosen.max() < len(self)):
+            raise IndexError(f"expected episodes in [0, {len(self) - 1}], got {chosen.min()} to {chosen.max()}")
+        lengths = self.lengths()[chosen]
+        steps = ranges(self.offsets[chosen], lengths)
+        rows = ranges(row_offsets(self.offsets)[chosen], lengths + 1)
+        return replace(
+            self,
+            **self._at(steps, rows),
+            offsets=offsets_of(lengths),
+            episode_metadata=tuple(self.episode_metadata[i] for i in chosen) if self.episode_metadata else (),
+        )
+
+    def split(self, fraction: float, generator: np.random.Generator | None = None) -> tuple[Self, Self]:
+        """Whole episodes into two parts: about `fraction` of them, and the rest.
+
+        In stored order, or shuffled by `generator`. Each part holds at least one episode.
+        """
+        count = len(self)
+        if not 0 < fraction < 1 or count < 2:
+            raise ValueError(
+                f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {count} episodes"
+            )
+        order = np.arange(count) if generator is None else generator.permutation(count)
+        first = min(max(round(fraction * count), 1), count - 1)
+        return self.select(order[:first]), self.select(order[first:])
+
+    def filter(self, keep: Array | Sequence[bool] | Callable[[E], bool]) -> Self:
+        """The episodes for which `keep` holds: `[episodes]` bool, or a function of one episode.
+
+        Example: `episodes.filter(episodes.returns() > 1000)`. Raises `DataError` when none is left.
+        """
+        chosen = np.array([keep(self.episode(i)) for i in range(len(self))]) if callable(keep) else np.asarray(keep)
+        if chosen.dtype != np.bool_ or chosen.shape != (len(self),):
+            raise ValueError(f"expected {len(self)} booleans, one per episode; got {chosen.dtype} {chosen.shape}")
+        return self.select(np.flatnonzero(chosen))
+
+    def _at(self, steps: Array | slice, rows: Array | slice) -> dict[str, Any]:
+        """Field to what it holds at these steps or rows; None where it holds nothing."""
+        places = {**dict.fromkeys(self.step_fields, steps), **dict.fromkeys(self.row_fields, rows)}
+        return {name: indexed(getattr(self, name), place) for name, place in places.items()}
+
+    def _arrays(self, names: Iterable[str]) -> Iterator[tuple[str, Array]]:
+        """(name for messages, array) of each array of these fields that is there."""
+        for name in names:
+            if getattr(self, name) is not None:
+                yield from leaves(getattr(self, name), name)
+
+    def _followed_by(self, others: Sequence[Self]) -> dict[str, Any]:
+        """The fields of this class for a concatenation; what is said of the task is kept where all agree."""
+        parts = (self, *others)
+        starts = np.cumsum([0, *(part.num_steps for part in parts)])
+        metadata = tuple(m for part in parts for m in part.episode_metadata or ({},) * len(part))
+        agreed = {
+            name: value if all(getattr(other, name) == value for other in others) else None
+            for name, value in (("environment", self.environment), ("reference_scores", self.reference_scores))
+        }
+        return {
+            "offsets": np.concatenate(
+                [[0], *(part.offsets[1:] + start for part, start in zip(parts, starts, strict=False))]
+            ),
+            "episode_metadata": metadata if any(metadata) else (),
+            "source": " + ".join(dict.fromkeys(part.source for part in parts)),
+            "learned_by": tuple(dict.fromkeys(policy for part in parts for policy in part.learned_by)),
+            **agreed,
+        }
+
+    def _check_metadata(self) -> None:
+        if self.episode_metadata and len(self.episode_metadata) != len(self):
+            raise DataError(
+                f"{self.source}: expected metadata for {len(self)} episodes or none, got {len(self.episode_metadata)}"
+            )
+
+
+def joined(source: str, name: str, values: Sequence[Tree]) -> Tree:
+    """The rows of all episodes, leaf by leaf. Raises `DataError` where they do not fit together."""
+    try:
+        if isinstance(values[0], dict):
+            return {key: joined(source, f"{name}[{key!r}]", [v[key] for v in values]) for key in values[0]}
+        return np.concatenate([np.asarray(value) for value in values])
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{source}: expected {name} of the same form in every episode: {error}") from error
+
+
+def digest(arrays: Iterable[tuple[str, Array]], texts: Iterable[str]) -> str:
+    """SHA-256 (hex) of named arrays and of texts."""
+    sha = hashlib.sha256()
+    for name, array in arrays:
+        sha.update(f"{name} {array.dtype.str} {array.shape};".encode())
+        sha.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+    for text in texts:
+        sha.update(text.encode())
+    return sha.hexdigest()
+
+
+def space_text(space: Space[Any]) -> str:
+    """A space in full; its repr abbreviates long bounds."""
+    if isinstance(space, spaces.Dict):
+        return "Dict" + str({name: space_text(part) for name, part in space.spaces.items()})
+    if isinstance(space, spaces.Box):
+        return f"Box {space.shape} {space.dtype} {space.low.tobytes().hex()} {space.high.tobytes().hex()}"
+    return repr(space)
