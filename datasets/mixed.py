@@ -10,7 +10,8 @@ from torch import Tensor
 
 from herdbook.core.growing import Growing
 from herdbook.core.types import Array, Steps, Transitions, tree_map
-from herdbook.datasets.replay import ReplayBuffer, drawn_numbers
+from herdbook.datasets.replay import ReplayBuffer
+from herdbook.datasets.sampling import drawn_numbers
 
 
 class MixedReplay(Growing):

@@ -8,21 +8,23 @@ further. Sampling draws entries of the step table uniformly (the only randomness
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import Space, spaces
 from torch import Tensor
 
 from herdbook.core.growing import Growing
+from herdbook.core.trees import indexed, write
 from herdbook.core.types import Array, Segments, Spec, Steps, TimeLimit, Transitions, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
-from herdbook.datasets.rings import Rings, check_memory, positions_of, ring_sizes
-from herdbook.datasets.validation import check_finite
+from herdbook.datasets.layout import positions_in_episodes
+from herdbook.datasets.rings import Rings, positions_of, ring_sizes, saved_rings
+from herdbook.datasets.sampling import check_discount, checked_time_limit, drawn_numbers
+from herdbook.datasets.tables import Table, check_memory, empty_table, gathered, restore, table_bytes, to_table
+from herdbook.datasets.validation import single
 
 Reward = Callable[[Tree, Tensor, Tree, Tensor], Tensor]
 """(observations, actions, next_observations, terminated), each `[N, …]` -> rewards `[N]`."""
@@ -47,7 +49,6 @@ class ReplayBuffer(Growing):
         steps = episodes.num_steps
         last = np.zeros(steps, dtype=np.bool_)
         last[episodes.offsets[1:] - 1] = True
-        position = np.arange(steps, dtype=np.int32) - np.repeat(episodes.offsets[:-1], episodes.lengths())
         self._fill(
             time_limit,
             observations=tree_map(put, episodes.observations),
@@ -57,7 +58,7 @@ class ReplayBuffer(Growing):
             terminated=put(episodes.terminated),
             truncated=put(episodes.truncated),
             last=put(last),
-            positions=put(position.astype(np.int32)),
+            positions=put(positions_in_episodes(episodes.offsets).astype(np.int32)),
         )
         self._drawable = None if episodes.mask is None else put(np.flatnonzero(episodes.mask))
         self._returns_to_go: Tensor | None = put(_returns_to_go(episodes))
@@ -88,8 +89,11 @@ class ReplayBuffer(Growing):
         """
         actions = spec.action_space
         n_steps, n_rows = (size * lanes for size in ring_sizes(capacity, lanes, frame_stack))
-        step_bytes = _bytes(actions) + 8 + 4 + 3 + 4 + 4  # row, reward, three flags, position, continuation
-        check_memory(n_rows * _bytes(spec.observation_space) + n_steps * step_bytes, device, f"{capacity} steps")
+        row_bytes, action_bytes = (
+            table_bytes(empty_table(space, (1,), "meta")) for space in (spec.observation_space, actions)
+        )
+        step_bytes = action_bytes + 8 + 4 + 3 + 4 + 4  # row, reward, three flags, position, continuation
+        check_memory(n_rows * row_bytes + n_steps * step_bytes, device, f"{capacity} steps")
         self = cls.__new__(cls)
 
         def zeros(dtype: torch.dtype) -> Tensor:
@@ -108,14 +112,14 @@ class ReplayBuffer(Growing):
         )
         self._drawable = self._returns_to_go = None
         self._reward_transform = reward_transform
-        self._tables = {name: tree_map(_Table, getattr(self, f"_{name}")) for name in ("observations", *_STEP_TABLES)}
+        self._tables = {name: tree_map(Table, getattr(self, f"_{name}")) for name in ("observations", *_STEP_TABLES)}
         self._rings, self._lanes, self.frame_stack = Rings(capacity, lanes, frame_stack), lanes, frame_stack
         return self
 
     def _fill(self, time_limit: TimeLimit, **tables: Any) -> None:
         self.time_limit = checked_time_limit(time_limit)
         self._reward_transform: Callable[[Tensor], Tensor] | None = None
-        self._tables: dict[str, Any] = {}  # online: each as `_Table`, the observations as a tree of them
+        self._tables: dict[str, Any] = {}  # online: each as `Table`, the observations as a tree of them
         self._observations: Tree = tables["observations"]  # leaves [rows, …]
         self._rows: Tensor = tables["rows"]  # [steps] the observation row of a step; its next observation follows
         self._actions: Tensor = tables["actions"]
@@ -143,9 +147,7 @@ class ReplayBuffer(Growing):
     @property
     def nbytes(self) -> int:
         """Bytes of all tables; offline on the CPU those of the dataset are among them."""
-        tables = [self._rows, self._actions, self._rewards, self._terminated, self._truncated, self._last]
-        tables += [self._positions, self._continues, *_leaves(self._observations)]
-        return sum(t.numel() * t.element_size() for t in tables)
+        return table_bytes([self._observations, *(getattr(self, f"_{name}") for name in _STEP_TABLES)])
 
     # --- sampling: draw, then gather ---------------------------------------------------------------------------------
 
@@ -286,16 +288,10 @@ class ReplayBuffer(Growing):
         if after:
             rows = self._shift_rows(rows, 1)
         if frame_stack == 1:
-            if isinstance(self._observations, Tensor):
-                return self._observations.index_select(0, rows)
-            return tree_map(lambda leaf: leaf.index_select(0, rows), self._observations)
+            return gathered(self._observations, rows)
         back = torch.arange(frame_stack - 1, -1, -1, device=self.device)
         back = torch.minimum(back, self._positions.index_select(0, entries)[:, None] + after)  # clamped: [N, k]
-        stacked = self._shift_rows(rows[:, None], -back).reshape(-1)
-        return tree_map(
-            lambda leaf: leaf.index_select(0, stacked).view(*back.shape, *leaf.shape[1:]),  # a tenth of leaf[…]'s time
-            self._observations,
-        )
+        return gathered(self._observations, self._shift_rows(rows[:, None], -back))
 
     def _shift_rows(self, rows: Tensor, by: int | Tensor) -> Tensor:
         shifted = rows + by * self._lanes
@@ -347,14 +343,14 @@ class ReplayBuffer(Growing):
             block = slice(begin, begin + rings.longest_block)
             written = rings.append(positions[block], began[block], over[block])
             if written.previous is not None and not begin:
-                tables["last"].put(written.previous, began[0])
+                tables["last"][written.previous] = began[0]
             for name, values in columns.items():
-                tables[name].put(written.steps, values[block])
-            tables["rows"].put(written.steps, written.step_rows)
+                tables[name][written.steps] = values[block]
+            tables["rows"][written.steps] = written.step_rows
             if starts:
                 own = slice(np.count_nonzero(began[:begin]), np.count_nonzero(began[: block.stop]))
-                _put(tables["observations"], written.step_rows[began[block]], first, own)
-            _put(tables["observations"], written.next_rows, following, block)
+                write(tables["observations"], written.step_rows[began[block]], indexed(first, own))
+            write(tables["observations"], written.next_rows, indexed(following, block))
 
     def cut(self, lanes: Array) -> None:
         """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last is their last.
@@ -446,116 +442,15 @@ class ReplayBuffer(Growing):
         Raises ValueError, and changes nothing, where capacity, lanes, frame_stack, time_limit or shapes differ.
         """
         rings = saved_rings(self._rings, self.time_limit, state)
-        pairs = list(
-            saved_pairs("observations", self._observations, state["observations"], rings.filled_rows * self._lanes)
+        steps, rows = rings.filled_steps * self._lanes, rings.filled_rows * self._lanes
+        restore(
+            ("observations", self._observations, state["observations"], rows),
+            *((name, getattr(self, f"_{name}"), state[name], steps) for name in _STEP_TABLES),
         )
-        for name in _STEP_TABLES:
-            pairs += saved_pairs(name, getattr(self, f"_{name}"), state[name], rings.filled_steps * self._lanes)
         self._rings = rings
-        for table, saved in pairs:
-            table.copy_(saved)
 
 
-_NUMPY = {
-    kind: np.dtype(str(kind).removeprefix("torch."))
-    for kind in (torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool)
-}
 _STEP_TABLES = ("rows", "actions", "rewards", "terminated", "truncated", "last", "positions", "continues")
-
-
-class _Table:
-    """A tensor that rows are written to: on the CPU by NumPy, whose calls cost a fraction of torch's."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.shape[1:]), _NUMPY[tensor.dtype]
-        self.array = tensor.numpy() if tensor.is_cpu else None  # the same memory
-
-    def __reduce__(self) -> tuple[type[_Table], tuple[Tensor]]:
-        return _Table, (self.tensor,)  # so that a copy's array is that of the copied tensor
-
-    def put(self, rows: slice | Array, values: Array) -> None:
-        """rows: N of them, in any shape; values: `[*N, …]`."""
-        values = values.reshape(-1, *self.shape)
-        if self.array is not None:
-            self.array[rows if isinstance(rows, slice) else rows.reshape(-1)] = values
-        else:
-            index = rows if isinstance(rows, slice) else torch.from_numpy(rows.reshape(-1)).to(self.tensor.device)
-            self.tensor[index] = torch.as_tensor(values).to(self.tensor)
-
-
-def _put(table: Tree, rows: Array, values: Tree, part: slice) -> None:
-    """Write `values[part]`."""
-    if isinstance(table, dict):
-        for key, leaf in table.items():
-            _put(leaf, rows, values[key], part)
-    else:
-        table.put(rows, values[part])
-
-
-def checked_time_limit(time_limit: TimeLimit) -> TimeLimit:
-    """The same one. Raises ValueError for another word."""
-    if time_limit not in ("bootstrap", "terminal"):
-        raise ValueError(f'expected time_limit "bootstrap" or "terminal", got {time_limit!r}')
-    return time_limit
-
-
-def check_discount(discount: float) -> None:
-    """Raise ValueError outside [0, 1]."""
-    if not 0 <= discount <= 1:
-        raise ValueError(f"expected a discount in [0, 1], got {discount}")
-
-
-def drawn_numbers(
-    size: int, batch_size: int, generators: Sequence[torch.Generator], device: torch.device | str
-) -> Tensor:
-    """Numbers below `size`, uniform and with replacement: `[B]`, or `[S, B]` for S > 1 generators.
-
-    Raises ValueError for a replay that holds nothing.
-    """
-    if batch_size < 1:
-        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
-    if not size:
-        raise ValueError("the replay is empty: add steps before sampling")
-    drawn = [torch.randint(size, (batch_size,), generator=g, device=g.device) for g in generators]
-    return (drawn[0] if len(drawn) == 1 else torch.stack(drawn)).to(device)
-
-
-def saved_rings(rings: Rings | None, time_limit: TimeLimit, state: Mapping[str, Any]) -> Rings:
-    """New counters as a replay's `state` has them. Raises TypeError offline, ValueError for one built otherwise."""
-    if rings is None:
-        raise TypeError("an offline replay has no state to load")
-    if state.get("time_limit") != time_limit:
-        raise ValueError(
-            f'expected a replay with time_limit="{time_limit}", got {state.get("time_limit")!r}; '
-            "build it with the same time_limit"
-        )
-    rings = copy.copy(rings)
-    rings.load_state_dict(state["rings"])
-    return rings
-
-
-def saved_pairs(name: str, table: Tree, saved: Tree, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(the first `count` rows of each leaf of `table`, what was saved of them). Raises ValueError for other shapes."""
-    if isinstance(table, dict):
-        if not isinstance(saved, Mapping) or set(saved) != set(table):
-            came = sorted(saved) if isinstance(saved, Mapping) else type(saved).__name__
-            raise ValueError(f"expected a replay of {name} with the keys {sorted(table)}, got {came}")
-        for key, leaf in table.items():
-            yield from saved_pairs(f"{name}[{key!r}]", leaf, saved[key], count)
-        return
-    rows = table[:count]
-    if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (rows.shape, rows.dtype):
-        came = f"{list(saved.shape)} {saved.dtype}" if isinstance(saved, Tensor) else type(saved).__name__
-        raise ValueError(f"expected a replay of {name} {list(rows.shape)} {rows.dtype}, got {came}; build it alike")
-    yield rows, saved
-
-
-def single(source: str, offsets: Array, name: str, values: Array) -> Array:
-    """`[steps, …]` float32. Raises `DataError` where that overflows."""
-    with np.errstate(over="ignore"):
-        converted = values.astype(np.float32)
-    check_finite(source, f"{name} as float32", converted, offsets)
-    return converted
 
 
 def _returns_to_go(episodes: Episodes) -> Array:
@@ -564,29 +459,3 @@ def _returns_to_go(episodes: Episodes) -> Array:
     after = np.append(total, 0.0)[episodes.offsets[1:]]
     returns = total - np.repeat(after, episodes.lengths())
     return single(episodes.source, episodes.offsets, "returns-to-go", returns)
-
-
-def _leaves(observations: Tree) -> list[Tensor]:
-    return list(observations.values()) if isinstance(observations, dict) else [observations]
-
-
-def to_table(array: Array, device: torch.device | str) -> Tensor:
-    """An array as a tensor; on the CPU it shares the memory."""
-    writeable = array if array.flags.writeable else array.copy()  # torch warns of arrays that it cannot write to
-    return torch.from_numpy(writeable).to(device)
-
-
-def empty_table(space: Space[Any], rows: tuple[int, ...], device: torch.device | str) -> Tree:
-    """Zeros `[*rows, …]` of a flat space, as they are stored."""
-    if isinstance(space, spaces.Dict):
-        return {name: empty_table(part, rows, device) for name, part in space.spaces.items()}
-    if isinstance(space, spaces.Discrete):
-        return torch.zeros(rows, dtype=torch.int64, device=device)
-    assert isinstance(space, spaces.Box)
-    dtype = torch.uint8 if space.dtype == np.uint8 else torch.float32
-    return torch.zeros(*rows, *space.shape, dtype=dtype, device=device)
-
-
-def _bytes(space: Space[Any]) -> int:
-    """Bytes of one stored value."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in _leaves(empty_table(space, (1,), "cpu")))

@@ -6,13 +6,14 @@ together, so they share the step ring; rows differ, because every episode has on
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from herdbook.core.types import Array
+from herdbook.core.types import Array, TimeLimit
 
 
 class Written(NamedTuple):
@@ -164,23 +165,15 @@ class Rings:
         self.needed[: len(needed)] = needed
 
 
-def check_memory(needed: int, device: torch.device | str, what: str) -> None:
-    """Raise MemoryError where `needed` bytes for `what` are not free on `device`."""
-    free = free_memory(torch.device(device))
-    if free is not None and needed > free:
-        raise MemoryError(
-            f"a replay of {what} needs {needed:,} bytes on {device}, which has {free:,} free; "
-            "lower the capacity, or use smaller observations"
+def saved_rings(rings: Rings | None, time_limit: TimeLimit, state: Mapping[str, Any]) -> Rings:
+    """New counters as a replay's `state` has them. Raises TypeError offline, ValueError for one built otherwise."""
+    if rings is None:
+        raise TypeError("an offline replay has no state to load")
+    if state.get("time_limit") != time_limit:
+        raise ValueError(
+            f'expected a replay with time_limit="{time_limit}", got {state.get("time_limit")!r}; '
+            "build it with the same time_limit"
         )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Free bytes of a device; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
+    rings = copy.copy(rings)
+    rings.load_state_dict(state["rings"])
+    return rings

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from herdbook.core.growing import Growing
 from herdbook.core.types import Array, Segments, Steps, TimeLimit, Tree, to_numpy, tree_map
-from herdbook.datasets.replay import checked_time_limit
 from herdbook.datasets.rings import position_after, positions_of
+from herdbook.datasets.sampling import checked_time_limit
 
 
 class RolloutBuffer(Growing):

@@ -190,6 +190,14 @@ def check_finite(source: str, name: str, values: Array, starts: Array) -> None:
         )
 
 
+def single(source: str, offsets: Array, name: str, values: Array) -> Array:
+    """`[steps, …]` float32. Raises `DataError` where that overflows."""
+    with np.errstate(over="ignore"):
+        converted = values.astype(np.float32)
+    check_finite(source, f"{name} as float32", converted, offsets)
+    return converted
+
+
 def _parts(space: Space[Any]) -> list[Space[Any]]:
     return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
 

@@ -20,19 +20,14 @@ from torch.utils import _pytree as pytree
 
 from herdbook.core.joint.types import JointEpisode, JointSegments, JointSpec, JointTransitions
 from herdbook.core.moments import merged
-from herdbook.core.types import Array, TimeLimit, Tree, tree_map
+from herdbook.core.trees import mapped, write
+from herdbook.core.types import Array, TimeLimit, tree_map
 from herdbook.datasets.joint.episodes import JointEpisodes, masked_kinds
-from herdbook.datasets.replay import (
-    check_discount,
-    checked_time_limit,
-    drawn_numbers,
-    empty_table,
-    saved_pairs,
-    saved_rings,
-    single,
-    to_table,
-)
-from herdbook.datasets.rings import Rings, check_memory, ring_sizes
+from herdbook.datasets.layout import positions_in_episodes
+from herdbook.datasets.rings import Rings, ring_sizes, saved_rings
+from herdbook.datasets.sampling import check_discount, checked_time_limit, drawn_numbers
+from herdbook.datasets.tables import Table, check_memory, empty_table, gathered, restore, table_bytes, to_table
+from herdbook.datasets.validation import single
 
 Tables = dict[str, Any]
 """Name to tree."""
@@ -96,8 +91,7 @@ class JointReplay:
         n_steps, n_rows = ring_sizes(capacity, 1, 1)
         if length is not None and not 1 <= length <= n_steps:
             raise ValueError(f"expected a length in [1, {n_steps}], the capacity, got {length}")
-        needed = sum(leaf.nbytes for leaf in pytree.tree_leaves(_tables(spec, n_steps, n_rows, state, "meta")))
-        check_memory(needed, device, f"{capacity} steps")
+        check_memory(table_bytes(_tables(spec, n_steps, n_rows, state, "meta")), device, f"{capacity} steps")
         self = cls.__new__(cls)
         self._fill(spec, checked_time_limit(time_limit), **_tables(spec, n_steps, n_rows, state, device))
         self._rings, self._length = Rings(capacity, 1, 1), length
@@ -141,8 +135,7 @@ class JointReplay:
     @property
     def nbytes(self) -> int:
         """Bytes of all tables; offline on the CPU those of the dataset are among them."""
-        tables = (self._seen, self._taken, self._rows, self._elapsed, self._remaining, self._starts)
-        return sum(leaf.nbytes for leaf in pytree.tree_leaves(tables))
+        return table_bytes((self._seen, self._taken, self._starts, self._numbers()))
 
     @property
     def team_reward_std(self) -> float:
@@ -201,8 +194,8 @@ class JointReplay:
         """The transitions at `indices` `[*B]` int64, without randomness."""
         check_discount(discount)
         rows = self._rows[indices]
-        seen, following = _gathered(self._seen, rows), _gathered(self._seen, (rows + 1) % self._row_count)
-        taken = _gathered(self._taken, indices)
+        seen, following = gathered(self._seen, rows), gathered(self._seen, (rows + 1) % self._row_count)
+        taken = gathered(self._taken, indices)
         return JointTransitions(
             observations=seen["observations"],
             actions=taken["actions"],
@@ -235,7 +228,7 @@ class JointReplay:
         mask = ahead[:-1] < remaining  # [*B, T]
         steps = (indices[..., None] + torch.minimum(ahead[:-1], remaining - 1)) % len(self._rows)
         rows = (self._rows[indices][..., None] + torch.minimum(ahead, remaining)) % self._row_count  # [*B, T + 1]
-        seen, taken = _gathered(self._seen, rows), _gathered(self._taken, steps)
+        seen, taken = gathered(self._seen, rows), gathered(self._taken, steps)
         over = ~mask
         for name, values in taken.items():
             if name != "actions":
@@ -282,11 +275,10 @@ class JointReplay:
         self._count_episodes(new.lengths())
         numbers = np.arange(self._last_episode - len(new), self._last_episode) % len(self._begins)
         self._begins[numbers] = rings.added - new.num_steps + new.offsets[:-1]
-        _write(self._starts, steps[new.offsets[:-1]], to_table(numbers, self.device))
-        _write(self._seen, seen, to_table(rows, self.device))
-        tables = {"taken": self._taken, **self._numbers()}
+        Table(self._starts)[numbers] = steps[new.offsets[:-1]]
+        write(mapped(Table, self._seen), rows, seen)
         values = {"taken": taken, "rows": rows[new.step_rows], **_within(new)}
-        _write(tables, values, to_table(steps, self.device))
+        write(mapped(Table, {"taken": self._taken, **self._numbers()}), steps, values)
         self._count_rewards(new)
 
     def _numbers(self) -> dict[str, Tensor]:
@@ -335,17 +327,19 @@ class JointReplay:
         rings = saved_rings(self._rings, self.time_limit, state)
         if missing := sorted({"seen", "taken", *self._numbers()} - set(state)):
             raise ValueError(f"expected a replay with {', '.join(missing)}, got one of another version of herdbook")
-        pairs = list(saved_pairs("seen", self._seen, state["seen"], rings.filled_rows))
-        for name, table in {"taken": self._taken, **self._numbers()}.items():
-            pairs += saved_pairs(name, table, state[name], rings.filled_steps)
-        for table, saved in pairs:
-            table.copy_(saved)
+        restore(
+            ("seen", self._seen, state["seen"], rings.filled_rows),
+            *(
+                (name, table, state[name], rings.filled_steps)
+                for name, table in {"taken": self._taken, **self._numbers()}.items()
+            ),
+        )
         begins = state["begins"].cpu().numpy()
         self._rings, self._longest = rings, deque()
         self._first_episode = self._last_episode = int(state["first_episode"])
         self._count_episodes(np.diff(begins, append=rings.added))
         self._begins[self._whole()] = begins
-        _write(self._starts, begins % rings.steps, to_table(self._whole(), self.device))
+        Table(self._starts)[self._whole()] = begins % rings.steps
         self._team_spread.numbers, self._spread.numbers = state["spreads"].cpu().numpy().copy()
 
 
@@ -413,8 +407,7 @@ def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tup
 
 def _within(episodes: JointEpisodes) -> dict[str, Array]:
     """`[steps]` int64: a step's place in its episode, from the beginning and to the end."""
-    steps, lengths = np.arange(episodes.num_steps), episodes.lengths()
-    elapsed = steps - np.repeat(episodes.offsets[:-1], lengths)
+    elapsed, lengths = positions_in_episodes(episodes.offsets), episodes.lengths()
     return {"elapsed": elapsed, "remaining": np.repeat(lengths, lengths) - elapsed}
 
 
@@ -445,18 +438,3 @@ def _tables(spec: JointSpec, n_steps: int, n_rows: int, state: bool, device: tor
     }
     counts = {name: zeros(torch.int64, n_steps) for name in ("rows", "elapsed", "remaining", "starts")}
     return {"seen": seen, "taken": taken, **counts}
-
-
-def _write(tables: Tree, values: Tree, entries: Tensor) -> None:
-    if isinstance(tables, dict):
-        for name, table in tables.items():
-            _write(table, values[name], entries)
-    else:
-        tables.index_copy_(0, entries, to_table(values, tables.device))
-
-
-def _gathered(tables: Tree, index: Tensor) -> Tree:
-    """The entries `index` `[*B]` of every table, leaves `[*B, …]`."""
-    if isinstance(tables, dict):  # a batch has a dozen tables: torch's tree_map costs more than what it maps
-        return {name: _gathered(table, index) for name, table in tables.items()}
-    return tables.index_select(0, index.reshape(-1)).view(*index.shape, *tables.shape[1:])
