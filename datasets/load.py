@@ -19,15 +19,8 @@ from herdbook.datasets.d4rl import read_d4rl, read_d4rl_package
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.joint.episodes import JointEpisodes
 from herdbook.datasets.joint.minari import joint_environment, read_joint
-from herdbook.datasets.minari import (
-    JOINT,
-    environment_of,
-    list_minari,
-    minari_root,
-    read_metadata,
-    read_minari,
-    write_minari,
-)
+from herdbook.datasets.minari import environment_of, read_minari, write_minari
+from herdbook.datasets.storage import JOINT, list_minari, minari_root, read_metadata
 
 if TYPE_CHECKING:
     from herdbook.datasets.recipes.recipe import Recipe

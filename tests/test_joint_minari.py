@@ -25,7 +25,8 @@ from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.joint.episodes import JointEpisodes
 from herdbook.datasets.joint.minari import read_joint, save_joint
 from herdbook.datasets.load import load_dataset
-from herdbook.datasets.minari import JOINT, read_minari, write_minari
+from herdbook.datasets.minari import read_minari, write_minari
+from herdbook.datasets.storage import JOINT
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float64)
 LARGE_IMAGE = spaces.Box(0, 255, (36, 32, 3), np.uint8)

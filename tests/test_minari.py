@@ -18,7 +18,8 @@ from minari.data_collector import EpisodeBuffer
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
 from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.minari import list_minari, read_minari, write_minari
+from herdbook.datasets.minari import read_minari, write_minari
+from herdbook.datasets.storage import list_minari
 
 VECTOR = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 IMAGE = spaces.Box(0, 255, (6, 5, 3), np.uint8)
@@ -206,7 +207,7 @@ def test_an_interrupted_write_leaves_no_dataset(minari_root: Path, monkeypatch: 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("herdbook.datasets.minari._make_namespaces", interrupt)
+    monkeypatch.setattr("herdbook.datasets.storage._make_namespaces", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_minari(data, "test/half-v0")
     assert [p.name for p in minari_root.iterdir()] == ["test"]

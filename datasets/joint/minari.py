@@ -31,7 +31,7 @@ from herdbook.datasets import validation
 from herdbook.datasets.joint.episodes import JointEpisodes, masked_kinds, present_rows
 from herdbook.datasets.layout import locate, row_offsets
 from herdbook.datasets.learned import learned_metadata, read_learned
-from herdbook.datasets.minari import (
+from herdbook.datasets.storage import (
     JOINT,
     STEPS,
     Column,
