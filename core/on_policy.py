@@ -1,17 +1,20 @@
-"""What algorithms share that learn from a rollout once: its units, its advantages, and passes over it."""
+"""What algorithms share that learn from a rollout once: actor and critic, advantages, and passes over its steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from herdbook.core.learner import Adam, Learner, Setup, check_one_seed
 from herdbook.core.networks import OnPolicyActor, OnPolicyValue
+from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.returns import generalised_advantage
-from herdbook.core.types import Segments, Spec, Tree, batch_type, tree_map
+from herdbook.core.spaces import check_action_space
+from herdbook.core.types import Policy, Segments, Spec, Tree, batch_type, tree_map
 from herdbook.core.units import RunningSettings, RunningUnits
 
 
@@ -29,71 +32,66 @@ class Experience:
     """log π_old(a|s)."""
 
 
-class UnitSettings(RunningSettings, Protocol):
-    """What `Units` reads of an algorithm's config."""
+class ActorCriticSettings(RunningSettings, Protocol):
+    """What `ActorCritic` reads of an algorithm's config."""
 
+    @property
+    def algorithm(self) -> str: ...
     @property
     def hidden_sizes(self) -> tuple[int, ...]: ...
     @property
     def initial_std(self) -> float: ...
 
 
-class Units:
-    """The units of what a policy sees and earns, and networks in them.
+class ActorCritic:
+    """A policy and a state value that learn from rollouts in running units; an algorithm adds its losses.
 
-    Those of observations follow each rollout after it was learned from, as it was played in the old ones; the scale of
-    rewards takes a rollout's own into account.
+    Args:
+        settings: The algorithm's config.
+        spec: The spaces.
+        optimisers: As `Learner` takes them, of the networks `actor` and `value`.
+        setup: What the algorithm takes beside config and spec.
+        value: The name of the value network.
 
-    Raises ValueError where observations are to be normalised that are not a vector.
+    Raises ValueError for actions that are neither discrete nor in a bounded Box, for more than one seed, and where
+    observations are to be normalised that are not a vector.
     """
 
-    def __init__(self, spec: Spec, settings: UnitSettings, device: str | torch.device) -> None:
-        self.space, self.settings, self.running = spec.observation_space, settings, RunningUnits(spec, settings, device)
-        self.scaling, self.moments, self.reward_scale = (
-            self.running.scaling,
-            self.running.moments,
-            self.running.reward_scale,
-        )
+    def __init__(
+        self,
+        settings: ActorCriticSettings,
+        spec: Spec,
+        optimisers: Mapping[str, Adam],
+        setup: Setup,
+        value: str = "critic",
+    ) -> None:
+        check_action_space(spec.action_space, "any", settings.algorithm)
+        check_one_seed(settings.algorithm, setup, "it trains")
+        self.units = RunningUnits(spec, settings, setup.get("device", "cpu"))
+        space, sizes, scaling = spec.observation_space, settings.hidden_sizes, self.units.scaling
+        networks: dict[str, Callable[[], nn.Module]] = {
+            "actor": lambda: OnPolicyActor(
+                space, scaling.action_size, sizes, discrete=scaling.discrete, initial_std=settings.initial_std
+            ),
+            value: lambda: OnPolicyValue(space, sizes),
+        }
+        self.learner = Learner(networks, optimisers, **setup)
+        self.actor, self.value = self.learner.networks["actor"], self.learner.networks[value]
 
-    def make_actor(self) -> OnPolicyActor:
-        """A new policy over the actions, in these units."""
-        c, scaling = self.settings, self.scaling
-        return OnPolicyActor(
-            self.space, scaling.action_size, c.hidden_sizes, discrete=scaling.discrete, initial_std=c.initial_std
-        )
-
-    def make_value(self) -> OnPolicyValue:
-        """A new state value."""
-        return OnPolicyValue(self.space, self.settings.hidden_sizes)
-
-    def __call__(self, rollout: Segments) -> Segments:
-        """The rollout in the networks' units, rewards with what they add to the scale."""
-        rewards = rollout.rewards
-        if self.reward_scale is not None:
-            assert rollout.timesteps is not None  # a rollout has them
-            rewards = self.reward_scale(rewards, rollout.timesteps == 0)
-        return replace(
-            rollout,
-            observations=self.scaling.observations(rollout.observations),
-            actions=self.scaling.actions(rollout.actions),
-            rewards=rewards,
-            next_observations=self.scaling.observations(rollout.next_observations),
-        )
-
-    def follow(self, rollout: Segments) -> None:
-        """Take the observations of a rollout, as the environment gave them, into account from now on."""
-        self.running.see(rollout.observations)
+    def policy(self, seed_index: int, deterministic: bool) -> Policy:
+        """The mode, or a sample."""
+        actor = self.learner.parameters_of("actor", seed_index)
+        return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.running.state_dict()
-
-    def check(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError if the `units` of an algorithm's state are others."""
-        self.running.check(state)
+        """The learner's state, and under their name that of the units."""
+        return {**self.learner.state_dict(), "units": self.units.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.running.load_state_dict(state)
+        """Restore what `state_dict` gave. Raises ValueError, and changes nothing, for one that does not fit."""
+        self.units.check(state)
+        self.learner.load_state_dict(state)
+        self.units.load_state_dict(state["units"])
 
 
 def advantages_of(

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from herdbook.core.growing import Growing
 from herdbook.core.moments import RewardScale, RunningMoments
 from herdbook.core.policy import Scaling
-from herdbook.core.types import Array, Spec, Steps, Transitions, Tree
+from herdbook.core.types import Array, Segments, Spec, Steps, Transitions, Tree
 
 
 class RunningSettings(Protocol):
@@ -57,6 +57,20 @@ class RunningUnits(Growing):
         """A batch of the replay in the networks' units. The scale is linear: it fits n-step returns too."""
         batch = self.scaling(batch)
         return batch if self.reward_scale is None else replace(batch, rewards=self.reward_scale.scaled(batch.rewards))
+
+    def rollout(self, rollout: Segments) -> Segments:
+        """A rollout in the networks' units, before its observations are seen; its rewards enter their scale first."""
+        rewards = rollout.rewards
+        if self.reward_scale is not None:
+            assert rollout.timesteps is not None  # a rollout has them
+            rewards = self.reward_scale(rewards, rollout.timesteps == 0)
+        return replace(
+            rollout,
+            observations=self.scaling.observations(rollout.observations),
+            actions=self.scaling.actions(rollout.actions),
+            rewards=rewards,
+            next_observations=self.scaling.observations(rollout.next_observations),
+        )
 
     def see(self, observations: Tree) -> None:
         """Take observations [*B, D], as the environment gave them, into account from now on."""

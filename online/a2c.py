@@ -19,11 +19,9 @@ from torch import Tensor
 
 from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.exploration import linear_schedule
-from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
+from herdbook.core.learner import Adam, Params, Setup
 from herdbook.core.needs import Needs
-from herdbook.core.on_policy import Experience, Units, advantages_of, standardised, steps_of
-from herdbook.core.policy import FeedForwardPolicy
-from herdbook.core.spaces import check_action_space
+from herdbook.core.on_policy import ActorCritic, Experience, advantages_of, standardised, steps_of
 from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 
@@ -70,16 +68,11 @@ class A2C:
 
     def __init__(self, config: A2CConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
-        check_one_seed(c.algorithm, setup, "it trains")
         c.expect_together("decay_lr", "decay_steps")
-        self.units = Units(spec, c, setup.get("device", "cpu"))
-        self.learner = Learner(
-            {"actor": self.units.make_actor, "critic": self.units.make_value},
-            {"agent": Adam(lr=c.lr, networks=("actor", "critic"), max_grad_norm=c.max_grad_norm)},
-            **setup,
-        )
-        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        adam = Adam(lr=c.lr, networks=("actor", "critic"), max_grad_norm=c.max_grad_norm)
+        self.agent = ActorCritic(c, spec, {"agent": adam}, setup)
+        self.units, self.learner = self.agent.units, self.agent.learner
+        self.actor, self.critic = self.agent.actor, self.agent.value
         self.steps = 0
 
     def update(self, rollout: Segments) -> Metrics:
@@ -87,11 +80,11 @@ class A2C:
         self.learner.updates += 1
         if c.decay_lr and c.decay_steps is not None:
             self.learner.rate_scale = linear_schedule(1.0, 0.0, c.decay_steps, self.steps)
-        scaled = self.units(rollout)
+        scaled = self.units.rollout(rollout)
         with torch.no_grad():
             advantages, returns = advantages_of(scaled, lambda o: self.critic(critic, o), c.discount, c.trace)
         metrics = self.learner.step("agent", self.objective, steps_of(scaled, advantages, returns))
-        self.units.follow(rollout)
+        self.units.see(rollout.observations)
         self.steps += rollout.rewards.numel()
         return metrics
 
@@ -107,8 +100,7 @@ class A2C:
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
         """The mode, or a sample; `step` changes nothing."""
-        actor = self.learner.parameters_of("actor", seed_index)
-        return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+        return self.agent.policy(seed_index, deterministic)
 
     def round_steps(self, num_envs: int) -> int:
         """How many steps each environment takes between updates."""
@@ -119,10 +111,8 @@ class A2C:
         return self.learner.updates + 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.learner.state_dict(), "units": self.units.state_dict(), "steps": self.steps}
+        return {**self.agent.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.units.check(state)
-        self.learner.load_state_dict(state)
-        self.units.load_state_dict(state["units"])
+        self.agent.load_state_dict(state)
         self.steps = int(state["steps"])

@@ -19,12 +19,10 @@ import torch
 from torch import Tensor
 
 from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config
-from herdbook.core.learner import Adam, Learner, Params, Setup, check_one_seed
+from herdbook.core.learner import Adam, Params, Setup
 from herdbook.core.needs import Needs
-from herdbook.core.on_policy import Experience, Units, minibatches, standardised, steps_of
-from herdbook.core.policy import FeedForwardPolicy
+from herdbook.core.on_policy import ActorCritic, Experience, minibatches, standardised, steps_of
 from herdbook.core.returns import discounted_returns
-from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Segments, Spec, tree_map
 
 
@@ -72,24 +70,19 @@ class Reinforce:
 
     def __init__(self, config: ReinforceConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
-        check_one_seed(c.algorithm, setup, "it trains")
-        self.units = Units(spec, c, setup.get("device", "cpu"))
-        self.learner = Learner(
-            {"actor": self.units.make_actor, "baseline": self.units.make_value},
-            {
-                "actor": Adam(lr=c.lr, max_grad_norm=c.max_grad_norm),
-                "baseline": Adam(lr=c.baseline_lr, max_grad_norm=c.max_grad_norm),
-            },
-            **setup,
-        )
-        self.actor, self.baseline = self.learner.networks["actor"], self.learner.networks["baseline"]
+        optimisers = {
+            "actor": Adam(lr=c.lr, max_grad_norm=c.max_grad_norm),
+            "baseline": Adam(lr=c.baseline_lr, max_grad_norm=c.max_grad_norm),
+        }
+        self.agent = ActorCritic(c, spec, optimisers, setup, value="baseline")
+        self.units, self.learner = self.agent.units, self.agent.learner
+        self.actor, self.baseline = self.agent.actor, self.agent.value
 
     def update(self, rollout: Segments) -> Metrics:
         """rollout: whole episodes, one after the other, [1, T]."""
         c = self.config
         self.learner.updates += 1
-        scaled = self.units(rollout)
+        scaled = self.units.rollout(rollout)
         with torch.no_grad():
             values, next_values = self.values(scaled.observations), self.values(scaled.next_observations)
             returns = discounted_returns(
@@ -100,7 +93,7 @@ class Reinforce:
         if c.baseline:
             for batch in minibatches(steps, c.batch_size, c.baseline_epochs, self.learner.generators[0]):
                 metrics |= self.learner.step("baseline", self.baseline_objective, batch)
-        self.units.follow(rollout)
+        self.units.see(rollout.observations)
         return metrics
 
     def values(self, observations: Any) -> Tensor:
@@ -125,8 +118,7 @@ class Reinforce:
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
         """The mode, or a sample; `step` changes nothing."""
-        actor = self.learner.parameters_of("actor", seed_index)
-        return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+        return self.agent.policy(seed_index, deterministic)
 
     def round_steps(self, num_envs: int) -> int:
         """Whether enough episodes have ended is asked after each step."""
@@ -137,9 +129,7 @@ class Reinforce:
         return episodes // self.config.episodes_per_update
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.learner.state_dict(), "units": self.units.state_dict()}
+        return self.agent.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.units.check(state)
-        self.learner.load_state_dict(state)
-        self.units.load_state_dict(state["units"])
+        self.agent.load_state_dict(state)

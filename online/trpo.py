@@ -18,11 +18,9 @@ import torch
 from torch import Tensor
 
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
-from herdbook.core.learner import Adam, Learner, Parameters, Params, Setup, check_one_seed
+from herdbook.core.learner import Adam, Parameters, Params, Setup
 from herdbook.core.needs import Needs
-from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
-from herdbook.core.policy import FeedForwardPolicy
-from herdbook.core.spaces import check_action_space
+from herdbook.core.on_policy import ActorCritic, Experience, advantages_of, minibatches, standardised, steps_of
 from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 
@@ -86,20 +84,14 @@ class TRPO:
 
     def __init__(self, config: TRPOConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
-        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
-        check_one_seed(c.algorithm, setup, "it trains")
-        self.units = Units(spec, c, setup.get("device", "cpu"))
-        self.learner = Learner(
-            {"actor": self.units.make_actor, "critic": self.units.make_value},
-            {"critic": Adam(lr=c.critic_lr)},
-            **setup,
-        )
-        self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
+        self.agent = ActorCritic(c, spec, {"critic": Adam(lr=c.critic_lr)}, setup)
+        self.units, self.learner = self.agent.units, self.agent.learner
+        self.actor, self.critic = self.agent.actor, self.agent.value
 
     def update(self, rollout: Segments) -> Metrics:
         c, critic = self.config, self.learner.parameters_of("critic")
         self.learner.updates += 1
-        scaled = self.units(rollout)
+        scaled = self.units.rollout(rollout)
         with torch.no_grad():
             advantages, returns = advantages_of(scaled, lambda o: self.critic(critic, o), c.discount, c.trace)
         steps = steps_of(scaled, advantages, returns)
@@ -108,7 +100,7 @@ class TRPO:
         metrics = self.improve(steps)
         for batch in minibatches(steps, c.batch_size, c.critic_epochs, self.learner.generators[0]):
             metrics |= self.learner.step("critic", self.critic_objective, batch)
-        self.units.follow(rollout)
+        self.units.see(rollout.observations)
         return metrics
 
     def improve(self, steps: Experience) -> Metrics:
@@ -159,8 +151,7 @@ class TRPO:
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
         """The mode, or a sample; `step` changes nothing."""
-        actor = self.learner.parameters_of("actor", seed_index)
-        return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
+        return self.agent.policy(seed_index, deterministic)
 
     def round_steps(self, num_envs: int) -> int:
         """How many steps each environment takes between updates."""
@@ -171,12 +162,10 @@ class TRPO:
         return self.learner.updates + 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.learner.state_dict(), "units": self.units.state_dict()}
+        return self.agent.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.units.check(state)
-        self.learner.load_state_dict(state)
-        self.units.load_state_dict(state["units"])
+        self.agent.load_state_dict(state)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

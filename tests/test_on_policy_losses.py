@@ -17,10 +17,11 @@ from herdbook.core import checkpoint
 from herdbook.core.distributions import BOUND, Categorical, ClippedNormal
 from herdbook.core.moments import RewardScale, RunningMoments, merged
 from herdbook.core.networks import MLP, OnPolicyActor, OnPolicyValue, orthogonal_
-from herdbook.core.on_policy import Experience, Units, advantages_of, minibatches, standardised, steps_of
+from herdbook.core.on_policy import Experience, advantages_of, minibatches, standardised, steps_of
 from herdbook.core.policy import ScaledDistribution, Scaling
 from herdbook.core.returns import discounted_returns, generalised_advantage
 from herdbook.core.types import Segments, Spec, Steps, TimeLimit
+from herdbook.core.units import RunningUnits
 from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.online import a2c, ppo, reinforce, trpo
 from herdbook.online.ppo import PPOConfig
@@ -386,24 +387,26 @@ def test_a_scale_without_any_difference_leaves_rewards_as_they_are() -> None:
 SPEC = Spec(VECTOR, spaces.Discrete(3, start=1))
 
 
-def units(spec: Spec = SPEC, observations: bool = True, rewards: bool = True) -> Units:
-    return Units(spec, PPOConfig(discount=0.9, normalise_observations=observations, scale_rewards=rewards), "cpu")
+def units(spec: Spec = SPEC, observations: bool = True, rewards: bool = True) -> RunningUnits:
+    return RunningUnits(
+        spec, PPOConfig(discount=0.9, normalise_observations=observations, scale_rewards=rewards), "cpu"
+    )
 
 
 def test_units_follow_each_rollout_after_it_was_learned_from() -> None:
     own, first, second = units(rewards=False), segments(scale=3.0, offset=5.0), segments(lanes=3, offset=-2.0)
-    scaled = own(first)
+    scaled = own.rollout(first)
     assert torch.equal(scaled.observations, first.observations)
     assert torch.equal(scaled.actions, first.actions - 1) and torch.equal(scaled.rewards, first.rewards)
-    own.follow(first)
+    own.see(first.observations)
     rows = first.observations.flatten(0, 1)
     mean, std = rows.mean(0), rows.std(0, correction=0) + 1e-3
-    scaled = own(second)
+    scaled = own.rollout(second)
     for name in ("observations", "next_observations"):
         torch.testing.assert_close(getattr(scaled, name), (getattr(second, name) - mean) / std, rtol=1e-5, atol=1e-5)
     for name in ("terminated", "truncated", "mask"):
         assert torch.equal(getattr(scaled, name), getattr(second, name))
-    own.follow(second)
+    own.see(second.observations)
     rows = torch.cat([rows, second.observations.flatten(0, 1)])
     expected = (rows - rows.mean(0)) / (rows.std(0, correction=0) + 1e-3)
     torch.testing.assert_close(own.scaling.observations(rows), expected, rtol=1e-5, atol=1e-5)
@@ -413,26 +416,26 @@ def test_units_scale_rewards_by_what_a_rollout_adds() -> None:
     rollout, own = segments(steps=12), units(observations=False)
     assert rollout.timesteps is not None
     deviation = plain_scale(rollout.rewards, rollout.timesteps == 0, 0.9)
-    scaled = own(rollout)
+    scaled = own.rollout(rollout)
     torch.testing.assert_close(scaled.rewards, rollout.rewards / deviation, rtol=1e-5, atol=1e-6)
     assert torch.equal(scaled.observations, rollout.observations)
 
 
 def test_units_leave_everything_alone_where_nothing_is_asked_for() -> None:
     own, rollout = units(observations=False, rewards=False), segments()
-    own.follow(rollout)
-    scaled = own(rollout)
+    own.see(rollout.observations)
+    scaled = own.rollout(rollout)
     assert torch.equal(scaled.observations, rollout.observations) and torch.equal(scaled.rewards, rollout.rewards)
 
 
 def test_units_are_the_same_after_a_round_through_their_state(tmp_path: Path) -> None:
     own, other = units(), units()
-    own(segments())
-    own.follow(segments())
+    own.rollout(segments())
+    own.see(segments().observations)
     checkpoint.save(tmp_path / "state", own.state_dict())
     other.load_state_dict(checkpoint.load(tmp_path / "state"))
     following = segments(lanes=2, steps=7, offset=4.0)
-    one, two = own(following), other(following)
+    one, two = own.rollout(following), other.rollout(following)
     assert torch.equal(one.observations, two.observations) and torch.equal(one.rewards, two.rewards)
     assert not torch.equal(one.observations, following.observations)
 
@@ -440,8 +443,8 @@ def test_units_are_the_same_after_a_round_through_their_state(tmp_path: Path) ->
 def test_units_of_before_the_first_rollout_can_be_had_back() -> None:
     own, rollout = units(), segments()
     before = own.state_dict()
-    own(rollout)
-    own.follow(rollout)
+    own.rollout(rollout)
+    own.see(rollout.observations)
     own.load_state_dict(before)
     assert torch.equal(own.scaling.observations(rollout.observations), rollout.observations)
 
