@@ -13,9 +13,10 @@ from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.types import Step
 from herdbook.datasets.minari import write_minari
 from herdbook.datasets.recipes.cartpole import CARTPOLE, CartPoleController
+from herdbook.datasets.recipes.control import NoisyControl
 from herdbook.datasets.recipes.pendulum import PENDULUM, PendulumController, torque
 from herdbook.datasets.recipes.pointmaze import LARGE, MEDIUM, UMAZE, PointMazeController, next_cells
-from herdbook.datasets.recipes.recipe import Behaviour, NoisyControl, collect
+from herdbook.datasets.recipes.recipe import Behaviour, collect
 from herdbook.datasets.recipes.registry import RECIPES, resolve
 
 

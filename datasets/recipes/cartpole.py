@@ -11,28 +11,13 @@ from torch import Tensor
 from herdbook.core.distributions import Categorical
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
 from herdbook.core.types import Carry, Step
-from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, Recipe, check_fraction
+from herdbook.datasets.recipes.control import Controller
+from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class CartPoleController:
-    """Pushes to the side that linear feedback on position, speed, angle and its rate points to; return 500 of 500.
-
-    Args:
-        random_fraction: Probability with which each action is uniform instead. ValueError outside [0, 1].
-    """
-
-    random_fraction: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fraction(self.random_fraction)
-
-    def initial(self, num_envs: int) -> Carry:
-        return None
-
-    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
-        distribution, carry = self.distribution(step, carry)
-        return distribution.sample(generator), carry
+class CartPoleController(Controller):
+    """Pushes to the side that linear feedback on position, speed, angle and its rate points to; return 500 of 500."""
 
     def distribution(self, step: Step, carry: Carry) -> tuple[Categorical, Carry]:
         right = push_right(step.observations)  # [B]

@@ -12,35 +12,24 @@ from torch import Tensor
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
 from herdbook.core.types import Carry, Step
-from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, NoisyControl, Recipe, check_fraction
+from herdbook.datasets.recipes.control import Controller, NoisyControl
+from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, Recipe
 
 TORQUE = spaces.Box(-2.0, 2.0, (1,), np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PendulumController:
+class PendulumController(Controller):
     """Energy shaping until the pendulum is near the top, then linear feedback (Åström & Furuta 2000, section 3).
 
     With θ = 0 upright, θ̈ = 15 sin θ + 3u and E = θ̇²/2 + 15 cos θ, so dE/dt = 3uθ̇: torque along θ̇ raises the energy to
     the 15 that it has at rest at the top. Mean return about −140; with `random_fraction` 1, −1225.
 
     Args:
-        random_fraction: Probability with which each action is uniform instead. ValueError outside [0, 1].
         noise: σ of the Gaussian around the controller's torque, truncated to the action space.
     """
 
-    random_fraction: float = 0.0
     noise: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_fraction(self.random_fraction)
-
-    def initial(self, num_envs: int) -> Carry:
-        return None
-
-    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
-        distribution, carry = self.distribution(step, carry)
-        return distribution.sample(generator), carry
 
     def distribution(self, step: Step, carry: Carry) -> tuple[NoisyControl, Carry]:
         return NoisyControl.within(TORQUE, torque(step.observations), self.noise, self.random_fraction), carry

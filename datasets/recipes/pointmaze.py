@@ -17,7 +17,8 @@ from torch import Tensor
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores, make_environment
 from herdbook.core.types import Carry, Step
-from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, NoisyControl, Recipe, check_fraction
+from herdbook.datasets.recipes.control import Controller, NoisyControl
+from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, Recipe
 
 FORCE = spaces.Box(-1.0, 1.0, (2,), np.float32)
 WALL = 1
@@ -26,32 +27,23 @@ Cell = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointMazeController:
+class PointMazeController(Controller):
     """Walks to the next cell on a shortest path to the goal, and within the goal's cell to the goal itself.
 
     The force is 10 · (waypoint − position) − velocity, as D4RL's waypoint controller, with Gaussian noise.
 
     Args:
         maze_map: Rows of cells, `WALL` or free, as gymnasium-robotics has them; a cell is one unit wide.
-        random_fraction: Probability with which each action is uniform instead. ValueError outside [0, 1].
         noise: σ of the Gaussian around the controller's force, truncated to the action space.
     """
 
     maze_map: Sequence[Sequence[int | str]]
-    random_fraction: float = 0.0
     noise: float = 0.2
     _next: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_fraction(self.random_fraction)
+        super().__post_init__()
         object.__setattr__(self, "_next", torch.as_tensor(next_cells(self.maze_map)))
-
-    def initial(self, num_envs: int) -> Carry:
-        return None
-
-    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
-        distribution, carry = self.distribution(step, carry)
-        return distribution.sample(generator), carry
 
     def distribution(self, step: Step, carry: Carry) -> tuple[NoisyControl, Carry]:
         return NoisyControl.within(FORCE, self.force(step.observations), self.noise, self.random_fraction), carry

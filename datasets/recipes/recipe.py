@@ -3,7 +3,6 @@ policies that it trains first."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -12,9 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
-from gymnasium import spaces
-from torch import Tensor
 
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores, make_environment
 from herdbook.core.random import derive, generator
@@ -141,59 +137,3 @@ def environment_spec(environment: EnvironmentSpec) -> EnvironmentSpec:
     env.close()
     assert env.spec is not None
     return EnvironmentSpec.from_gymnasium(env.spec)
-
-
-@dataclass(frozen=True, slots=True)
-class NoisyControl:
-    """The distribution of a scripted controller's actions in a Box.
-
-    With probability `random_fraction` uniform over the box, else a Gaussian around the controller's action, truncated
-    to the box. `control`, `low`, `high`: [B, A].
-    """
-
-    control: Tensor
-    low: Tensor
-    high: Tensor
-    std: float
-    random_fraction: float
-
-    @classmethod
-    def within(cls, space: spaces.Box, control: Tensor, std: float, random_fraction: float) -> NoisyControl:
-        """Around actions [B, A], which are clipped to the space."""
-        low, high = (torch.as_tensor(bound).to(control).expand_as(control) for bound in (space.low, space.high))
-        return cls(torch.clamp(control, low, high), low, high, std, random_fraction)
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """[B, A]"""
-        u, v = torch.rand((2, *self.control.shape), generator=generator).to(self.control)
-        below, above = self._tails()
-        inside = torch.special.ndtri((below + u.double() * (above - below)).clamp(1e-12, 1 - 1e-12))
-        noisy = torch.clamp(self.control + self.std * inside.to(self.control), self.low, self.high)
-        random = torch.rand(self.control.shape[:-1], generator=generator).to(self.control) < self.random_fraction
-        return torch.where(random.unsqueeze(-1), self.low + v * (self.high - self.low), noisy)
-
-    def mode(self) -> Tensor:
-        """The controller's action without noise [B, A]."""
-        return self.control
-
-    def log_prob(self, actions: Tensor) -> Tensor:
-        """log of the mixture's density at actions [B, A] within the box -> [B]."""
-        below, above = self._tails()
-        z = (actions - self.control).double() / self.std
-        gaussian = -0.5 * (z.square() + math.log(2 * math.pi)) - math.log(self.std) - (above - below).log()
-        uniform = -(self.high - self.low).double().log()
-        weights = torch.tensor([1 - self.random_fraction, self.random_fraction], dtype=torch.float64).log()
-        densities = torch.stack([gaussian.sum(-1), uniform.sum(-1)], dim=-1) + weights.to(actions.device)
-        return densities.logsumexp(-1).to(actions.dtype)
-
-    def _tails(self) -> tuple[Tensor, Tensor]:
-        """Φ at both bounds, in float64: a control at one bound leaves half of the mass inside."""
-        below = torch.special.ndtr((self.low - self.control).double() / self.std)
-        above = torch.special.ndtr((self.high - self.control).double() / self.std)
-        return below, above
-
-
-def check_fraction(random_fraction: float) -> None:
-    """Raise ValueError outside [0, 1]."""
-    if not 0 <= random_fraction <= 1:
-        raise ValueError(f"expected random_fraction in [0, 1], got {random_fraction}")

@@ -1,0 +1,89 @@
+"""Scripted controllers, some of whose actions are random, and the distribution of what they do in a Box."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from herdbook.core.types import Carry, Distribution, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Controller(ABC):
+    """A scripted policy without a memory.
+
+    Args:
+        random_fraction: Probability with which each action is uniform instead. ValueError outside [0, 1].
+    """
+
+    random_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.random_fraction <= 1:
+            raise ValueError(f"expected random_fraction in [0, 1], got {self.random_fraction}")
+
+    def initial(self, num_envs: int) -> Carry:
+        return None
+
+    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
+        distribution, carry = self.distribution(step, carry)
+        return distribution.sample(generator), carry
+
+    @abstractmethod
+    def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:
+        """The distribution of the actions, one per environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyControl:
+    """The distribution of a scripted controller's actions in a Box.
+
+    With probability `random_fraction` uniform over the box, else a Gaussian around the controller's action, truncated
+    to the box. `control`, `low`, `high`: [B, A].
+    """
+
+    control: Tensor
+    low: Tensor
+    high: Tensor
+    std: float
+    random_fraction: float
+
+    @classmethod
+    def within(cls, space: spaces.Box, control: Tensor, std: float, random_fraction: float) -> NoisyControl:
+        """Around actions [B, A], which are clipped to the space."""
+        low, high = (torch.as_tensor(bound).to(control).expand_as(control) for bound in (space.low, space.high))
+        return cls(torch.clamp(control, low, high), low, high, std, random_fraction)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """[B, A]"""
+        u, v = torch.rand((2, *self.control.shape), generator=generator).to(self.control)
+        below, above = self._tails()
+        inside = torch.special.ndtri((below + u.double() * (above - below)).clamp(1e-12, 1 - 1e-12))
+        noisy = torch.clamp(self.control + self.std * inside.to(self.control), self.low, self.high)
+        random = torch.rand(self.control.shape[:-1], generator=generator).to(self.control) < self.random_fraction
+        return torch.where(random.unsqueeze(-1), self.low + v * (self.high - self.low), noisy)
+
+    def mode(self) -> Tensor:
+        """The controller's action without noise [B, A]."""
+        return self.control
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """log of the mixture's density at actions [B, A] within the box -> [B]."""
+        below, above = self._tails()
+        z = (actions - self.control).double() / self.std
+        gaussian = -0.5 * (z.square() + math.log(2 * math.pi)) - math.log(self.std) - (above - below).log()
+        uniform = -(self.high - self.low).double().log()
+        weights = torch.tensor([1 - self.random_fraction, self.random_fraction], dtype=torch.float64).log()
+        densities = torch.stack([gaussian.sum(-1), uniform.sum(-1)], dim=-1) + weights.to(actions.device)
+        return densities.logsumexp(-1).to(actions.dtype)
+
+    def _tails(self) -> tuple[Tensor, Tensor]:
+        """Φ at both bounds, in float64: a control at one bound leaves half of the mass inside."""
+        below = torch.special.ndtr((self.low - self.control).double() / self.std)
+        above = torch.special.ndtr((self.high - self.control).double() / self.std)
+        return below, above
