@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from herdbook.core.environments import EnvironmentSpec, joint_module
+from herdbook.core.environments import EnvironmentSpec
 from herdbook.core.joint.runner import JointRunner
 from herdbook.core.joint.types import JointSpec
+from herdbook.core.registry import joint_module
 from herdbook.core.types import Carry, Step
 
 # (environment, arguments that keep its episodes short, lanes at most, episodes per lane and round)

@@ -37,7 +37,7 @@ def _environments() -> None:
     import gymnasium
 
     import herdbook.tabular.environment
-    from herdbook.core.environments import joint_names
+    from herdbook.core.registry import joint_names
 
     gymnasium.register_envs(herdbook.tabular.environment)
     if importlib.util.find_spec("gymnasium_robotics") is not None:

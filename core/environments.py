@@ -8,18 +8,11 @@ for a user's own environment; in Python a callable serves everywhere a name does
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import math
-import pkgutil
-import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any
@@ -29,15 +22,23 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 
 from herdbook.core import atari
+from herdbook.core.registry import (
+    EnvironmentUnavailable,
+    import_callable,
+    is_callable_name,
+    joint_module,
+    making,
+    register_plugin,
+    silence_mujoco_log,
+    unknown_environment,
+)
+
+__all__ = ["EnvironmentSpec", "EnvironmentUnavailable", "ReferenceScores", "describe_environment", "make_environment"]
 
 Env = gymnasium.Env[Any, Any]
 
 
 logger = logging.getLogger("herdbook")
-
-
-class EnvironmentUnavailable(ValueError):
-    """An environment cannot be made: an unknown name, a missing package, or arguments that it refuses."""
 
 
 @dataclass(frozen=True)
@@ -121,30 +122,10 @@ class EnvironmentSpec:
         )
 
 
-def is_callable_name(name: str) -> bool:
-    """`module:callable`; Gymnasium's own `module:Name-v0` is not one."""
-    return re.fullmatch(r"[\w.]+:[A-Za-z_][\w.]*", name) is not None
-
-
 EnvironmentSource = str | EnvironmentSpec | EnvSpec | Callable[..., Env]
 """Whatever names an environment: an id, `module:callable`, a recorded spec, or a callable that returns one."""
 
-_EXTRAS = {  # module that fails to import -> extra of ours that brings it
-    "mujoco": "mujoco",
-    "gymnasium_robotics": "robotics",
-    "metaworld": "metaworld",
-    "ale_py": "atari",
-    "cv2": "atari",
-    "Box2D": "box2d",
-}
-_PLUGINS = (  # ids that a package registers when it is imported
-    (r"(Fetch|HandReach|HandManipulate|AntMaze|PointMaze|Adroit|FrankaKitchen)", "gymnasium_robotics"),
-    (r"ALE/", "ale_py"),
-    (r"Meta-World/", "metaworld"),
-)
 _WRAPPERS = ("gymnasium.wrappers.", "herdbook.core.wrappers:")
-_PETTINGZOO = {"butterfly": "butterfly", "sisl": "sisl", "classic": "classic", "atari": "pettingzoo-atari"}
-"""Package of PettingZoo's environments to the extra of ours that brings what it needs."""
 
 
 def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None = None, **kwargs: Any) -> Env:
@@ -185,62 +166,6 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
     return env
 
 
-@contextmanager
-def making(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Turn whatever is raised while an environment is made into EnvironmentUnavailable that says what to do."""
-    try:
-        yield
-    except EnvironmentUnavailable:
-        raise
-    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        raise _missing_package(name, error) from error
-    except Exception as error:  # whatever the environment's own code raises
-        arguments = f" with {kwargs}" if kwargs else ""
-        kind = "" if isinstance(error, gymnasium.error.Error) else f"{type(error).__name__}: "
-        raise EnvironmentUnavailable(f"cannot make environment {name}{arguments}: {kind}{error}") from error
-
-
-def joint_module(name: str) -> str | None:
-    """The module of an environment with many agents, `package/name_v<n>`; None for any other name."""
-    if name in gymnasium.registry or re.fullmatch(r"[A-Za-z_]\w*/[A-Za-z_]\w*_v\d+", name) is None:
-        return None
-    package, _, module = name.partition("/")
-    return f"pettingzoo.{package}.{module}" if package in _PETTINGZOO else f"{package}.{module}"
-
-
-def package_versions(name: str) -> dict[str, str]:
-    """The installed packages that an environment of this id comes from, with their versions."""
-    module = joint_module(name)
-    packages = ["gymnasium"] if module is None else ["pettingzoo", module.partition(".")[0]]
-    versions = {}
-    for package in packages:
-        with suppress(importlib.metadata.PackageNotFoundError):  # a module of the user's own
-            versions[package] = importlib.metadata.version(package)
-    return versions
-
-
-def joint_names() -> list[str]:
-    """The ids of mpe2's and PettingZoo's environments, as far as these are installed."""
-    packages = {package: f"pettingzoo.{package}" for package in _PETTINGZOO} | {"mpe2": "mpe2"}
-    found = {package: importlib.util.find_spec(module) for package, module in packages.items()}
-    return [
-        f"{package}/{module.name}"
-        for package, spec in found.items()
-        for module in pkgutil.iter_modules([] if spec is None else spec.submodule_search_locations)
-        if re.fullmatch(r"\w+_v\d+", module.name)
-    ]
-
-
-def unknown_environment(name: str) -> EnvironmentUnavailable:
-    """The error that names the nearest id."""
-    near = difflib.get_close_matches(name, [*gymnasium.registry, *joint_names()], n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return EnvironmentUnavailable(
-        f"unknown environment {name!r}{hint} `herdbook list environments` lists the names; "
-        "your own environment is named 'module:callable'"
-    )
-
-
 def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
     """A spec that came out of a file, made safe to make: no code that only the file names is imported or called.
 
@@ -251,7 +176,7 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
         EnvironmentUnavailable: It names other code; says which, and how to give it.
     """
     known: dict[str, Any] = json.loads(spec.gymnasium_json) if spec.gymnasium_json else {}
-    _register_plugin(spec.id)
+    register_plugin(spec.id)
     wrappers = [wrapper.get("entry_point") for wrapper in known.get("additional_wrappers") or ()]
     foreign = [name for name in wrappers if not str(name).startswith(_WRAPPERS)]
     if spec.id not in gymnasium.registry:
@@ -286,7 +211,7 @@ def describe_environment(source: EnvironmentSource, **kwargs: Any) -> Environmen
             return None
         return EnvironmentSpec(id=name, kwargs=kwargs)
     if isinstance(source, str) and atari.is_game(source, kwargs):
-        _register_plugin(source)
+        register_plugin(source)
         if source not in gymnasium.registry:
             raise unknown_environment(source)
         source = EnvironmentSpec.from_gymnasium(atari.preprocessed(gymnasium.spec(source)))
@@ -353,26 +278,9 @@ def _equal(longer: Any, shorter: Any) -> bool:
     return bool(np.array_equal(np.asarray(longer), np.asarray(shorter)))
 
 
-def silence_mujoco_log() -> None:
-    """Where MuJoCo is loaded, keep it from writing MUJOCO_LOG.TXT into the working directory; its console stays."""
-    mujoco = sys.modules.get("mujoco")
-    if mujoco is None:
-        return
-    if hasattr(mujoco, "MjLogConfig"):  # MuJoCo 4
-        config = mujoco.MjLogConfig.get()
-        config.logto_file = False
-        config.set()
-    elif mujoco.get_mju_user_warning() is None:  # MuJoCo 3 logs to the file unless a handler is set
-        mujoco.set_mju_user_warning(_print_warning)
-
-
-def _print_warning(message: bytes) -> None:
-    print(f"WARNING: {message.decode(errors='replace')}", file=sys.stderr)
-
-
 def _registered(source: EnvironmentSpec) -> EnvSpec:
     """The Gymnasium spec to make, its package registered and its module imported. Raises EnvironmentUnavailable."""
-    _register_plugin(source.id)
+    register_plugin(source.id)
     if source.gymnasium_json is not None:
         spec = source.to_gymnasium()
     elif source.id in gymnasium.registry:
@@ -396,58 +304,3 @@ def _registered(source: EnvironmentSpec) -> EnvSpec:
         load_env_creator(spec.entry_point)
     silence_mujoco_log()
     return spec
-
-
-def _register_plugin(name: str) -> None:
-    """Have the package that an id is known to come from register it. Raises EnvironmentUnavailable."""
-    for pattern, package in _PLUGINS:
-        if re.match(pattern, name) and name not in gymnasium.registry:
-            try:
-                gymnasium.register_envs(importlib.import_module(package))
-            except ImportError as error:
-                raise _missing_package(name, error) from error
-            if package == "ale_py":
-                atari.silence_banner()
-
-
-def import_callable(name: str) -> Callable[..., Any]:
-    """The object that `module:callable` names. Raises EnvironmentUnavailable where there is none."""
-    module_name, _, path = name.partition(":")
-    if importlib.util.find_spec(module_name.split(".")[0]) is None:
-        raise EnvironmentUnavailable(
-            f"environment {name!r}: there is no module {module_name!r}; install it, or add its folder to PYTHONPATH"
-        )
-    found: Any = importlib.import_module(module_name)
-    silence_mujoco_log()
-    for part in path.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise EnvironmentUnavailable(f"environment {name!r}: {module_name} has no {part!r}{hint}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise EnvironmentUnavailable(f"environment {name!r}: expected a callable, got {type(found).__name__}")
-    return found  # type: ignore[no-any-return]  # attribute of a module
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ValueError:  # it is in sys.modules without a spec
-        return False
-
-
-def _missing_package(name: str, error: BaseException) -> EnvironmentUnavailable:
-    """The error that names the extra, read from the module that failed to import."""
-    extra = _PETTINGZOO.get(name.partition("/")[0])
-    if extra is not None:
-        return EnvironmentUnavailable(
-            f"environment {name} needs a package that cannot be imported ({error}): pip install 'herdbook[{extra}]'"
-        )
-    text = " ".join(str(e) for e in (error, error.__cause__) if e is not None)
-    for module, extra in _EXTRAS.items():
-        if re.search(rf"\b{module}\b", text, re.IGNORECASE) and not _installed(module):
-            return EnvironmentUnavailable(
-                f"environment {name} needs {module}, which is not installed: pip install 'herdbook[{extra}]'"
-            )
-    return EnvironmentUnavailable(f"environment {name} needs a package that cannot be imported: {error}")

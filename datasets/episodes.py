@@ -67,28 +67,31 @@ class Episodes(Recorded["Episodes"]):
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        put("offsets", validation.checked_offsets(self.source, self.offsets))
-        with located(self.source, "observations", row_offsets(self.offsets)):
+        source = self.source
+        put("offsets", validation.checked_offsets(source, self.offsets))
+        steps, rows = self.offsets, row_offsets(self.offsets)
+        with located(source, "observations", rows):
             put("observations", validation.cast_observations(self.observation_space, self.observations))
         action_type = np.int64 if isinstance(self.action_space, spaces.Discrete) else np.float32
         types = {"actions": action_type, "rewards": np.float64, "terminated": np.bool_, "truncated": np.bool_}
         for name, dtype in types.items():
-            with located(self.source, name, self.offsets):
+            with located(source, name, steps):
                 put(name, cast(getattr(self, name), dtype))
-        fields = {name: getattr(self, name) for name in types}
-        validation.check_layout(self.source, self.offsets, fields, self.observations)
-        spaces_and_values = (self.observation_space, self.observations, self.action_space, self.actions)
-        validation.check_shapes(self.source, *spaces_and_values)
-        validation.check_values(self.source, self.offsets, self.observation_space, self.observations, self.rewards)
-        validation.check_actions(self.source, self.offsets, self.action_space, self.actions)
-        validation.check_flags(self.source, self.offsets, self.terminated, self.truncated)
+        validation.check_steps(source, steps, self._arrays(types))
+        validation.check_rows(source, steps, self._arrays(self.row_fields))
+        validation.check_shape(source, "observations", self.observation_space, self.observations)
+        validation.check_shape(source, "actions", self.action_space, self.actions)
+        validation.check_inside(source, "observations", rows, self.observation_space, self.observations)
+        validation.check_finite(source, "rewards", self.rewards, steps)
+        validation.check_actions(source, steps, self.action_space, self.actions)
+        validation.check_flags(source, steps, self.terminated, self.truncated)
         put("truncated", self._truncated_at_open_ends())
         if self.mask is not None:
-            with located(self.source, "mask", self.offsets):
+            with located(source, "mask", steps):
                 put("mask", cast(self.mask, np.bool_))
             if self.mask.shape != self.rewards.shape or not self.mask.any():
                 raise DataError(
-                    f"{self.source}: expected a mask of {self.num_steps} steps with at least one True, "
+                    f"{source}: expected a mask of {self.num_steps} steps with at least one True, "
                     f"got shape {self.mask.shape} with {int(self.mask.sum())}"
                 )
         self._check_metadata()

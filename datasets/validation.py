@@ -11,7 +11,7 @@ from gymnasium import Space, spaces
 
 from herdbook.core.spaces import BadValues, cast
 from herdbook.core.types import Array, Tree
-from herdbook.datasets.layout import locate, row_offsets
+from herdbook.datasets.layout import locate
 
 ACTION_TOLERANCE = 1e-5
 """How far a stored float32 action may lie outside its space before it is an error."""
@@ -76,12 +76,6 @@ def checked_offsets(source: str, values: Any) -> Array:
     return offsets
 
 
-def check_layout(source: str, offsets: Array, fields: dict[str, Array], observations: Tree) -> None:
-    """Lengths agree, and there are T+1 observations for T actions."""
-    check_steps(source, offsets, fields.items())
-    check_rows(source, offsets, leaves(observations))
-
-
 def check_steps(source: str, offsets: Array, fields: Iterable[tuple[str, Array]]) -> None:
     """What there is of each step."""
     steps = int(offsets[-1])
@@ -107,28 +101,12 @@ def check_rows(source: str, offsets: Array, fields: Iterable[tuple[str, Array]])
             )
 
 
-def check_shapes(
-    source: str, observation_space: Space[Any], observations: Tree, action_space: Any, actions: Array
-) -> None:
-    """Every row has the shape of its space."""
-    check_shape(source, "observations", observation_space, observations)
-    check_shape(source, "actions", action_space, actions)
-
-
 def check_shape(source: str, name: str, space: Space[Any], tree: Tree, lead: tuple[int, ...] = ()) -> None:
     """Every row of every leaf is `[*lead, …]` with the shape of its space."""
     for (leaf_name, leaf), part in zip(leaves(tree, name), _parts(space), strict=True):
         expected = (*lead, *(part.shape or ()))
         if leaf.shape[1:] != expected:
             raise DataError(f"{source}: expected {leaf_name} of shape {expected} (from {part}), got {leaf.shape[1:]}")
-
-
-def check_values(
-    source: str, offsets: Array, observation_space: Space[Any], observations: Tree, rewards: Array
-) -> None:
-    """No NaN or infinity, and discrete observations inside their space."""
-    check_inside(source, "observations", row_offsets(offsets), observation_space, observations)
-    check_finite(source, "rewards", rewards, offsets)
 
 
 def check_inside(source: str, name: str, starts: Array, space: Space[Any], tree: Tree) -> None:

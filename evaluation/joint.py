@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from herdbook.core.environments import EnvironmentSource, ReferenceScores, describe_environment, package_versions
+from herdbook.core.environments import EnvironmentSource, ReferenceScores, describe_environment
 from herdbook.core.joint.runner import JointRunner
 from herdbook.core.joint.types import JointSpec
 from herdbook.core.random import generator as make_generator
+from herdbook.core.registry import package_versions
 from herdbook.core.runner import EnvironmentFailed
 from herdbook.core.types import Policy
 from herdbook.datasets.joint.episodes import JointEpisodes

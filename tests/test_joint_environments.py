@@ -20,7 +20,6 @@ from herdbook.core.environments import (
     EnvironmentSpec,
     EnvironmentUnavailable,
     describe_environment,
-    joint_names,
     make_environment,
     registered_only,
 )
@@ -32,6 +31,7 @@ from herdbook.core.joint.environments import (
     with_others,
 )
 from herdbook.core.joint.games import IllegalAction, random_action
+from herdbook.core.registry import joint_names
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 THREE = spaces.Discrete(3)

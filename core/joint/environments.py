@@ -17,13 +17,10 @@ from gymnasium import Space, spaces
 from gymnasium.envs.registration import EnvSpec
 from torch.utils import _pytree as pytree
 
-from herdbook.core.environments import (
-    EnvironmentSpec,
-    EnvironmentUnavailable,
-    making,
-)
+from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable
 from herdbook.core.joint.games import Game, Moment, Others, is_gymnasium, make_game, playable, random_action, split_mask
 from herdbook.core.joint.types import ByKind, JointSpec
+from herdbook.core.registry import making
 from herdbook.core.spaces import flat_space, flatten, zeros
 from herdbook.core.trees import write
 from herdbook.core.types import Array, Tree

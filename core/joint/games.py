@@ -20,17 +20,8 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import aec_to_parallel_wrapper, parallel_to_aec_wrapper
 from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, ClipOutOfBoundsWrapper, OrderEnforcingWrapper
 
-from herdbook.core.environments import (
-    Env,
-    EnvironmentSpec,
-    EnvironmentUnavailable,
-    import_callable,
-    is_callable_name,
-    joint_module,
-    make_environment,
-    making,
-    unknown_environment,
-)
+from herdbook.core.environments import Env, EnvironmentSpec, EnvironmentUnavailable, make_environment
+from herdbook.core.registry import import_callable, is_callable_name, joint_module, making, unknown_environment
 
 OTHERS = 1  # stream of randomness of a reset seed: the moves of those who do not learn; the seed itself is the game's
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from herdbook.core.environments import EnvironmentSpec
-from herdbook.core.joint.types import ByKind, JointSpec
+from herdbook.core.joint.types import ByKind, JointSpec, Kind
 from herdbook.core.spaces import flatten_batch, unflatten_batch
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets import validation
@@ -341,9 +341,7 @@ def _read_actions(source: str, stored: Stored, spec: JointSpec) -> ByKind:
         arrays = [stored.arrays[f"actions/{agent}"] for agent in kind.agents]
         if isinstance(kind.action_space, spaces.Box):
             arrays = [array.reshape(len(array), -1) for array in arrays]
-        for agent, array in zip(kind.agents, arrays, strict=True):
-            validation.check_shape(source, f"actions of {agent}", kind.action_space, array)
-        by_kind[kind.name] = np.stack(arrays, axis=1)
+        by_kind[kind.name] = _stacked(source, "actions", kind, kind.action_space, arrays)
     return by_kind
 
 
@@ -351,7 +349,12 @@ def _read_masks(source: str, stored: Stored, spec: JointSpec) -> ByKind | None:
     by_kind: ByKind = {}
     for kind, actions in masked_kinds(spec):
         arrays = [stored.arrays[f"infos/action_mask/{agent}"] for agent in kind.agents]
-        for agent, array in zip(kind.agents, arrays, strict=True):
-            validation.check_shape(source, f"action_mask of {agent}", spaces.MultiBinary(actions), array)
-        by_kind[kind.name] = np.stack(arrays, axis=1)
+        by_kind[kind.name] = _stacked(source, "action_mask", kind, spaces.MultiBinary(actions), arrays)
     return by_kind or None
+
+
+def _stacked(source: str, name: str, kind: Kind, space: Space[Any], arrays: Sequence[Array]) -> Array:
+    """`[rows, N_kind, …]` of an array in `space` for each agent of a kind."""
+    for agent, array in zip(kind.agents, arrays, strict=True):
+        validation.check_shape(source, f"{name} of {agent}", space, array)
+    return np.stack(arrays, axis=1)

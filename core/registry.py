@@ -1,0 +1,174 @@
+"""What the names of environments mean: the code behind them, the packages that bring it, and the nearest name.
+
+Imports of environments' packages go through here, so that an error names what to install.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import gymnasium
+
+from herdbook.core import atari
+
+_EXTRAS = {  # module that fails to import -> extra of ours that brings it
+    "mujoco": "mujoco",
+    "gymnasium_robotics": "robotics",
+    "metaworld": "metaworld",
+    "ale_py": "atari",
+    "cv2": "atari",
+    "Box2D": "box2d",
+}
+_PLUGINS = (  # ids that a package registers when it is imported
+    (r"(Fetch|HandReach|HandManipulate|AntMaze|PointMaze|Adroit|FrankaKitchen)", "gymnasium_robotics"),
+    (r"ALE/", "ale_py"),
+    (r"Meta-World/", "metaworld"),
+)
+_PETTINGZOO = {"butterfly": "butterfly", "sisl": "sisl", "classic": "classic", "atari": "pettingzoo-atari"}
+"""Package of PettingZoo's environments to the extra of ours that brings what it needs."""
+
+
+class EnvironmentUnavailable(ValueError):
+    """An environment cannot be made: an unknown name, a missing package, or arguments that it refuses."""
+
+
+def is_callable_name(name: str) -> bool:
+    """`module:callable`; Gymnasium's own `module:Name-v0` is not one."""
+    return re.fullmatch(r"[\w.]+:[A-Za-z_][\w.]*", name) is not None
+
+
+def joint_module(name: str) -> str | None:
+    """The module of an environment with many agents, `package/name_v<n>`; None for any other name."""
+    if name in gymnasium.registry or re.fullmatch(r"[A-Za-z_]\w*/[A-Za-z_]\w*_v\d+", name) is None:
+        return None
+    package, _, module = name.partition("/")
+    return f"pettingzoo.{package}.{module}" if package in _PETTINGZOO else f"{package}.{module}"
+
+
+def package_versions(name: str) -> dict[str, str]:
+    """The installed packages that an environment of this id comes from, with their versions."""
+    module = joint_module(name)
+    packages = ["gymnasium"] if module is None else ["pettingzoo", module.partition(".")[0]]
+    versions = {}
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):  # a module of the user's own
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def joint_names() -> list[str]:
+    """The ids of mpe2's and PettingZoo's environments, as far as these are installed."""
+    packages = {package: f"pettingzoo.{package}" for package in _PETTINGZOO} | {"mpe2": "mpe2"}
+    found = {package: importlib.util.find_spec(module) for package, module in packages.items()}
+    return [
+        f"{package}/{module.name}"
+        for package, spec in found.items()
+        for module in pkgutil.iter_modules([] if spec is None else spec.submodule_search_locations)
+        if re.fullmatch(r"\w+_v\d+", module.name)
+    ]
+
+
+def unknown_environment(name: str) -> EnvironmentUnavailable:
+    """The error that names the nearest id."""
+    near = difflib.get_close_matches(name, [*gymnasium.registry, *joint_names()], n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return EnvironmentUnavailable(
+        f"unknown environment {name!r}{hint} `herdbook list environments` lists the names; "
+        "your own environment is named 'module:callable'"
+    )
+
+
+@contextmanager
+def making(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever is raised while an environment is made into EnvironmentUnavailable that says what to do."""
+    try:
+        yield
+    except EnvironmentUnavailable:
+        raise
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise _missing_package(name, error) from error
+    except Exception as error:  # whatever the environment's own code raises
+        arguments = f" with {kwargs}" if kwargs else ""
+        kind = "" if isinstance(error, gymnasium.error.Error) else f"{type(error).__name__}: "
+        raise EnvironmentUnavailable(f"cannot make environment {name}{arguments}: {kind}{error}") from error
+
+
+def register_plugin(name: str) -> None:
+    """Have the package that an id is known to come from register it. Raises EnvironmentUnavailable."""
+    for pattern, package in _PLUGINS:
+        if re.match(pattern, name) and name not in gymnasium.registry:
+            try:
+                gymnasium.register_envs(importlib.import_module(package))
+            except ImportError as error:
+                raise _missing_package(name, error) from error
+            if package == "ale_py":
+                atari.silence_banner()
+
+
+def import_callable(name: str) -> Callable[..., Any]:
+    """The object that `module:callable` names. Raises EnvironmentUnavailable where there is none."""
+    module_name, _, path = name.partition(":")
+    if importlib.util.find_spec(module_name.split(".")[0]) is None:
+        raise EnvironmentUnavailable(
+            f"environment {name!r}: there is no module {module_name!r}; install it, or add its folder to PYTHONPATH"
+        )
+    found: Any = importlib.import_module(module_name)
+    silence_mujoco_log()
+    for part in path.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise EnvironmentUnavailable(f"environment {name!r}: {module_name} has no {part!r}{hint}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise EnvironmentUnavailable(f"environment {name!r}: expected a callable, got {type(found).__name__}")
+    return found  # type: ignore[no-any-return]  # attribute of a module
+
+
+def silence_mujoco_log() -> None:
+    """Where MuJoCo is loaded, keep it from writing MUJOCO_LOG.TXT into the working directory; its console stays."""
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is None:
+        return
+    if hasattr(mujoco, "MjLogConfig"):  # MuJoCo 4
+        config = mujoco.MjLogConfig.get()
+        config.logto_file = False
+        config.set()
+    elif mujoco.get_mju_user_warning() is None:  # MuJoCo 3 logs to the file unless a handler is set
+        mujoco.set_mju_user_warning(_print_warning)
+
+
+def _print_warning(message: bytes) -> None:
+    print(f"WARNING: {message.decode(errors='replace')}", file=sys.stderr)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # it is in sys.modules without a spec
+        return False
+
+
+def _missing_package(name: str, error: BaseException) -> EnvironmentUnavailable:
+    """The error that names the extra, read from the module that failed to import."""
+    extra = _PETTINGZOO.get(name.partition("/")[0])
+    if extra is not None:
+        return EnvironmentUnavailable(
+            f"environment {name} needs a package that cannot be imported ({error}): pip install 'herdbook[{extra}]'"
+        )
+    text = " ".join(str(e) for e in (error, error.__cause__) if e is not None)
+    for module, extra in _EXTRAS.items():
+        if re.search(rf"\b{module}\b", text, re.IGNORECASE) and not _installed(module):
+            return EnvironmentUnavailable(
+                f"environment {name} needs {module}, which is not installed: pip install 'herdbook[{extra}]'"
+            )
+    return EnvironmentUnavailable(f"environment {name} needs a package that cannot be imported: {error}")
