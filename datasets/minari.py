@@ -10,21 +10,10 @@ from gymnasium import Space, spaces
 
 from herdbook.core.environments import EnvironmentSpec, make_environment, registered_only
 from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch, select_keys, unflatten_batch
+from herdbook.datasets import storage
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.layout import row_offsets
 from herdbook.datasets.learned import learned_metadata, read_learned
-from herdbook.datasets.storage import (
-    JOINT,
-    STEPS,
-    Column,
-    read_fields,
-    read_metadata,
-    read_space,
-    reference_scores,
-    space_columns,
-    space_fields,
-    write_dataset,
-)
 from herdbook.datasets.validation import located
 
 TRANSFORMS = "herdbook_transforms"
@@ -42,9 +31,9 @@ def read_minari(
     `Episodes`; ValueError for an unknown observation key. Code that the files name is never imported: where spaces are
     not stored, they are those of a registered environment.
     """
-    folder, metadata = read_metadata(dataset, data_dir=data_dir)
+    folder, metadata = storage.read_metadata(dataset, data_dir=data_dir)
     source = str(metadata.get("dataset_id", folder))
-    if JOINT in metadata:
+    if storage.JOINT in metadata:
         raise DataError(f"{source}: expected a dataset of one agent, got one of many; read it with load_dataset")
     environment = environment_of(source, metadata)
     raw_space, raw_actions = _spaces(source, metadata, environment)
@@ -53,8 +42,12 @@ def read_minari(
         space, action_space = flat_space(chosen), flat_action_space(raw_actions)
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
-    wanted = [*space_fields(chosen, "observations", extra=1), *space_fields(raw_actions, "actions"), *STEPS]
-    stored = read_fields(source, folder, metadata, chosen, wanted)
+    wanted = [
+        *storage.space_fields(chosen, "observations", extra=1),
+        *storage.space_fields(raw_actions, "actions"),
+        *storage.STEPS,
+    ]
+    stored = storage.read_fields(source, folder, metadata, chosen, wanted)
     offsets, actions = stored.offsets, stored.arrays["actions"]
     with located(source, "observations", row_offsets(offsets)):
         flat = flatten_batch(chosen, stored.tree(chosen, "observations"))
@@ -71,7 +64,7 @@ def read_minari(
         raw_observation_space=raw_space,
         observation_keys=None if observation_keys is None else tuple(observation_keys),
         environment=environment,
-        reference_scores=reference_scores(source, metadata, environment),
+        reference_scores=storage.reference_scores(source, metadata, environment),
         source=source,
         transforms=tuple(metadata.get(TRANSFORMS, ())),
         learned_by=read_learned(source, metadata),
@@ -92,7 +85,7 @@ def _spaces(
 ) -> tuple[Space[Any], Space[Any]]:
     found = [metadata.get("observation_space"), metadata.get("action_space")]
     if all(found):
-        return read_space(source, found[0]), read_space(source, found[1])
+        return storage.read_space(source, found[0]), storage.read_space(source, found[1])
     if environment is None:
         raise DataError(f"{source}: metadata.json holds neither both spaces nor an environment to take them from")
     try:
@@ -121,13 +114,13 @@ def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | 
     if episodes.transforms:
         known[TRANSFORMS] = list(episodes.transforms)
     columns = [
-        *space_columns(raw_space, "observations", unflatten_batch(raw_space, episodes.observations), extra=1),
-        Column("actions", episodes.actions),
-        Column("rewards", episodes.rewards),
-        Column("terminations", episodes.terminated),
-        Column("truncations", episodes.truncated),
+        *storage.space_columns(raw_space, "observations", unflatten_batch(raw_space, episodes.observations), extra=1),
+        storage.Column("actions", episodes.actions),
+        storage.Column("rewards", episodes.rewards),
+        storage.Column("terminations", episodes.terminated),
+        storage.Column("truncations", episodes.truncated),
     ]
-    return write_dataset(
+    return storage.write_dataset(
         dataset_id,
         data_dir=data_dir,
         observation_space=raw_space,

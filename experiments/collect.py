@@ -12,7 +12,7 @@ from herdbook.core.environments import EnvironmentSource
 from herdbook.core.runs import Run, RunError
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.learned import LearnedBy
-from herdbook.datasets.minari import minari_root
+from herdbook.datasets.storage import minari_root
 from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import UserError, config_class, needs_of
 from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Data, Networks, Task
