@@ -27,7 +27,8 @@ from herdbook.core.environments import (
     make_environment,
 )
 from herdbook.core.random import derive
-from herdbook.core.spaces import alike, flat_action_space, flat_space, flatten
+from herdbook.core.spaces import alike, flat_action_space, flat_space, flatten, leaf_spaces
+from herdbook.core.trees import write
 from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, to_numpy, tree_map
 
 UNDECLARED_LIMIT = 10_000
@@ -135,7 +136,7 @@ class VectorRunner:
         if spec is not None:
             _check_spaces(spec, env)
         self.observation_space = flat_space(env.observation_space, self.observation_keys)
-        self._shapes = [part.shape for part in _parts(self.observation_space)]
+        self._shapes = [part.shape for part in leaf_spaces(self.observation_space)]
         self.action_space = flat_action_space(env.action_space)
         self.limit_declared = max_steps is not None or _declares_limit(env)
         self.max_steps = max_steps or (None if self.limit_declared else UNDECLARED_LIMIT)
@@ -245,7 +246,7 @@ class VectorRunner:
         self._cut[lane] |= self._lengths[lane] > 0
         row = self._begin(lane)
         if row is not None:
-            _write(self._observations, lane, row)
+            write(self._observations, lane, row)
 
     def _keep_what_was_given(self) -> None:
         """Policies and callers keep the arrays that they were given: what a lane's next episode changes is copied."""
@@ -384,7 +385,7 @@ class VectorRunner:
             for lane in np.flatnonzero(ended).tolist():
                 row = self._begin(lane)
                 if row is not None:
-                    _write(self._observations, lane, row)
+                    write(self._observations, lane, row)
         return stepped
 
     def _begin(self, lane: int) -> Tree:
@@ -508,14 +509,6 @@ def _merged(lanes: list[int], old: torch.Tensor | None, new: torch.Tensor | None
     merged = old.clone()
     merged[lanes] = new[lanes]
     return merged
-
-
-def _write(observations: Tree, lane: int, row: Tree) -> None:
-    tree_map(lambda leaf, new: leaf.__setitem__(lane, new), observations, row)
-
-
-def _parts(space: Space[Any]) -> list[Space[Any]]:
-    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
 
 
 def _leaves(observations: Tree) -> list[Array]:

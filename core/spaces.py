@@ -146,6 +146,11 @@ def flat_action_space(space: Space[Any]) -> Space[Any]:
     raise ValueError(f"expected a Box or Discrete action space, got {space}; convert the actions to one of the two")
 
 
+def leaf_spaces(space: Space[Any]) -> list[Space[Any]]:
+    """The spaces of the leaves of values of a flat space."""
+    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+
+
 def zeros(space: Space[Any], *lead: int) -> Tree:
     """Arrays `[*lead, …]` for values of a flat space."""
     if isinstance(space, spaces.Dict):

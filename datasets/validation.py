@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from herdbook.core.spaces import BadValues, cast
+from herdbook.core.spaces import BadValues, cast, leaf_spaces
 from herdbook.core.types import Array, Tree
 from herdbook.datasets.layout import locate
 
@@ -103,7 +103,7 @@ def check_rows(source: str, offsets: Array, fields: Iterable[tuple[str, Array]])
 
 def check_shape(source: str, name: str, space: Space[Any], tree: Tree, lead: tuple[int, ...] = ()) -> None:
     """Every row of every leaf is `[*lead, …]` with the shape of its space."""
-    for (leaf_name, leaf), part in zip(leaves(tree, name), _parts(space), strict=True):
+    for (leaf_name, leaf), part in zip(leaves(tree, name), leaf_spaces(space), strict=True):
         expected = (*lead, *(part.shape or ()))
         if leaf.shape[1:] != expected:
             raise DataError(f"{source}: expected {leaf_name} of shape {expected} (from {part}), got {leaf.shape[1:]}")
@@ -111,7 +111,7 @@ def check_shape(source: str, name: str, space: Space[Any], tree: Tree, lead: tup
 
 def check_inside(source: str, name: str, starts: Array, space: Space[Any], tree: Tree) -> None:
     """What is seen is finite, and inside its space where that is discrete. `starts`: first row of each episode."""
-    for (leaf_name, leaf), part in zip(leaves(tree, name), _parts(space), strict=True):
+    for (leaf_name, leaf), part in zip(leaves(tree, name), leaf_spaces(space), strict=True):
         check_finite(source, leaf_name, leaf, starts)
         if isinstance(part, spaces.Discrete):
             _check_discrete(source, leaf_name, leaf, starts, part)
@@ -174,10 +174,6 @@ def single(source: str, offsets: Array, name: str, values: Array) -> Array:
         converted = values.astype(np.float32)
     check_finite(source, f"{name} as float32", converted, offsets)
     return converted
-
-
-def _parts(space: Space[Any]) -> list[Space[Any]]:
-    return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
 
 
 def _check_discrete(source: str, name: str, values: Array, starts: Array, space: spaces.Discrete) -> None:
