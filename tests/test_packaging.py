@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -320,3 +320,115 @@ def test_the_one_import_up_the_layers_is_made_once_and_only_where_it_is_used(rep
         above = "m.startswith(('herdbook.experiments', 'herdbook.online'))"
         code = f"import sys, {module}; sys.exit(any({above} for m in sys.modules))"
         assert run(sys.executable, "-c", code, cwd=repo_root).returncode == 0
+
+
+ORDER = {
+    "core": (
+        {
+            "atari",
+            "checkpoint",
+            "chunked",
+            "config",
+            "distributions",
+            "logging",
+            "memory",
+            "moments",
+            "needs",
+            "random",
+        },
+        {"memory", "registry", "returns", "runs", "types", "wrappers"},
+        {"environments", "frames", "growing", "seeds", "spaces", "trees"},
+        {"actor", "member", "networks", "policy", "random_policy", "runner"},
+        {"book", "collector", "exploration", "learner", "units"},
+        {"fine_tuning", "loop", "on_policy", "parameter_noise", "step_collector"},
+        {"off_policy"},
+        {"joint.parallel", "joint.types"},
+        {"joint.actions", "joint.actor", "joint.games", "joint.random_policy", "joint.rounds", "specs"},
+        {"joint.environments", "joint.networks"},
+        {"joint.policy", "joint.runner"},
+        {"episode_collector"},
+    ),
+    "experiments": (
+        {"catalogue", "settings"},
+        {"environments", "options"},
+        {"domain", "records"},
+        {"many_agents", "single_agent"},
+        {"domains"},
+        {"build"},
+        {"restore"},
+        {"opponents"},
+        {"collect", "evaluate", "tasks", "video"},
+        {"train"},
+        {"recipes"},
+    ),
+}
+"""The modules of a layer from the bottom up: each imports only modules of the sets before its own."""
+
+
+def imported(path: Path, known: Collection[str]) -> set[str]:
+    """The modules among `known` that a file imports anywhere, in functions too; not for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in guarded:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & set(known)
+
+
+@pytest.fixture(scope="module")
+def graph(repo_root: Path) -> dict[str, set[str]]:
+    """Every module of ours and those that it imports."""
+    paths = {
+        "herdbook." + ".".join(path.relative_to(repo_root).with_suffix("").parts): path
+        for folder in folders(repo_root)
+        for path in (repo_root / folder).rglob("*.py")
+    }
+    return {module: imported(path, paths.keys()) for module, path in paths.items()}
+
+
+def a_cycle(graph: Mapping[str, Collection[str]]) -> list[str] | None:
+    """The modules of one import cycle, the first one again at its end; None without any."""
+    finished: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str] | None:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in finished:
+            return None
+        for following in sorted(graph[module]):
+            if found := search(following, [*path, module]):
+                return found
+        finished.add(module)
+        return None
+
+    return next((found for module in sorted(graph) if (found := search(module, []))), None)
+
+
+def test_a_cycle_is_found() -> None:
+    assert a_cycle({"a": {"b"}, "b": {"c"}, "c": set()}) is None
+    assert a_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_no_module_imports_one_that_imports_it(graph: dict[str, set[str]]) -> None:
+    assert len(graph) > 100
+    cycle = a_cycle(graph)
+    assert cycle is None, " imports ".join(cycle or [])
+
+
+@pytest.mark.parametrize("layer", ORDER)
+def test_modules_of_a_layer_keep_to_their_order(layer: str, graph: dict[str, set[str]]) -> None:
+    rank = {f"herdbook.{layer}.{name}": rank for rank, names in enumerate(ORDER[layer]) for name in names}
+    present = {module for module in graph if module.startswith(f"herdbook.{layer}.")}
+    assert present == rank.keys(), f"give each its place in ORDER: {sorted(present ^ rank.keys())}"
+    upwards = [f"{m} may not import {i}" for m in sorted(present) for i in graph[m] & present if rank[i] >= rank[m]]
+    assert not upwards, "\n".join(upwards)
