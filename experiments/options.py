@@ -13,40 +13,21 @@ from typing import Any, Literal
 from herdbook.core.needs import Needs
 from herdbook.experiments.catalogue import UserError
 
-Applies = Callable[[Needs], bool]
+_APPLIES: dict[str, Callable[[Needs], bool]] = {
+    "always": lambda needs: True,
+    "data": lambda needs: bool(needs.data),
+    "one agent": lambda needs: needs.agents == "one",
+    "many agents": lambda needs: needs.agents == "many",
+    "fine-tuning": lambda needs: needs.agents == "one" and needs.environment is not True,
+    "environments": lambda needs: bool(needs.environment) or needs.agents == "one",
+    "workers": lambda needs: bool(needs.environment) and needs.interaction == "episodes",
+}
+"""The algorithms that an option applies to."""
 
 
-def _always(needs: Needs) -> bool:
-    return True
-
-
-def _one_agent(needs: Needs) -> bool:
-    return needs.agents == "one"
-
-
-def _many_agents(needs: Needs) -> bool:
-    return needs.agents == "many"
-
-
-def _data(needs: Needs) -> bool:
-    return bool(needs.data)
-
-
-def _plays(needs: Needs) -> bool:
-    return bool(needs.environment)
-
-
-def _fine_tunes(needs: Needs) -> bool:
-    return needs.agents == "one" and needs.environment is not True
-
-
-def _workers(needs: Needs) -> bool:
-    return bool(needs.environment) and needs.interaction == "episodes"
-
-
-def _option(default: Any, group: str, applies: Applies = _always) -> Any:
-    """A field: the group of options that `--help` shows it in, and which algorithms it applies to."""
-    return field(default=default, metadata={"group": group, "applies": applies})
+def _option(default: Any, group: str, applies: str = "always", *, low: int | None = None) -> Any:
+    """A field: the group that `--help` shows it in, the algorithms that it applies to, and its smallest value."""
+    return field(default=default, metadata={"group": group, "applies": _APPLIES[applies], "low": low})
 
 
 GROUPS = {
@@ -63,21 +44,21 @@ GROUPS = {
 class RunOptions:
     """The options of a run, beside the config of its algorithm. Raises UserError for values out of range."""
 
-    dataset: str | None = _option(None, "data", _data)
+    dataset: str | None = _option(None, "data", "data")
     """A Minari id (D4RL/pointmaze/umaze-v2), a recipe (classic/pendulum), a D4RL .hdf5 file or a Minari directory."""
-    steps: int = _option(100_000, "run")
+    steps: int = _option(100_000, "run", low=0)
     """Number of updates; for an algorithm that learns in an environment, environment steps of each seed."""
-    online_steps: int = _option(0, "fine_tuning", _fine_tunes)
+    online_steps: int = _option(0, "fine_tuning", "fine-tuning", low=0)
     """Environment steps of each seed after the updates on the dataset. The new steps join the dataset."""
-    online_updates: float = _option(1.0, "fine_tuning", _fine_tunes)
+    online_updates: float = _option(1.0, "fine_tuning", "fine-tuning")
     """Updates per environment step."""
-    online_noise: float | None = _option(None, "fine_tuning", _fine_tunes)
+    online_noise: float | None = _option(None, "fine_tuning", "fine-tuning")
     """Exploration noise: the standard deviation for actions in [-1, 1], or the probability of a random discrete action.
     The default is 0.1 for deterministic policies (td3_bc, and bc with continuous actions), else 0."""
-    online_share: float | None = _option(None, "fine_tuning", _fine_tunes)
+    online_share: float | None = _option(None, "fine_tuning", "fine-tuning")
     """Share of each batch that is drawn from the new steps, for example 0.5. By default, old and new steps are equally
     likely."""
-    online_replay: int = _option(1_000_000, "fine_tuning", _fine_tunes)
+    online_replay: int = _option(1_000_000, "fine_tuning", "fine-tuning", low=1)
     """Number of new steps that are kept; the oldest are dropped first."""
     seeds: tuple[int, ...] = _option((0,), "run")
     """Random seeds. All seeds train together as one program; each has its own parameters, batches and scores."""
@@ -89,72 +70,62 @@ class RunOptions:
     """auto (cuda if there is a GPU, else cpu), cpu, cuda, cuda:1, ..."""
     time_limit: Literal["bootstrap", "terminal"] = _option("bootstrap", "run")
     """At a truncation, bootstrap from the next value, or treat the time limit as the end of the task."""
-    reward_transform: str = _option("none", "data", _one_agent)
+    reward_transform: str = _option("none", "data", "one agent")
     """Transform of the rewards that are learned from; reported returns do not change. none, minus_one: r - 1 (antmaze),
     clip: to [-1, 1] (Atari), scale:X, shift:X. For datasets also return_range: r * 1000 / (best - worst return in the
     dataset), and standardise."""
-    observation_keys: tuple[str, ...] | None = _option(None, "data", _one_agent)
+    observation_keys: tuple[str, ...] | None = _option(None, "data", "one agent")
     """Parts of a Dict observation that the algorithm sees. The default is all of them."""
-    data_dir: str | None = _option(None, "data", _data)
+    data_dir: str | None = _option(None, "data", "data")
     """Directory of the Minari datasets. The default is Minari's own."""
     env: str | None = _option(None, "environment")
     """Environment to learn in, or to evaluate in: a Gymnasium id, a PettingZoo name (mpe2/simple_spread_v3) or
     module:callable. An offline algorithm is evaluated in the dataset's environment by default."""
     env_kwargs: tuple[str, ...] = _option((), "environment")
     """Keyword arguments of the environment, as `name value name value ...` (Python literals, else text)."""
-    num_envs: int | None = _option(None, "environment", lambda needs: _plays(needs) or _fine_tunes(needs))
+    num_envs: int | None = _option(None, "environment", "environments", low=1)
     """Environments that each seed steps side by side while it learns. The default is the algorithm's."""
-    workers: int | None = _option(None, "environment", _workers)
+    workers: int | None = _option(None, "environment", "workers", low=0)
     """Worker processes that play episodes while the learner updates. The default is 1 if there is a second core. The
     results do not depend on it."""
-    learn: tuple[str, ...] = _option((), "environment", _many_agents)
+    learn: tuple[str, ...] = _option((), "environment", "many agents")
     """Names of the agents that learn; * matches any letters ('adversary_*'). The default is all agents."""
-    others: str = _option("random", "environment", _many_agents)
+    others: str = _option("random", "environment", "many agents")
     """Policy of the other agents: random (uniform legal actions), or the directory of a run."""
-    others_step: int | None = _option(None, "environment", _many_agents)
+    others_step: int | None = _option(None, "environment", "many agents")
     """Checkpoint of that run, which is copied into this run. The default is its last one."""
-    log_every: int | None = _option(None, "run")
+    log_every: int | None = _option(None, "run", low=1)
     """Steps between log lines. The default is 1 % of the steps, at most 1000."""
-    evaluate_every: int | None = _option(None, "evaluation")
+    evaluate_every: int | None = _option(None, "evaluation", low=1)
     """Steps between evaluations. The default is 10 % of the steps. The final policies are always evaluated."""
-    eval_episodes: int = _option(10, "evaluation")
+    eval_episodes: int = _option(10, "evaluation", low=0)
     """Episodes per evaluation; 0 switches evaluation off."""
-    eval_seed: int = _option(10_000, "evaluation")
+    eval_seed: int = _option(10_000, "evaluation", low=0)
     """Episode i of an evaluation is reset with the seed eval_seed + i."""
-    checkpoint_every: int | None = _option(None, "run")
+    checkpoint_every: int | None = _option(None, "run", low=1)
     """Steps between checkpoints. The default is 5 % of the steps."""
-    keep: int = _option(2, "run")
+    keep: int = _option(2, "run", low=2)
     """Number of checkpoints that are kept, the newest ones; at least 2."""
     compile: Literal["auto", "on", "off"] = _option("auto", "run")
     """Compile the losses with torch.compile; auto is off on a CPU."""
-    threads: int | None = _option(None, "run")
+    threads: int | None = _option(None, "run", low=1)
     """CPU threads of PyTorch. The default is PyTorch's."""
     wandb: str | None = _option(None, "run")
     """Weights & Biases project (needs the extra `wandb`)."""
 
     def __post_init__(self) -> None:
-        check(self.steps >= 0, "steps", "0 or more", self.steps)
+        for f in fields(self):
+            value, low = getattr(self, f.name), f.metadata["low"]
+            check(low is None or value is None or value >= low, f.name, f"{low} or more", value)
+            idle = f.metadata["group"] == "fine_tuning" and self.online_steps == 0 and value != f.default
+            check(not idle, f.name, "--online-steps beside it", value)
         check(len(self.seeds) > 0, "seeds", "at least one", self.seeds)
         check(min(self.seeds) >= 0, "seeds", "numbers of 0 or more", self.seeds)
-        twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
-        check(not twice, "seeds", "each one once", " ".join(map(str, self.seeds)))
-        for name in ("log_every", "evaluate_every", "checkpoint_every", "threads", "num_envs"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, name, "1 or more", value)
-        check(self.online_steps >= 0, "online_steps", "0 or more", self.online_steps)
-        check(0 < self.online_updates < math.inf, "online_updates", "a finite number above 0", self.online_updates)
-        noise, share = self.online_noise, self.online_share
+        check(len(set(self.seeds)) == len(self.seeds), "seeds", "each one once", " ".join(map(str, self.seeds)))
+        updates, noise, share = self.online_updates, self.online_noise, self.online_share
+        check(0 < updates < math.inf, "online_updates", "a finite number above 0", updates)
         check(noise is None or 0 <= noise < math.inf, "online_noise", "a finite number of 0 or more", noise)
         check(share is None or 0 <= share <= 1, "online_share", "a number in [0, 1]", share)
-        for name in ("online_updates", "online_noise", "online_share", "online_replay"):
-            value = getattr(self, name)
-            idle = self.online_steps == 0 and value != type(self).__dataclass_fields__[name].default
-            check(not idle, name, "--online-steps beside it", value)
-        check(self.online_replay >= 1, "online_replay", "1 or more", self.online_replay)
-        check(self.workers is None or self.workers >= 0, "workers", "0 or more", self.workers)
-        check(self.eval_episodes >= 0, "eval_episodes", "0 or more", self.eval_episodes)
-        check(self.eval_seed >= 0, "eval_seed", "0 or more", self.eval_seed)
-        check(self.keep >= 2, "keep", "2 or more", self.keep)
         literal_pairs(self.env_kwargs)
 
     @property
@@ -168,7 +139,7 @@ class RunOptions:
 
     def worker_processes(self, needs: Needs) -> int:
         """Worker processes that play while the learner updates."""
-        if not _workers(needs):
+        if not _APPLIES["workers"](needs):
             return 0
         return min(1, (os.cpu_count() or 1) - 1) if self.workers is None else self.workers
 

@@ -137,8 +137,6 @@ def algorithm_of(run: Run, algorithm: str | type[Any] | None) -> tuple[str, type
             )
         return resolve(run.algorithm)
     name, chosen = resolve(algorithm)
-    if isinstance(algorithm, str) and algorithm != run.algorithm and run.algorithm in ALGORITHMS:
-        raise RunError(f"{run.path}: expected a run of {name}, got a run of {run.algorithm}")
-    if not isinstance(algorithm, str) and run.algorithm in ALGORITHMS and name != run.algorithm:
+    if run.algorithm in ALGORITHMS and name != run.algorithm:
         raise RunError(f"{run.path}: expected a run of {name}, got a run of {run.algorithm}")
     return run.algorithm, chosen
