@@ -15,40 +15,39 @@ from herdbook.experiments.catalogue import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class CollectArguments:
-    """Write the episodes of a policy, trained or random, of one agent or of many, as a Minari dataset; or the replay of
-    a run that learned in an environment."""
+    """Play episodes with a trained or random policy and write them as a Minari dataset, or write a run's replay."""
 
     policy: tyro.conf.Positional[str]
-    """The directory of a run, or random."""
+    """Directory of a run, or `random`."""
     out: str
-    """Id of the new dataset, as mine/spread-expert-v0."""
+    """Minari id of the new dataset, for example mine/spread-expert-v0."""
     episodes: int | None = None
-    """How many are played."""
+    """Number of episodes to play."""
     replay: bool = False
-    """Instead of playing: what the replay of the run's last checkpoint holds."""
+    """Play nothing; write the steps in the replay of the run's last checkpoint."""
     env: str | None = None
-    """Environment to play in; by default the run's."""
+    """Environment to play in. The default is the run's environment."""
     env_kwargs: tuple[str, ...] = ()
-    """Its keyword arguments, as `name value name value …`."""
+    """Keyword arguments of the environment, as `name value name value ...`."""
     seed: int = 0
-    """Episode i is reset with seed + i; evaluations use 10000 and on."""
+    """Episode i is reset with the seed `seed + i`. Evaluations during training use seeds from 10000 on."""
     step: int | None = None
-    """Of the run's checkpoint; by default the last."""
+    """Step of the checkpoint. The default is the last checkpoint."""
     run_seed: int | None = None
-    """Which of the run's seeds plays; by default the first."""
+    """Seed of the run whose policy plays. The default is the first seed."""
     deterministic: bool = True
-    """The policy's mode; else it samples, or explores as it does once its schedule has ended."""
+    """Play the policy's mode. Otherwise the policy samples or explores, as at the end of its exploration schedule."""
     noise: float = 0.0
-    """On top of one agent's policy: the deviation of Gaussian noise, as a share of half the range of continuous
-    actions, or the probability of a uniform discrete one."""
+    """Extra noise on the actions of a single agent: its standard deviation, in units of half the range of the actions,
+    or the probability of a uniformly random discrete action."""
     algorithm: str | None = None
-    """module:Class, for a run of your own algorithm."""
+    """module:Class, required for a run of your own algorithm."""
     data_dir: str | None = None
-    """Where the dataset is written; by default Minari's own directory."""
+    """Directory for the dataset. The default is Minari's own."""
     num_envs: int = 20
-    """Environments stepped side by side."""
+    """Number of environments that are stepped side by side."""
     device: str = "cpu"
-    """Where the policy runs."""
+    """Device of the policy."""
 
     def __post_init__(self) -> None:
         from herdbook.experiments.options import check

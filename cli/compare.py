@@ -13,10 +13,10 @@ from herdbook.experiments.catalogue import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArguments:
-    """Runs side by side: a table with intervals over the seeds, and learning curves."""
+    """Compare runs: a table with intervals over the seeds, and learning curves."""
 
     run_dirs: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories; those of one algorithm with equal settings are one row."""
+    """Run directories. Runs of one algorithm with equal settings share a row."""
     out: str | None = None
     """Folder for the table (Markdown, CSV, JSON) and the picture of the learning curves."""
 

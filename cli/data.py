@@ -13,42 +13,42 @@ from herdbook.experiments.catalogue import UserError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class ListArguments:
-    """The datasets on this machine, and the recipes, which need no network."""
+    """List the datasets on this machine, and the recipes, which need no network."""
 
     data_dir: str | None = None
-    """Where Minari datasets are; by default Minari's own directory."""
+    """Directory of the Minari datasets. The default is Minari's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShowArguments:
-    """What is in a dataset: spaces, environment, returns, how episodes end."""
+    """Show the spaces, environment, returns and episode ends of a dataset."""
 
     dataset: tyro.conf.Positional[str]
     """Minari id, recipe, D4RL .hdf5 file or Minari directory."""
     data_dir: str | None = None
-    """Where Minari datasets are; by default Minari's own directory."""
+    """Directory of the Minari datasets. The default is Minari's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MakeArguments:
-    """Make a recipe's dataset and store it as an ordinary Minari dataset."""
+    """Make the dataset of a recipe and store it as an ordinary Minari dataset."""
 
     recipe: tyro.conf.Positional[str]
     """Name of the recipe, such as classic/pendulum."""
     data_dir: str | None = None
-    """Where to store it; by default Minari's own directory."""
+    """Directory for the dataset. The default is Minari's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertArguments:
-    """Write any dataset that can be read (a D4RL file, say) as a Minari dataset."""
+    """Convert a dataset, for example a D4RL file, to a Minari dataset."""
 
     dataset: tyro.conf.Positional[str]
-    """What is read: D4RL .hdf5 file, Minari id or directory, recipe."""
+    """The dataset to read: a D4RL .hdf5 file, a Minari id or directory, or a recipe."""
     out: tyro.conf.Positional[str]
-    """Minari id that is written, such as me/hopper/medium-v0."""
+    """Minari id of the new dataset, for example me/hopper/medium-v0."""
     data_dir: str | None = None
-    """Where Minari datasets are; by default Minari's own directory."""
+    """Directory of the Minari datasets. The default is Minari's own."""
 
 
 _COMMANDS = ("list", "show", "make", "convert")
@@ -59,10 +59,10 @@ def run(arguments: Sequence[str]) -> int:
     if wants_help(arguments):
         show(
             "usage: herdbook data COMMAND …\n\ncommands:\n"
-            "  list     the datasets on this machine, and the recipes\n"
-            "  show     what is in a dataset\n"
-            "  make     make a recipe's dataset; needs no network\n"
-            "  convert  write a dataset (a D4RL file, say) as a Minari dataset"
+            "  list     list the datasets on this machine, and the recipes\n"
+            "  show     show what is in a dataset\n"
+            "  make     make the dataset of a recipe (needs no network)\n"
+            "  convert  convert a dataset, for example a D4RL file, to a Minari dataset"
         )
         return 0 if arguments else 2
     command, words = arguments[0], arguments[1:]

@@ -16,28 +16,28 @@ from herdbook.experiments.catalogue import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArguments:
-    """Evaluate the policies of a run in its environment: every seed, at its last checkpoint."""
+    """Evaluate the policy of every seed of a run, at its last checkpoint, in the run's environment."""
 
     run_dir: tyro.conf.Positional[str]
     """The run's directory."""
     episodes: int = 100
     """Episodes per seed."""
     seed: int = 0
-    """Episode i is reset with seed + i."""
+    """Episode i is reset with the seed `seed + i`."""
     step: int | None = None
-    """Of the checkpoint; by default the last."""
+    """Step of the checkpoint. The default is the last checkpoint."""
     env: str | None = None
-    """Another environment, or your own (module:callable)."""
+    """Environment id, or module:callable. The default is the run's environment."""
     env_kwargs: tuple[str, ...] = ()
-    """Keyword arguments of the environment, as `name value name value …`."""
+    """Keyword arguments of the environment, as `name value name value ...`."""
     algorithm: str | None = None
-    """module:Class, for a run of your own algorithm."""
+    """module:Class, required for a run of your own algorithm."""
     device: str = "cpu"
-    """Where the policies run."""
+    """Device of the policies."""
     out: str | None = None
-    """Write the results there as JSON."""
+    """JSON file for the results."""
     video: str | None = None
-    """Film the episode that is reset with `seed` there: a .gif, or an .mp4 (extra video)."""
+    """Video file of the episode that is reset with `seed`: .gif, or .mp4 (needs the extra `video`)."""
 
     def __post_init__(self) -> None:
         from herdbook.experiments.options import check

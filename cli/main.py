@@ -1,7 +1,7 @@
-"""The `herdbook` command: finds the sub-command, and turns what it raises into an exit status.
+"""The `herdbook` command runs a sub-command and turns exceptions into an exit status.
 
-0: done. 2: a mistake of the user, told in one line. 1: a run that failed. 130, 143: interrupted by SIGINT, SIGTERM.
-A defect of herdbook keeps its traceback. Help needs neither torch nor tyro.
+0: success. 1: the run failed. 2: a mistake of the user, with a message of one line. 130, 143: interrupted by SIGINT,
+SIGTERM. A defect of herdbook keeps its traceback. `--help` needs neither torch nor tyro.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ COMMANDS = {
 _EXAMPLES = """\
 examples:
   herdbook train cql --dataset classic/pendulum --steps 20000 --seeds 0 1 2
-  herdbook train cql --help          every field of the algorithm and of the run
+  herdbook train cql --help          every option of the algorithm and of the run
   herdbook train qmix --env mpe2/simple_spread_v3 --steps 2000000
   herdbook resume runs/cql-classic-pendulum-v0
   herdbook eval runs/cql-classic-pendulum-v0 --episodes 100"""
 
 
 def usage() -> str:
-    """What `herdbook --help` prints."""
+    """The text of `herdbook --help`."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
     return f"usage: herdbook COMMAND …\n\ncommands:\n{commands}\n\n{_EXAMPLES}"
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def status_of(error: Exception) -> int:
-    """2 for a user's mistake, 1 for a run that failed, 0 for a defect of ours (which keeps its traceback)."""
+    """2 for a user's mistake, 1 for a run that failed, 0 for a defect of herdbook, whose traceback is kept."""
     if isinstance(error, (UserError, MemoryError)):  # a dataset that does not fit is refused with its bytes
         return 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

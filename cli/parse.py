@@ -1,8 +1,9 @@
-"""Flags from dataclasses and functions, by tyro, with the rules that all of our commands share."""
+"""Command-line options from dataclasses, by tyro, with the rules that all commands share."""
 
 from __future__ import annotations
 
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -14,16 +15,22 @@ T = TypeVar("T")
 REGISTRY = ConstructorRegistry()
 
 
+_FROM_TEXT: dict[Any, Callable[[str], Any]] = {int: lambda text: _integer(text), float: float, str: str}
+"""Integers may be written `1e6`."""
+
+
 @REGISTRY.primitive_rule
-def _integers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
-    """Integers may be written `1e6`."""
-    if info.type is not int:
+def _scalars(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Integers, and numbers and text that may be None: `--help` shows `INT` for them, not `{None}|INT`."""
+    kinds = [kind for kind in typing.get_args(info.type) or (info.type,) if kind is not type(None)]
+    optional = len(kinds) < len(typing.get_args(info.type))
+    if len(kinds) != 1 or kinds[0] not in _FROM_TEXT or not (optional or info.type is int):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="INT",
-        instance_from_str=lambda words: _integer(words[0]),
-        is_instance=lambda value: isinstance(value, int),
+        metavar=kinds[0].__name__.upper(),
+        instance_from_str=lambda words: None if optional and words[0] == "None" else _FROM_TEXT[kinds[0]](words[0]),
+        is_instance=lambda value: isinstance(value, kinds[0]) or (optional and value is None),
         str_from_instance=lambda value: [str(value)],
     )
 
@@ -49,7 +56,7 @@ def parse(target: Callable[..., T], arguments: Sequence[str], command: str, **op
 
 
 def flag(arguments: Sequence[str], name: str) -> str | None:
-    """The value of `--name value` or `--name=value` before any parsing; None where it is not given."""
+    """The value of `--name value` or `--name=value` before any parsing; None if it is not given."""
     spellings = {f"--{name}", f"--{name.replace('_', '-')}"}
     for word, following in zip_longest(arguments, arguments[1:]):
         if word in spellings:
@@ -61,7 +68,7 @@ def flag(arguments: Sequence[str], name: str) -> str | None:
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """Whether a command is only asked what it does."""
+    """Whether a command is asked for its help only."""
     return not arguments or arguments[0] in ("-h", "--help")
 
 

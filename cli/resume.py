@@ -12,26 +12,26 @@ from herdbook.cli.parse import parse, show
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeArguments:
-    """Continue an interrupted run exactly where its last checkpoint is, or extend a finished one."""
+    """Continue an interrupted run from its last checkpoint, bit for bit, or extend a finished run."""
 
     run_dir: tyro.conf.Positional[str]
     """The run's directory."""
     steps: int | None = None
-    """Updates in all; by default those that the run was begun with."""
+    """Total number of steps. The default is the number that the run began with."""
     online_steps: int | None = None
-    """Of a run that is fine-tuned: its environment steps in all."""
+    """Total number of environment steps of a fine-tuned run."""
     algorithm: str | None = None
-    """module:Class, for a run of your own algorithm."""
+    """module:Class, required for a run of your own algorithm."""
     env: str | None = None
-    """module:callable, for a run that is evaluated in your own environment."""
+    """module:callable, required for a run in your own environment."""
     dataset: str | None = None
-    """Where the dataset is now, if it was moved; its content must be the same."""
+    """Path or id of the dataset, if it was moved. Its content must be unchanged."""
     data_dir: str | None = None
-    """Where Minari datasets are, if they were moved."""
+    """Directory of the Minari datasets, if they were moved."""
     device: str | None = None
-    """By default the one that the run was begun on."""
+    """Device. The default is the device that the run began on."""
     workers: int | None = None
-    """Processes that step environments; by default as many as the run was begun with."""
+    """Worker processes that play episodes. The default is the number that the run began with."""
 
 
 def run(arguments: Sequence[str]) -> int:

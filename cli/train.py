@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def usage() -> str:
-    """What `herdbook train --help` prints, without importing any algorithm."""
+    """The text of `herdbook train --help`; no algorithm is imported."""
     width = max(map(len, ALGORITHMS))
     names = "\n".join(f"  {name:<{width}}  {SUMMARIES[name]}" for name in ALGORITHMS)
     return (
@@ -111,7 +111,7 @@ class _Command:
             raise UserError(str(error)) from error
 
     def _groups(self, defaults: Mapping[str, Any]) -> list[tuple[str, type[Any]]]:
-        """A dataclass for each group of run options of which some apply."""
+        """A dataclass for each group of options that apply."""
         import typing
 
         import tyro
@@ -121,19 +121,12 @@ class _Command:
         types, texts = typing.get_type_hints(RunOptions), descriptions()
         groups = []
         for group, names in options_for(self.needs).items():
-            described = {
-                name: Annotated[types[name], tyro.conf.arg(help=texts[name], metavar=_METAVARS.get(types[name]))]
-                for name in names
-            }
+            described = {name: Annotated[types[name], tyro.conf.arg(help=texts[name])] for name in names}
             members = [(name, hint, field(default=defaults[name])) for name, hint in described.items()]
             made = make_dataclass(group, members, frozen=True)
             made.__doc__ = GROUPS[group]
             groups.append((group, made))
         return groups
-
-
-_METAVARS: dict[Any, str] = {str | None: "STR", int | None: "INT", float | None: "FLOAT"}
-"""Optional options are left out, not given as None."""
 
 
 def report(result: Any) -> None:

@@ -340,3 +340,11 @@ def test_lists(herdbook) -> None:
     assert "Pendulum-v1" in herdbook("list", "environments")[1]
     assert "antmaze" in herdbook("list", "settings")[1]
     assert herdbook("--version")[1].startswith("herdbook ")
+
+
+def test_options_may_be_none_and_help_does_not_show_it(herdbook, small_dataset: str) -> None:
+    words = ("train", "iql", "--dataset", small_dataset, "--steps", "1e0", "--eval-episodes", "0", "--run-dir", "r")
+    assert herdbook(*words, "--actor-decay-updates", "None", "--name", "None", "--threads", "1")[0] == 0
+    assert Run("r").options["name"] is None and Run("r").options["threads"] == 1
+    out = herdbook("train", "iql", "--help")[1]
+    assert "{None}|INT" not in out and "--actor-decay-updates INT" in out and "--name STR" in out
