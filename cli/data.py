@@ -55,7 +55,7 @@ _COMMANDS = ("list", "show", "make", "convert")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """One of the four; returns the exit status."""
+    """Run one of the sub-commands; returns the exit status."""
     if wants_help(arguments):
         show(
             "usage: herdbook data COMMAND …\n\ncommands:\n"

@@ -1,4 +1,4 @@
-"""`make demo`: CQL and behaviour cloning on a dataset made on the spot, against the policies that recorded it."""
+"""`make demo`: CQL and behaviour cloning on a recipe's dataset, compared with the behaviour policy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATASET = "classic/pendulum"
 FOLDER = Path("demo")
 MARKER = ".made-by-herdbook-demo"
 STEPS = {"bc": 2_000, "cql": 4_500}
-# Faster than the defaults, for two minutes on two cores; at this rate more than 6,000 updates make it worse again.
+# Faster than the defaults. At this rate, more than 6,000 updates make CQL worse again.
 FASTER: Mapping[str, dict[str, Any]] = {"cql": {"batch_size": 128, "actor_lr": 3e-4}}
 EPISODES = 20
 
@@ -57,7 +57,7 @@ def run(folder: Path = FOLDER, steps: Mapping[str, int] = STEPS) -> int:
 
 
 def prepare(folder: Path, names: Iterable[str]) -> None:
-    """Remove what an earlier demo left. Raises UserError for a folder that no demo made."""
+    """Remove the files of an earlier demo. Raises UserError if `folder` was not made by a demo."""
     if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
         raise UserError(f"{folder.resolve()}: not made by the demo, so it is left alone; move it away and try again")
     folder.mkdir(parents=True, exist_ok=True)

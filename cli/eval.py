@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     from herdbook.experiments.evaluate import evaluate_run
     from herdbook.experiments.options import literal_pairs
 
-    if parsed.out is not None:  # before an hour of evaluation, rather than after it
+    if parsed.out is not None:  # before an hour of evaluation
         try:
             Path(parsed.out).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -93,7 +93,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def print_results(results: Mapping[str, Any]) -> None:
-    """A table of one row per seed, and one over the seeds."""
+    """Print a table with a row for each seed and one for their mean."""
     import numpy as np
     from rich.console import Console
     from rich.table import Table

@@ -49,7 +49,7 @@ def _environments() -> None:
 
         gymnasium.register_envs(ale_py)
     for name, spec in sorted(gymnasium.registry.items()):
-        if name.startswith("ALE/") or not str(spec.entry_point).startswith("ale_py."):  # it has six old names a game
+        if name.startswith("ALE/") or not str(spec.entry_point).startswith("ale_py."):  # not their six old names
             show(name)
     for name in joint_names():
         show(name)

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     notices = logging.getLogger("herdbook")
     if not notices.handlers:
-        notices.addHandler(logging.StreamHandler())  # to standard error, the message alone
+        notices.addHandler(logging.StreamHandler())  # the message alone, to standard error
         notices.setLevel(logging.INFO)
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))  # for module:callable and module:Class, as `python -m` does
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def status_of(error: Exception) -> int:
     """2 for a user's mistake, 1 for a run that failed, 0 for a defect of herdbook, whose traceback is kept."""
-    if isinstance(error, (UserError, MemoryError)):  # a dataset that does not fit is refused with its bytes
+    if isinstance(error, (UserError, MemoryError)):  # a dataset that does not fit into memory
         return 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 1

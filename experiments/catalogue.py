@@ -1,4 +1,4 @@
-"""Names become classes here and nowhere else. Importing this module imports no algorithm."""
+"""The catalogue of algorithms: names to classes. Importing this module imports no algorithm."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SUMMARIES = {
 
 
 class UserError(ValueError):
-    """A mistake of the user: the message says what was expected, what came and what to do."""
+    """A mistake of the user. The message says what was expected, what came and what to do."""
 
 
 def algorithm_class(name: str) -> type[Any]:
@@ -93,7 +93,7 @@ def algorithm_class(name: str) -> type[Any]:
 
 
 def needs_of(algorithm: type[Any]) -> Needs:
-    """What a class declares. Raises UserError, with what to write, for a class without `needs` or with wrong ones."""
+    """The declaration of a class. Raises UserError, with the line to write, if `needs` is missing or wrong."""
     from herdbook.core.needs import Needs
 
     found = next((vars(base)["needs"] for base in algorithm.__mro__ if "needs" in vars(base)), None)
@@ -118,7 +118,7 @@ def needs_of(algorithm: type[Any]) -> Needs:
 
 
 def config_class(algorithm: type[Any]) -> type[Config]:
-    """The config that `algorithm`'s constructor takes. Raises UserError, with what to write, if it names none."""
+    """The config class of an algorithm. Raises UserError, with the line to write, if the constructor names none."""
     import dataclasses
 
     from herdbook.core.config import Config
@@ -136,7 +136,7 @@ def config_class(algorithm: type[Any]) -> type[Config]:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; did you mean 'cql'?"`, or nothing where no name is near."""
+    """`"; did you mean 'cql'?"`, or an empty string if no name is near."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -49,13 +49,13 @@ def collect(
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
     device = choose_device(device)
-    _refuse_taken(out, data_dir)  # before an hour of play, rather than after it
+    _refuse_taken(out, data_dir)  # before an hour of play
     learned_by: tuple[LearnedBy, ...] = ()
     if policy == "random":
         if env is None:
             raise UserError("expected env=, the environment to play in")
         source = with_arguments(env, env_kwargs or {})
-        assert source is not None  # env is not
+        assert source is not None
         task = task_in(source)
         player = task.domain.random_policy(task.spec)
     else:
@@ -86,7 +86,7 @@ def export_replay(
     algorithm: str | type[Any] | None = None,
     data_dir: str | None = None,
 ) -> tuple[Data, Path]:
-    """Write what the replay of a run's last checkpoint holds, lane by lane, as the Minari dataset `out`.
+    """Write the replay of a run's last checkpoint, lane by lane, as the Minari dataset `out`.
 
     Steps are those of one seed, `run_seed`, by default the first. Returns the episodes and where they are.
 
@@ -100,7 +100,7 @@ def export_replay(
 
 
 def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | None = None) -> Episodes:
-    """What the replay of a run's last checkpoint holds of one of its seeds, by default the first.
+    """The steps in the replay of a run's last checkpoint, for one of its seeds, by default the first.
 
     Raises UserError for a run without such a replay, RunError for one that cannot be read.
     """
@@ -125,7 +125,7 @@ def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | No
     except (CheckpointError, ValueError, KeyError) as error:
         raise RunError(f"{run.path}: its replay cannot be read: {error}") from error
     recorded = run.config["environment"]
-    environment = None if ":" in recorded["id"] else spec_of_record(recorded)  # code is not named in data
+    environment = None if ":" in recorded["id"] else spec_of_record(recorded)  # a dataset does not name code
     episodes: Episodes = kept.to_episodes(
         spec,
         environment=environment,

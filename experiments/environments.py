@@ -1,4 +1,4 @@
-"""Environments as a user names them and as config.json records them."""
+"""Environments in options and in config.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def with_arguments(source: EnvironmentSource | None, arguments: Mapping[str, Any
 
 
 def same_environment(chosen: EnvironmentSource | None, arguments: Mapping[str, Any], recorded: EnvironmentSpec) -> bool:
-    """Whether what a user chose (None: nothing) and its keyword arguments make the recorded environment."""
+    """Whether the user's choice (None: none) with these keyword arguments is the recorded environment."""
     described = recorded if chosen is None else describe_environment(chosen)
     if described is None or described.id != recorded.id:
         return False
@@ -32,22 +32,19 @@ def same_environment(chosen: EnvironmentSource | None, arguments: Mapping[str, A
 
 
 def trusted(source: EnvironmentSource, given: bool) -> EnvironmentSource:
-    """An environment that the user gave, or a dataset's, of which only what is registered is made.
-
-    Raises EnvironmentUnavailable for another one.
-    """
+    """An environment of the user, or a registered one. Raises EnvironmentUnavailable for code that a dataset names."""
     return source if given or not isinstance(source, EnvironmentSpec) else registered_only(source)
 
 
 def environment_record(environment: EnvironmentSource | None) -> dict[str, Any] | None:
-    """What config.json says of an environment; code is named, with a colon, but never imported from there.
+    """The record of an environment in config.json. Code is named, with a colon, and never imported from there.
 
-    `gymnasium` is the whole Gymnasium spec, wrappers included, where there is one.
+    `gymnasium` is the whole Gymnasium spec with its wrappers, if there is one.
     """
     if environment is None:
         return None
     bound: Mapping[str, Any] = {}
-    if isinstance(environment, functools.partial):  # of `with_arguments`, or the user's own
+    if isinstance(environment, functools.partial):  # from `with_arguments`, or the user's own
         bound, environment = environment.keywords, environment.func
     described = describe_environment(environment, **bound)
     if described is None:
@@ -62,7 +59,7 @@ def environment_record(environment: EnvironmentSource | None) -> dict[str, Any] 
 
 
 def same_record(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Whether two records say the same environment: id, arguments, time limit and wrappers, as JSON holds them."""
+    """Whether two records have the same id, arguments, time limit and wrappers."""
 
     def identity(record: Mapping[str, Any] | None) -> Any:
         if record is None:
@@ -77,7 +74,7 @@ def same_record(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) 
 def environment_from_record(record: Mapping[str, Any] | None) -> EnvironmentSpec:
     """The environment of a run.
 
-    Raises UserError or EnvironmentUnavailable where it, or a wrapper, is code: no module that a file names is imported.
+    Raises UserError or EnvironmentUnavailable if it or one of its wrappers is code, which is not imported.
     """
     if record is None:
         raise UserError("this run records no environment; give one with --env (env= in Python)")
@@ -90,7 +87,7 @@ def environment_from_record(record: Mapping[str, Any] | None) -> EnvironmentSpec
 
 
 def spec_of_record(record: Mapping[str, Any]) -> EnvironmentSpec:
-    """The inverse of `environment_record`, as untrusted as the file that it comes from."""
+    """The inverse of `environment_record`. The result is as untrusted as the file."""
     return EnvironmentSpec(
         id=record["id"],
         kwargs=record.get("kwargs") or {},

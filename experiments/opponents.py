@@ -1,4 +1,4 @@
-"""The agents that play beside the learners: the policies of another run."""
+"""Agents that play beside the learners with the policies of another run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from herdbook.experiments.restore import Restored, restore
 
 
 class RunPlayer:
-    """The policies of a run's checkpoint as players, each copy with a memory of its own.
+    """The greedy policies of a run's checkpoint. Each copy of a player has its own recurrent state.
 
-    They are loaded where they first act, once in a process, so that a player can be sent to a worker.
+    The policies are loaded when they first act, so that a player can be sent to a worker process.
     """
 
     def __init__(self, path: str | Path, step: int | None = None) -> None:
-        """`step` is the checkpoint's, by default the last good one's.
+        """`step` is the step of the checkpoint, by default the last good one.
 
-        Raises RunError or UserError if there is no run of many agents at `path`, CheckpointError for another step.
+        Raises RunError or UserError if `path` is no run of many agents, CheckpointError if there is no such checkpoint.
         """
         self.path = str(path)
         self.step = _restored(self.path, step).step
@@ -36,7 +36,7 @@ class RunPlayer:
         return {"path": self.path, "step": self.step, "_actor": None}
 
     def move(self, folder: Path) -> None:
-        """Copy what is needed of the run to `folder`, and play from there: the run itself may go on, or be deleted."""
+        """Copy the checkpoint to `folder` and play from there, since the run may go on or be deleted."""
         run = Run(self.path)
         (folder / "checkpoints").mkdir(parents=True)
         shutil.copy(run.path / "config.json", folder)
@@ -49,7 +49,7 @@ class RunPlayer:
         self._loaded().reset()
 
     def act(self, observations: Mapping[str, Any]) -> dict[str, Any]:
-        """Actions of these agents, by name. Raises IllegalAction for those whom the run has no policy of."""
+        """Actions of these agents, by name. Raises IllegalAction if the run has no policy for one of them."""
         actor = self._loaded()
         if missing := [agent for agent in observations if agent not in actor.spec.index]:
             raise IllegalAction(
@@ -67,7 +67,7 @@ class RunPlayer:
 
 @lru_cache(maxsize=8)
 def _restored(path: str, step: int | None) -> Restored:
-    """The first seed of a run of many agents."""
+    """The first seed of a run of many agents, loaded once per process."""
     run = Run(path)
     restored = restore(run, None, step, run.seeds[0], "cpu", None)
     if not restored.domain.has_opponents:
@@ -76,7 +76,7 @@ def _restored(path: str, step: int | None) -> Restored:
 
 
 def opponents_of(options: RunOptions) -> dict[str, Any]:
-    """Which agents learn and who plays the others, for `Task.opponents`. Raises UserError or RunError."""
+    """The agents that learn and the player of the others, for `Task.opponents`. Raises UserError or RunError."""
     if options.others == "random" and options.others_step is not None:
         raise UserError(f"others_step: expected --others, the run that has it, beside it; got {options.others_step}")
     if not options.learn:
@@ -88,7 +88,7 @@ def opponents_of(options: RunOptions) -> dict[str, Any]:
 
 
 def keep_opponents(run: Run, opponents: Mapping[str, Any]) -> None:
-    """Copy the policies of the opponents into the run's own directory: where they came from may change."""
+    """Copy the policies of the opponents into the run's directory."""
     player = opponents.get("others")
     if player is not None:
         player.move(run.path / OTHERS)

@@ -1,4 +1,4 @@
-"""Recipes whose policies are trained first: `datasets.recipes` declares them, this trains them and lets them play."""
+"""Training for recipes: `datasets.recipes` declares the policies, this module trains them and plays the episodes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ logger = logging.getLogger("herdbook")
 
 
 def trained_episodes(recipe: Recipe, training: Training, folder: Path) -> list[Episodes]:
-    """Train as the recipe says, and the parts of its data, in order.
+    """Train as the recipe says; returns the parts of its data, in order.
 
-    The run lies in `folder`, and goes on from its last checkpoint where an earlier call was interrupted. It has one
-    thread on the CPU: sums of several are of another order.
+    The run is in `folder`; an interrupted one goes on from its last checkpoint. It uses one CPU thread, because the
+    order of sums depends on the number of threads.
 
     Raises:
-        DataError: The algorithm or its config is not what there is, or has to be installed.
+        DataError: The algorithm or its config is unknown, or a package is missing.
         EnvironmentUnavailable: The environment cannot be made.
         RunFailed: The losses are not finite, the environment keeps failing, or the disk is full.
     """
@@ -56,12 +56,12 @@ def trained_episodes(recipe: Recipe, training: Training, folder: Path) -> list[E
 
 
 def _not_installed(error: BaseException | None) -> bool:
-    """Whether an error is, or comes from, a module that is not there."""
+    """Whether an error or one of its causes is an ImportError."""
     return error is not None and (isinstance(error, ImportError) or _not_installed(error.__cause__))
 
 
 def _trained(recipe: Recipe, training: Training, folder: Path) -> Run:
-    """The run, from where it is to its end."""
+    """The finished run, continued if it was interrupted."""
     chosen = algorithm_class(training.algorithm)
     needs = needs_of(chosen)
     if needs.environment is not True or needs.data is True or needs.agents != "one":

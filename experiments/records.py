@@ -1,4 +1,4 @@
-"""The record of a run in config.json, and how it is read back: config, options, dataset."""
+"""Configs and options as config.json holds them, and back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from herdbook.datasets.load import local_path
 from herdbook.experiments.catalogue import UserError, nearest
 from herdbook.experiments.options import RESERVED, RunOptions
 
-OTHERS = "others"  # where a run keeps the policies that play beside its own
+OTHERS = "others"  # the folder of a run for the policies of its opponents
 
 
 def build_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
-    """A config from field values. Raises UserError for unknown names (with the nearest) and values out of range."""
+    """A config from field values. Raises UserError for an unknown field or a value out of range."""
     names = [f.name for f in fields(config_class) if f.init]
     check_reserved(config_class)
     for name in values:
@@ -34,13 +34,13 @@ def build_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 def check_reserved(config_class: type[Any]) -> None:
-    """Raise UserError if a config has a field of the name of a run field."""
+    """Raise UserError if a field of a config has the name of a run option."""
     if taken := sorted(RESERVED & {f.name for f in fields(config_class)}):
         raise UserError(f"{config_class.__name__}: the names {', '.join(taken)} are reserved for the run; rename them")
 
 
 def config_values(config: Any) -> dict[str, Any]:
-    """A config as JSON values; numbers that are not finite become text ("inf"), which `config_from_values` reads."""
+    """A config as JSON values. Infinite numbers and NaN become text, which `config_from_values` reads."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -53,7 +53,7 @@ def config_values(config: Any) -> dict[str, Any]:
 
 
 def config_from_values(config_class: type[Any], values: Mapping[str, Any]) -> Any:
-    """The inverse of `config_values`. Raises UserError where the config has changed since."""
+    """The inverse of `config_values`. Raises UserError if the fields of the config have changed since."""
 
     def rich(value: Any) -> Any:
         if isinstance(value, list):
@@ -64,18 +64,18 @@ def config_from_values(config_class: type[Any], values: Mapping[str, Any]) -> An
 
 
 def run_schedules(config: Config) -> list[str]:
-    """The fields of a config that `for_run` fills with the length of the run."""
+    """The fields of a config that `for_run` sets to the length of the run."""
     given = [f.name for f in fields(config) if f.default is None and getattr(config, f.name) is not None]
     return [name for name in given if getattr(replace(config, **{name: None}).for_run(1), name) is not None]
 
 
 def merge(options: RunOptions, **changes: Any) -> RunOptions:
-    """Options with those changes that are not None."""
+    """Options with the changes that are not None."""
     return replace(options, **{name: value for name, value in changes.items() if value is not None})
 
 
 def absolute(options: RunOptions) -> RunOptions:
-    """Options whose paths hold from any working directory, so that a run can be resumed from another one."""
+    """Options with absolute paths, so that a run can be resumed from another working directory."""
     dataset = None if options.dataset is None else local_path(options.dataset)
     return replace(
         options,
@@ -86,7 +86,7 @@ def absolute(options: RunOptions) -> RunOptions:
 
 
 def options_of(run: Run) -> RunOptions:
-    """The options that a run was begun with, the others from its own directory. Raises RunError for unknown ones."""
+    """The options of a run; its opponents come from its own directory. Raises RunError for invalid ones."""
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in run.options.items()
@@ -101,7 +101,7 @@ def options_of(run: Run) -> RunOptions:
 
 
 def check_networks(run: Run, networks: Mapping[str, Any] | None) -> None:
-    """Raise UserError unless the user's own modules are given again for a run that was trained with them."""
+    """Raise UserError unless the same networks of the user are given as when the run began."""
     expected, given = run.config.get("networks") or [], sorted(networks or ())
     if given != expected:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Settings per task: what papers change of an algorithm's defaults, by task, with the source.
+"""Settings per task: changes of an algorithm's defaults, with their sources.
 
 Applied when an algorithm is named (on the command line, or as a string in Python), before the user's own flags;
 printed, and recorded in the run's config.json. A config object is taken as it is given.
@@ -31,7 +31,7 @@ class Setting:
         return f"{self.algorithm} on {' '.join(self.patterns)}: {values} ({self.source})"
 
 
-# Matched against the dataset's id or path, the environment that it names, and the id of that to learn in, in lower
+# Patterns match the dataset's id or path, the environment of the dataset, and the environment to learn in, all in lower
 # case. Later rows win.
 SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -238,7 +238,7 @@ SETTINGS: tuple[Setting, ...] = (
 
 
 def settings_for(algorithm: str, *names: str | None, arguments: Mapping[str, Any] | None = None) -> list[Setting]:
-    """The rows for an algorithm on a task.
+    """The settings of an algorithm on a task.
 
     Args:
         algorithm: Its name.
@@ -254,7 +254,7 @@ def settings_for(algorithm: str, *names: str | None, arguments: Mapping[str, Any
 
 
 def _following(row: Setting, arguments: Mapping[str, Any]) -> Setting:
-    """The row with the config fields that follow arguments."""
+    """The row with the fields that follow arguments of the environment."""
     asked = {name: arguments.get(argument) for name, argument in row.arguments.items()}
     given = {name: count for name, count in asked.items() if type(count) is int and count > 0}
     return replace(row, config={**row.config, **given}) if given else row

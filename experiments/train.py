@@ -71,20 +71,20 @@ def train(
     """Train on a dataset, or in an environment, and return the run.
 
     Args:
-        algorithm: A config (`CQLConfig(alpha=10)`, taken as it is), a name (`"cql"`, `"module:Class"`; the settings of
-            the task apply), or a class.
-        dataset: What `load_dataset` takes, `Episodes` or `JointEpisodes`.
-        env: Environment to learn in, or to evaluate in if not the dataset's: id, `module:callable`, or a callable.
-        env_kwargs: Its keyword arguments.
-        config: The config, where `algorithm` is a name or a class.
-        networks: A user's own modules, by the name that the algorithm gives them.
+        algorithm: A config (`CQLConfig(alpha=10)`), a name (`"cql"`, `"module:Class"`) or a class. The settings of the
+            task apply only where no config is given.
+        dataset: A name or path for `load_dataset`, `Episodes` or `JointEpisodes`.
+        env: Environment to learn in, or to evaluate in: an id, `module:callable`, or a callable.
+        env_kwargs: Keyword arguments of the environment.
+        config: The config, if `algorithm` is a name or a class.
+        networks: The user's own modules, by the names that the algorithm gives them.
         quiet: Show no progress.
-        options: Fields of `RunOptions` (`steps=`, `seeds=`, `run_dir=`, …) and, where no config is given, fields of
-            the algorithm's config.
+        options: Fields of `RunOptions` (`steps=`, `seeds=`, `run_dir=`, …) and, if no config is given, fields of the
+            algorithm's config.
 
     Raises:
-        UserError, DataError, RunError, EnvironmentUnavailable: Something named is wrong or not there.
-        RunFailed: No seed is left with a finite loss, or the disk is full.
+        UserError, DataError, RunError, EnvironmentUnavailable: An argument is wrong, or something named is missing.
+        RunFailed: No seed has a finite loss any more, or the disk is full.
     """
     run_options = {name: value for name, value in options.items() if name in _RUN_FIELDS}
     values = {name: value for name, value in options.items() if name not in _RUN_FIELDS}
@@ -120,7 +120,7 @@ def train(
             run_options[path] = str(run_options[path])
     if dataset is not None:
         run_options["dataset"] = str(dataset) if isinstance(dataset, (str, Path)) else dataset.source
-    run_options.setdefault("workers", 0)  # a process that is spawned imports the script that calls us
+    run_options.setdefault("workers", 0)  # a spawned process would import the caller's script
     if isinstance(env, str):
         run_options["env"], env = env, None
     if env_kwargs:
@@ -150,7 +150,7 @@ def start(
     applied: Sequence[Setting] = (),
     quiet: bool = False,
 ) -> Run:
-    """A new run, everything named resolved. Nothing is written before all of it has been found good."""
+    """Begin a run. The run directory is made after everything else has been checked."""
     check_reserved(type(config))
     needs = needs_of(algorithm)
     plays = needs.plays(dataset is not None or options.dataset is not None)
@@ -205,14 +205,13 @@ def resume(
     workers: int | None = 0,
     quiet: bool = False,
 ) -> tuple[Run, bool]:
-    """Continue a run to the bit from its last checkpoint, or extend it: to `steps`, or to `online_steps` where it is
-    fine-tuned.
+    """Continue a run from its last checkpoint, bit for bit, or extend it to `steps` (fine-tuned runs: `online_steps`).
 
-    A user's own algorithm, environment, networks and `Episodes` must be given again: nothing that a run directory
-    names is imported. `workers`: as in `RunOptions`; None: as many as the run was begun with. Returns the run, and
-    whether there was anything to do.
+    A user's own algorithm, environment, networks and `Episodes` must be given again, because code that a run directory
+    names is not imported. `workers` is that of `RunOptions`; None takes the number that the run began with. Returns the
+    run, and whether there was anything to do.
 
-    Raises RunError if the dataset, the algorithm or the shapes are not those of the run.
+    Raises RunError if the dataset, the algorithm or the shapes differ from those of the run.
     """
     run = Run(path)
     options = options_of(run)
@@ -245,8 +244,8 @@ def resume(
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
         for name in run_schedules(config) if options.steps > begun.steps else ():
             trainer.notices.append(
-                f"the schedule {name}={getattr(config, name)} is that of the steps that the run was begun with; after "
-                "it stays at its end"
+                f"the schedule {name}={getattr(config, name)} was set for the original length of the run; the value "
+                "stays at its end from there on"
             )
         if options.total_steps != begun.total_steps:
             run.update_config(run={**run.options, "steps": options.steps, "online_steps": options.online_steps})
@@ -255,19 +254,19 @@ def resume(
 
 
 def _check_trusted(run: Run, options: RunOptions, env: EnvironmentSource | None) -> None:
-    """Raise unless the environment that a run directory names is registered, or was given again."""
+    """Raise unless the run's environment is registered or was given again."""
     if env is None and options.env is not None:
-        environment_from_record(environment_record(options.env))  # what would be made, whatever is recorded beside it
+        environment_from_record(environment_record(options.env))  # the environment that would be made
     elif env is None and run.config["dataset"] is None:
         environment_from_record(run.config["environment"])
 
 
 def _check_environment(run: Run, task: Task, given: bool) -> None:
-    """Raise unless the environment is the run's: one run is evaluated in one."""
+    """Raise RunError if the environment is not the one that the run began with."""
     expected, found = run.config["environment"], environment_record(task.environment)
     own = None if task.data is None else environment_record(task.data.given.environment)
     if not given and not same_record(expected, own):
-        environment_from_record(expected)  # raises where it is code, to be given again
+        environment_from_record(expected)  # raises if it is code
     if not same_record(expected, found):
         raise RunError(
             f"{run.path}: expected the environment that the run was begun with, {(expected or {}).get('id')}, got "
@@ -326,7 +325,7 @@ class _Trainer:
         self.extra = {"config": config_values(config), "spec": domain.spec_state(task.spec)}
 
     def run(self, run: Run, options: RunOptions, quiet: bool, held: bool = False) -> None:
-        """The loops, to the steps of `options`; `held`: the caller has locked the directory."""
+        """Train to the steps of `options`. `held`: the caller has locked the directory."""
         if not held:
             with locked(run.path):
                 return self.run(run, options, quiet, held=True)
@@ -378,7 +377,7 @@ class _Trainer:
         )
 
     def _watched(self, run: Run, start: int, reporter: Reporter) -> Evaluate | None:
-        """The evaluation, which says where a score has fallen below half of that at step `start`."""
+        """The evaluation, with a warning when a seed's score falls below half of its score at step `start`."""
         if self.evaluate is None:
             return None
         before = {run.seeds.index(line["seed"]): score_of(line) for line in run.evaluations() if line["step"] == start}

@@ -1,4 +1,4 @@
-"""A film of one episode of a run's policy: `herdbook eval RUN_DIR --video episode.gif`."""
+"""A video of one episode: `herdbook eval RUN_DIR --video episode.gif`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def record(
     env: EnvironmentSource | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> int:
-    """Film one episode of the first seed's policy, reset with `seed`; returns the number of frames.
+    """Record one episode of the first seed's policy, reset with `seed`; returns the number of frames.
 
     `out` ends in .gif, or in .mp4 (the extra `video`). The environment is made with render_mode="rgb_array".
 
@@ -41,7 +41,7 @@ def record(
     run = Run(run_dir)
     source = env if env is not None else environment_from_record(run.config["environment"])
     bound = with_arguments(source, {**(env_kwargs or {}), "render_mode": "rgb_array"})
-    assert bound is not None  # source is not
+    assert bound is not None
     bound = whole_games(bound)
     restored = restore(run, algorithm, step, run.seeds[0], "cpu", None)
     domain, opponents = restored.domain, opponents_of(options_of(run))
@@ -54,7 +54,7 @@ def record(
 
 
 def check_name(out: str | Path) -> Path:
-    """Where a film is written. Raises UserError for an ending that is none of a film."""
+    """The path of a video. Raises UserError unless it ends in .gif or .mp4."""
     out = Path(out)
     if out.suffix not in (".gif", ".mp4"):
         raise UserError(f"video: expected a name that ends in .gif or .mp4, got {out}")

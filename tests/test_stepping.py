@@ -540,7 +540,7 @@ def test_a_rollout_is_learned_from_once_and_whole() -> None:
 def test_a_run_that_is_extended_says_that_its_schedules_are_over(capsys: pytest.CaptureFixture[str]) -> None:
     go("ppo", steps=48, seeds=(0,), decay_lr=True)
     run, _ = resume("run", steps=96)
-    assert "the schedule decay_steps=48 is that of the steps that the run was begun with" in capsys.readouterr().out
+    assert "the schedule decay_steps=48 was set for the original length of the run" in capsys.readouterr().out
     assert run.config["config"]["decay_steps"] == 48
 
 
