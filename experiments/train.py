@@ -25,6 +25,7 @@ from herdbook.core.runs import (
     provenance,
     refuse_existing_run,
 )
+from herdbook.core.threads import default_threads, keep_threads, multiplications_of, usable_cores
 from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import UserError, config_class, nearest, needs_of
 from herdbook.experiments.domain import Networks, Task
@@ -130,6 +131,7 @@ def train(
     )
 
 
+@keep_threads()
 def start(
     name: str,
     algorithm: type[Any],
@@ -183,6 +185,7 @@ def start(
     return Run(run.path)
 
 
+@keep_threads()
 def resume(
     path: str | Path,
     *,
@@ -315,6 +318,15 @@ class _Trainer:
         if self.replays:
             given = env_given or task.data is None
             self.collector = domain.collector(task, self.player.algorithms, options, device, networks, given)
+        if options.threads is None:
+            multiplications = multiplications_of(self.algorithm.state_dict(), config_values(config), len(options.seeds))
+            threads = default_threads(
+                cores=usable_cores(),
+                workers=0 if self.collector is None else options.worker_processes(needs),
+                multiplications=multiplications if device == "cpu" else 0,
+            )
+            torch.set_num_threads(min(threads, torch.get_num_threads()))  # which OMP_NUM_THREADS may limit
+            self.notices.append(f"threads: {torch.get_num_threads()} (chosen for these networks, cores and workers)")
         self.extra = {"config": config_values(config), "spec": domain.spec_state(task.spec)}
 
     def run(self, run: Run, options: RunOptions, quiet: bool, held: bool = False) -> None:
