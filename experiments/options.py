@@ -128,7 +128,7 @@ class RunOptions:
     compile: Literal["auto", "on", "off"] = _option("auto", "run")
     """Compile the losses with torch.compile; auto is off on a CPU."""
     threads: int | None = _option(None, "run")
-    """CPU threads of PyTorch. The default is chosen from the cores, the worker processes and the size of the networks."""
+    """CPU threads of PyTorch. The default follows from the cores, the worker processes and the networks' size."""
     wandb: str | None = _option(None, "run")
     """Weights & Biases project (needs the extra `wandb`)."""
 
