@@ -87,8 +87,8 @@ def main() -> None:
         workers = "default" if options.workers is None else options.workers
         agents = "recurrent" if options.recurrent else "feed-forward"
         print(
-            f"| {algorithm} | {agents} | {'default' if options.workers is None else options.workers} | {rate:.0f} | {updates:.0f} | {before:.0f}, {after:.0f} | "
-            f"{rate / ((before + after) / 2):.2f} |",
+            f"| {algorithm} | {agents} | {workers} | {rate:.0f} | {updates:.0f} "
+            f"| {before:.0f}, {after:.0f} | {rate / ((before + after) / 2):.2f} |",
             flush=True,
         )
 
