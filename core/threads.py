@@ -55,7 +55,8 @@ def multiplications_of(state: Mapping[str, Any], config: Mapping[str, Any], seed
         seeds: How many seeds the state holds.
     """
     tensors = (leaf for leaf in tree_leaves(dict(state)) if isinstance(leaf, Tensor) and leaf.is_floating_point())
-    return sum(tensor.numel() for tensor in tensors) / seeds * config.get("batch_size", _ROWS)
+    rows: int = config.get("batch_size", _ROWS)
+    return sum(tensor.numel() for tensor in tensors) / seeds * rows
 
 
 @contextmanager
