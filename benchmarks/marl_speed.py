@@ -2,11 +2,13 @@
 
     python benchmarks/marl_speed.py [--algorithms qmix] [--steps 200000] [--workers N] [--recurrent]
 
-Bare stepping: mpe2's own parallel API with random actions, resets included, before and after each run, in a process of
-its own while nothing else of ours works. A run is the command as it is typed, with its own defaults for the task (one
-update of 32 episodes per episode) and its own number of threads; one evaluation of 100 episodes per 200,000 steps as in
-a run of 2 million, checkpoints included; its clock begins once the first update has been made and the worker is up.
-Prints a markdown table.
+Bare stepping uses mpe2's own parallel API with random actions, resets included. It runs in a process of its own before
+and after each training run, while the benchmark does nothing else.
+
+A training run is the command as a user types it: its default settings for the task (one update of 32 episodes per
+episode) and its own choice of threads and workers. It includes checkpoints and one evaluation of 100 episodes per
+200,000 steps, as in a run of 2 million steps. The measurement starts after the first tenth of the run's timing records.
+The output is a Markdown table.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ def bare(seconds: float) -> float:
 
 
 def clock(run: Path) -> tuple[float, float]:
-    """(steps, updates) per second of a finished run by its own clock, the first tenth left out."""
+    """Steps and updates per second of a finished run, from its timing records without the first tenth."""
     lines = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
     first, last = lines[len(lines) // 10], lines[-1]
     updates = statistics.mean(line["updates_per_second"] for line in lines[len(lines) // 10 :])
@@ -57,10 +59,10 @@ def clock(run: Path) -> tuple[float, float]:
 
 
 def training(algorithm: str, steps: int, workers: int | None, recurrent: bool, folder: str) -> tuple[float, float]:
-    """(environment steps, updates) per second of a run."""
+    """Environment steps and updates per second of a new run."""
     run = Path(folder) / f"{algorithm}-{recurrent}"
     words = [sys.executable, "-m", "herdbook.cli.main", "train", algorithm, "--env", ENVIRONMENT]
-    every = steps // (max(steps // 200_000, 1) + 1)  # the last line of the clock comes before the final evaluation
+    every = steps // (max(steps // 200_000, 1) + 1)  # the last timing record comes before the final evaluation
     words += ["--steps", str(steps), "--evaluate-every", str(every), "--run-dir", str(run)]
     words += ["--recurrent"] * recurrent + (["--workers", str(workers)] if workers is not None else [])
     subprocess.run(words, check=True, capture_output=True)

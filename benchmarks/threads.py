@@ -2,11 +2,11 @@
 
     python benchmarks/threads.py [--commands td3_bc cql sac qmix qmix_workers_0] [--rounds 3] [--scale 1]
 
-Each command trains in a process of its own: without `--threads`, with `--threads 1` and with `--threads 2`, in turn,
-first alone and then beside a process that only counts. The rate is that of the run's own clock, the first tenth of its
-steps left out; the final evaluation comes after the clock's last line. The table has the medians of the rounds, with
-their range for the command as typed. QMIX is also compared with one process of bare mpe2 in the same round. Needs
-`herdbook data make classic/pendulum`. Prints markdown.
+Each command trains in a process of its own: without `--threads`, with `--threads 1` and with `--threads 2`, in turn. They
+run alone first, then beside a process that only counts. The rate comes from the run's timing records without the first
+tenth; the final evaluation comes after the last record. The table has medians over the rounds, and for the command as
+typed also their range. QMIX is compared with one process of bare mpe2 in the same round, see marl_speed.py. The data
+come from `herdbook data make classic/pendulum`. The output is a Markdown table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from marl_speed import ENVIRONMENT, bare, clock
 
-COMMANDS: dict[str, tuple[str, int]] = {  # the words, and the steps of a run
+COMMANDS: dict[str, tuple[str, int]] = {  # the command and the number of its steps
     "td3_bc": ("td3_bc --dataset classic/pendulum", 2_000),
     "cql": ("cql --dataset classic/pendulum", 2_000),
     "sac": ("sac --env HalfCheetah-v5", 3_000),
@@ -38,7 +38,7 @@ THREADS = {"as typed": "", "1": "--threads 1", "2": "--threads 2"}
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """So many processes beside us that use a core each."""
+    """Run this many processes that each keep a core busy."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield
@@ -49,7 +49,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def rate(words: str, steps: int, beside: int) -> float:
-    """Steps per second of `herdbook train WORDS` beside so many busy processes."""
+    """Steps per second of `herdbook train WORDS` beside this number of busy processes."""
     with tempfile.TemporaryDirectory() as folder, busy(beside):
         run = Path(folder) / "run"
         command = [sys.executable, "-m", "herdbook.cli.main", "train", *words.split(), "--steps", str(steps)]

@@ -26,8 +26,9 @@ COMMANDS = {
     "list": "list algorithms, environments or settings",
 }
 SPINS = "1000"
-"""How many turns a thread of torch waits for the others before it sleeps. With libgomp's own 300,000 it takes a core
-from processes that have work, and an update takes many times as long beside one (docs/results/threads.md)."""
+"""How many turns a waiting thread of PyTorch spins before it sleeps (libgomp's default: 300,000). A spinning thread
+keeps a core from processes that have work; beside one of them, training is several times slower
+(docs/results/threads.md)."""
 _EXAMPLES = """\
 examples:
   herdbook train cql --dataset classic/pendulum --steps 20000 --seeds 0 1 2
@@ -47,7 +48,9 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments is None and "OMP_WAIT_POLICY" not in os.environ:  # the command itself, before torch is imported
+    if (
+        arguments is None and "OMP_WAIT_POLICY" not in os.environ
+    ):  # before torch is imported; in Python it is the user's
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())

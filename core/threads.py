@@ -1,7 +1,7 @@
-"""CPU threads of torch: how many, where the user has not said.
+"""The default number of PyTorch's CPU threads.
 
-Torch takes every core. Small networks gain little from that, and lose much where other processes need the cores: the
-threads wait for each other many times in one update, and one that has no core keeps all of them waiting.
+PyTorch uses every core. Small networks gain little from that. Beside other processes they lose much: the threads wait
+for each other many times in each update, and all of them wait for a thread that has no core.
 """
 
 from __future__ import annotations
@@ -17,51 +17,51 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-WORTH = 5e6
-"""Multiplications of an update from whose double on a second thread pays (docs/results/threads.md)."""
-_ROWS = 256  # of a batch, where the config has no batch_size
+THREAD_COST = 5e6
+"""What one more thread costs in an update, in multiplications that one thread makes in that time (measured: see
+docs/results/threads.md)."""
+_BATCH_SIZE = 256  # where a config has none
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those of its affinity mask, where the system has one."""
+    """Cores that this process may use: those of its affinity mask on Linux, else all."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def default_threads(*, cores: int, workers: int, multiplications: float) -> int:
-    """The number of threads for a learner: √(multiplications / WORTH), and a core is left for each worker.
+    """Number of threads for a learner, at least 1; every worker process keeps a core.
 
-    With n threads, M multiplications take a time of about M / n, and waking the threads and waiting for them one of
-    c · n: the sum is least at n = √(M / c).
+    An update of M multiplications takes M / n + c n on n threads, where c is the cost of a thread. This is least at
+    n = √(M / c).
 
     Args:
         cores: Cores that the process may use.
-        workers: Processes that step environments while the learner learns.
-        multiplications: Of one update; see `multiplications_of`.
+        workers: Processes that step environments while the learner updates.
+        multiplications: Multiplications in one update, see `multiplications_of`.
     """
-    wanted = round(math.sqrt(multiplications / WORTH))
-    return max(1, min(wanted, cores - workers))
+    return max(1, min(round(math.sqrt(multiplications / THREAD_COST)), cores - workers))
 
 
 def multiplications_of(state: Mapping[str, Any], config: Mapping[str, Any], seeds: int) -> float:
-    """About how many multiplications one update of one seed has: the numbers in an algorithm's state × the batch.
+    """Rough number of multiplications in one update of one seed: the numbers in its state times the batch size.
 
-    A parameter has one product forward and two backward for each row of the batch, and three numbers in the state: its
-    value and Adam's two moments. A target has one of each. A loss that scores many actions for a row has more, and an
-    episode counts as one row.
+    For each row of a batch, a trained parameter is multiplied three times (once forward, twice backward), and the state
+    has three numbers for it: its value and Adam's two moments. A target parameter has one of each. The estimate is too
+    low for losses that score several actions in each state, and where a batch consists of whole episodes.
 
     Args:
-        state: The `state_dict()` of an algorithm.
-        config: Its config by the names of the fields; `batch_size` is read.
-        seeds: How many seeds the state holds.
+        state: `state_dict()` of an algorithm.
+        config: Fields of its config by name, of which `batch_size` is read.
+        seeds: Number of seeds in the state.
     """
     tensors = (leaf for leaf in tree_leaves(dict(state)) if isinstance(leaf, Tensor) and leaf.is_floating_point())
-    rows: int = config.get("batch_size", _ROWS)
-    return sum(tensor.numel() for tensor in tensors) / seeds * rows
+    batch_size: int = config.get("batch_size", _BATCH_SIZE)
+    return sum(tensor.numel() for tensor in tensors) / seeds * batch_size
 
 
 @contextmanager
 def keep_threads() -> Iterator[None]:
-    """Torch has as many threads afterwards as before; also a decorator."""
+    """Restore PyTorch's number of threads at the end. Also usable as a decorator."""
     before = torch.get_num_threads()
     try:
         yield

@@ -326,7 +326,7 @@ class _Trainer:
                 multiplications=multiplications if device == "cpu" else 0,
             )
             torch.set_num_threads(min(threads, torch.get_num_threads()))  # which OMP_NUM_THREADS may limit
-            self.notices.append(f"threads: {torch.get_num_threads()} (chosen for these networks, cores and workers)")
+            self.notices.append(f"threads: {torch.get_num_threads()} (chosen from the cores, workers and networks)")
         self.extra = {"config": config_values(config), "spec": domain.spec_state(task.spec)}
 
     def run(self, run: Run, options: RunOptions, quiet: bool, held: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""How many threads torch has, where nobody has said."""
+"""The default number of threads, and how the command's threads wait."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_threads_are_given_back_after_an_error() -> None:
 def test_a_run_records_its_threads_and_gives_them_back(
     given: int | None, recorded: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Beside a user's three, of which a small network takes one; what was chosen is told and recorded."""
+    """The user's process has three threads; a small network takes one of them by default."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
