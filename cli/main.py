@@ -48,9 +48,7 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if (
-        arguments is None and "OMP_WAIT_POLICY" not in os.environ
-    ):  # before torch is imported; in Python it is the user's
+    if arguments is None and "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
