@@ -1,13 +1,14 @@
 """Environment steps per second of a whole training run, against one process that only steps the environment.
 
-    python benchmarks/marl_speed.py [--algorithms qmix] [--steps 200000] [--workers 1] [--recurrent]
+    python benchmarks/marl_speed.py [--algorithms qmix] [--steps 200000] [--workers N] [--recurrent]
 
 Bare stepping uses mpe2's own parallel API with random actions, resets included. It runs in a process of its own before
 and after each training run, while the benchmark does nothing else.
 
-A training run is the command with its default settings for the task (one update of 32 episodes per episode) and one
-thread. It includes checkpoints and one evaluation of 100 episodes per 200,000 steps, as in a run of 2 million steps.
-The measurement starts after the first tenth of the run's timing records. The output is a Markdown table.
+A training run is the command as a user types it: its default settings for the task (one update of 32 episodes per
+episode) and its own choice of threads and workers. It includes checkpoints and one evaluation of 100 episodes per
+200,000 steps, as in a run of 2 million steps. The measurement starts after the first tenth of the run's timing records.
+The output is a Markdown table.
 """
 
 from __future__ import annotations
@@ -49,19 +50,23 @@ def bare(seconds: float) -> float:
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
-def training(algorithm: str, steps: int, workers: int, recurrent: bool, folder: str) -> tuple[float, float]:
-    """Environment steps and updates per second of a run, from its timing records without the first tenth."""
-    run = Path(folder) / f"{algorithm}-{recurrent}"
-    words = [sys.executable, "-m", "herdbook.cli.main", "train", algorithm, "--env", ENVIRONMENT]
-    every = steps // (max(steps // 200_000, 1) + 1)  # the last line of the clock comes before the final evaluation
-    words += ["--steps", str(steps), "--evaluate-every", str(every), "--threads", "1", "--workers", str(workers)]
-    words += ["--run-dir", str(run), *(["--recurrent"] if recurrent else [])]
-    subprocess.run(words, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def clock(run: Path) -> tuple[float, float]:
+    """Steps and updates per second of a finished run, from its timing records without the first tenth."""
     lines = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
     first, last = lines[len(lines) // 10], lines[-1]
-    seconds = last["seconds"] - first["seconds"]
     updates = statistics.mean(line["updates_per_second"] for line in lines[len(lines) // 10 :])
-    return (last["step"] - first["step"]) / seconds, updates
+    return (last["step"] - first["step"]) / (last["seconds"] - first["seconds"]), updates
+
+
+def training(algorithm: str, steps: int, workers: int | None, recurrent: bool, folder: str) -> tuple[float, float]:
+    """Environment steps and updates per second of a new run."""
+    run = Path(folder) / f"{algorithm}-{recurrent}"
+    words = [sys.executable, "-m", "herdbook.cli.main", "train", algorithm, "--env", ENVIRONMENT]
+    every = steps // (max(steps // 200_000, 1) + 1)  # the last timing record comes before the final evaluation
+    words += ["--steps", str(steps), "--evaluate-every", str(every), "--run-dir", str(run)]
+    words += ["--recurrent"] * recurrent + (["--workers", str(workers)] if workers is not None else [])
+    subprocess.run(words, check=True, capture_output=True)
+    return clock(run)
 
 
 def main() -> None:
@@ -69,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", default=["qmix"])
     parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, help="by default the command's own number")
     parser.add_argument("--recurrent", action="store_true")
     parser.add_argument("--bare-seconds", type=float, default=8.0)
     options = parser.parse_args()
@@ -81,10 +86,11 @@ def main() -> None:
             before = bare(options.bare_seconds)
             rate, updates = training(algorithm, options.steps, options.workers, options.recurrent, folder)
             after = bare(options.bare_seconds)
+        workers = "default" if options.workers is None else options.workers
         agents = "recurrent" if options.recurrent else "feed-forward"
         print(
-            f"| {algorithm} | {agents} | {options.workers} | {rate:.0f} | {updates:.0f} | {before:.0f}, {after:.0f} | "
-            f"{rate / ((before + after) / 2):.2f} |",
+            f"| {algorithm} | {agents} | {workers} | {rate:.0f} | {updates:.0f} "
+            f"| {before:.0f}, {after:.0f} | {rate / ((before + after) / 2):.2f} |",
             flush=True,
         )
 

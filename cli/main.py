@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ COMMANDS = {
     "data": "list, show, make and convert datasets",
     "list": "list algorithms, environments or settings",
 }
+SPINS = "1000"
+"""How many turns a waiting thread of PyTorch spins before it sleeps (libgomp's default: 300,000). A spinning thread
+keeps a core from processes that have work; beside one of them, training is several times slower
+(docs/results/threads.md)."""
 _EXAMPLES = """\
 examples:
   herdbook train cql --dataset classic/pendulum --steps 20000 --seeds 0 1 2
@@ -43,6 +48,8 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from herdbook.core.needs import Needs
+from herdbook.core.threads import usable_cores
 from herdbook.experiments.catalogue import UserError
 
 _APPLIES: dict[str, Callable[[Needs], bool]] = {
@@ -109,7 +109,7 @@ class RunOptions:
     compile: Literal["auto", "on", "off"] = _option("auto", "run")
     """Compile the losses with torch.compile; auto is off on a CPU."""
     threads: int | None = _option(None, "run", low=1)
-    """CPU threads of PyTorch. The default is PyTorch's."""
+    """CPU threads of PyTorch. The default depends on the cores, the worker processes and the size of the networks."""
     wandb: str | None = _option(None, "run")
     """Weights & Biases project (needs the extra `wandb`)."""
 
@@ -141,7 +141,7 @@ class RunOptions:
         """Worker processes that play while the learner updates."""
         if not _APPLIES["workers"](needs):
             return 0
-        return min(1, (os.cpu_count() or 1) - 1) if self.workers is None else self.workers
+        return min(1, usable_cores() - 1) if self.workers is None else self.workers
 
 
 def options_for(needs: Needs) -> dict[str, list[str]]:

@@ -25,6 +25,7 @@ from herdbook.core.runs import (
     provenance,
     refuse_existing_run,
 )
+from herdbook.core.threads import default_threads, keep_threads, multiplications_of, usable_cores
 from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import UserError, config_class, nearest, needs_of
 from herdbook.experiments.domain import Networks, Task
@@ -138,6 +139,7 @@ def train(
     )
 
 
+@keep_threads()
 def start(
     name: str,
     algorithm: type[Any],
@@ -191,6 +193,7 @@ def start(
     return Run(run.path)
 
 
+@keep_threads()
 def resume(
     path: str | Path,
     *,
@@ -322,6 +325,15 @@ class _Trainer:
         if self.replays:
             trusted = trusted_task(task, env_given or task.data is None)
             self.collector = domain.collector(trusted, self.player.algorithms, options, device, networks)
+        if options.threads is None:
+            multiplications = multiplications_of(self.algorithm.state_dict(), config_values(config), len(options.seeds))
+            threads = default_threads(
+                cores=usable_cores(),
+                workers=0 if self.collector is None else options.worker_processes(needs),
+                multiplications=multiplications if device == "cpu" else 0,
+            )
+            torch.set_num_threads(min(threads, torch.get_num_threads()))  # which OMP_NUM_THREADS may limit
+            self.notices.append(f"threads: {torch.get_num_threads()} (chosen from the cores, workers and networks)")
         self.extra = {"config": config_values(config), "spec": domain.spec_state(task.spec)}
 
     def run(self, run: Run, options: RunOptions, quiet: bool, held: bool = False) -> None:
