@@ -324,19 +324,8 @@ def test_the_one_import_up_the_layers_is_made_once_and_only_where_it_is_used(rep
 
 ORDER = {
     "core": (
-        {
-            "atari",
-            "checkpoint",
-            "chunked",
-            "config",
-            "distributions",
-            "logging",
-            "memory",
-            "moments",
-            "needs",
-            "random",
-        },
-        {"memory", "registry", "returns", "runs", "types", "wrappers"},
+        {"atari", "checkpoint", "chunked", "config", "distributions", "logging", "moments", "needs", "random"},
+        {"memory", "registry", "returns", "runs", "threads", "types", "wrappers"},
         {"environments", "frames", "growing", "seeds", "spaces", "trees"},
         {"actor", "member", "networks", "policy", "random_policy", "runner"},
         {"book", "collector", "exploration", "learner", "units"},
