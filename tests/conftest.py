@@ -94,6 +94,19 @@ def die_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, type, Callabl
 
 
 @pytest.fixture
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever makes, resets or steps an environment fails."""
+    import gymnasium
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("its needs declare no environment, and it made one")
+
+    monkeypatch.setattr(gymnasium, "make", refuse)
+    for name in ("reset", "step"):
+        monkeypatch.setattr(gymnasium.Env, name, refuse)
+
+
+@pytest.fixture
 def minari_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty Minari root of this test's own."""
     root = tmp_path / "minari"

@@ -238,6 +238,28 @@ def test_metrics_are_finite_and_every_parameter_moves(name: str, changes: dict[s
     assert trial.algorithm.learner.updates == 8
 
 
+@pytest.mark.usefixtures("no_environment")
+@pytest.mark.parametrize("name", NAMES)
+def test_needs_are_what_it_does(name: str) -> None:
+    """No algorithm steps an environment by itself: who needs one is handed what was played."""
+    trial, needs = Trial(name, {}), algorithm_class(name).needs
+    assert trial.algorithm.needs == needs
+    trial.train(3)
+    policy = trial.algorithm.policy()
+    policy(trial.step(), policy.initial(6))
+    assert ("follows" in vars(trial.algorithm)) is needs.follows
+    for actions in ACTIONS:
+        if fits(name, actions):
+            continue
+        with pytest.raises(ValueError, match="expected .* actions"):
+            Trial(name, {}, actions=actions)
+    if needs.seeds_together:
+        assert Trial(name, {}, seeds=(0, 1)).train(1)
+    else:
+        with pytest.raises(ValueError, match="one seed at a time"):
+            Trial(name, {}, seeds=(0, 1))
+
+
 @pytest.mark.parametrize(("name", "changes"), BATCHED_SETTINGS)
 def test_batched_seeds_equal_solo_seeds(name: str, changes: dict[str, Any]) -> None:
     together = Trial(name, changes, seeds=(2, 0, 9))
@@ -395,12 +417,6 @@ def test_the_table_of_options_is_that_of_the_configs(option: str, repo_root: Pat
 def test_every_option_is_tried_on_every_algorithm_that_has_it(option: str, name: str) -> None:
     default = next(f.default for f in dataclasses.fields(config_class(algorithm_class(name))) if f.name == option)
     assert default not in (None, False) or any(option in changes for changes in VARIANTS.get(name, []))
-
-
-@pytest.mark.parametrize("name", ON_POLICY)
-def test_on_policy_algorithms_train_one_seed(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}: it trains one seed at a time, got seeds \[0, 1\]"):
-        Trial(name, {}, seeds=(0, 1))
 
 
 @pytest.mark.parametrize("name", BATCHED)

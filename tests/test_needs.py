@@ -179,20 +179,8 @@ class Cheating(Silent):
         return {}
 
 
-def no_environment(patch: pytest.MonkeyPatch) -> None:
-    """From here on, whoever makes an environment fails."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("its needs declare no environment, and it made one")
-
-    for owner in (gymnasium, gymnasium.Env):
-        for name in ("make", "step", "reset"):
-            if name in dir(owner):
-                patch.setattr(owner, name, refuse)
-
-
-def test_an_algorithm_that_steps_an_environment_in_secret_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_environment(monkeypatch)
+@pytest.mark.usefixtures("no_environment")
+def test_an_algorithm_that_steps_an_environment_in_secret_is_caught() -> None:
     with pytest.raises(AssertionError, match="declare no environment"):
         Cheating(Config(), None).update(None)
 
