@@ -1,18 +1,22 @@
 """What algorithms declare, and what happens where a class declares nothing, or something else than it does."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
+import numpy as np
 import pytest
 
+import herdbook
 from herdbook.cli.main import main
 from herdbook.core.config import Config
 from herdbook.core.needs import Needs
 from herdbook.experiments.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, needs_of
 from herdbook.experiments.options import GROUPS, RunOptions, descriptions, options_for
+from herdbook.experiments.train import resume, train
+from herdbook.online.sac import SAC, SACConfig
 
 
 @pytest.mark.parametrize(
@@ -161,6 +165,56 @@ def test_help_shows_the_options_that_apply(name: str, capsys: pytest.CaptureFixt
         assert f"--{option.replace('_', '-')} " not in text
     for group in ("algorithm", "environment", "evaluation", "run"):
         assert f"{group} options" in text
+
+
+# --- datasets beside environments -----------------------------------------------------------------------------------
+
+
+class Either(SAC):
+    """Learns from a dataset if one is given, else in an environment."""
+
+    needs = replace(SAC.needs, data="optional", environment="optional")
+
+
+class Guided(SAC):
+    """Plays, and counts the demonstrations that it was handed."""
+
+    needs = replace(SAC.needs, data="optional", environment=True)
+    handed: ClassVar[list[int]] = []
+
+    def __init__(self, config: SACConfig, spec: Any, *, demonstrations: Any = None, **setup: Any) -> None:
+        super().__init__(config, spec, **setup)
+        self.handed.append(0 if demonstrations is None else len(demonstrations))
+
+
+SMALL = SACConfig(hidden_sizes=(4,), batch_size=8, warmup_steps=10, replay_steps=100)
+SHORT: dict[str, Any] = {"steps": 20, "eval_episodes": 1, "quiet": True, "seeds": (0, 1)}
+
+
+def test_an_algorithm_for_either_takes_what_is_given(small_dataset: str) -> None:
+    offline = train(Either, config=SMALL, dataset=small_dataset, run_dir="offline", **SHORT)
+    online = train(Either, config=SMALL, env="Pendulum-v1", run_dir="online", **SHORT)
+    assert offline.checkpoints.load()["state"]["updates"] == 20  # both seeds as one program
+    states = online.checkpoints.load()["state"]["seed_by_seed"]
+    assert [state["updates"] for state in states] == [10, 10]  # after the warm-up
+    for run in (offline, online):
+        assert run.evaluations()[-1]["step"] == 20
+        assert herdbook.load(run.path, Either).act(np.zeros(3)).shape == (1,)
+
+
+def test_data_beside_an_environment_are_demonstrations(small_dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Guided.handed.clear()
+    both = train(Guided, config=SMALL, dataset=small_dataset, env="Pendulum-v1", run_dir="both", **SHORT)
+    alone = train(Guided, config=SMALL, env="Pendulum-v1", run_dir="alone", **SHORT)
+    assert Guided.handed == [120, 120, 0, 0]
+    assert both.config["dataset"]["source"] == small_dataset and alone.config["dataset"] is None
+    assert both.config["environment"]["id"] == alone.config["environment"]["id"] == "Pendulum-v1"
+    again, _ = resume(both.path, steps=25, algorithm=Guided, dataset=small_dataset, env="Pendulum-v1", quiet=True)
+    assert again.checkpoints.last() == 25 and Guided.handed[4:] == [120, 120]
+    with pytest.raises(UserError, match="online_steps: expected 0, all steps of Guided are those of an environment"):
+        train(Guided, config=SMALL, dataset=small_dataset, env="Pendulum-v1", online_steps=5, run_dir="r", **SHORT)
+    with pytest.raises(UserError, match="an environment to learn in; got none"):
+        train(Guided, config=SMALL, dataset=small_dataset, run_dir="r", **SHORT)
 
 
 # --- needs against behaviour ----------------------------------------------------------------------------------------
