@@ -27,6 +27,7 @@ from torch import Tensor
 
 from herdbook.core.config import COUNT, FRACTION, POSITIVE, require
 from herdbook.core.networks import MLP
+from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.random import generator as make_generator
 from herdbook.core.random import scoped_seed
 from herdbook.core.spaces import check_action_space
@@ -96,9 +97,10 @@ def fitted_q_evaluation(
     c = config or FQEConfig()
     if time_limit not in ("bootstrap", "terminal"):
         raise ValueError(f'expected time_limit "bootstrap" or "terminal", got {time_limit!r}')
-    frames: int = getattr(policy, "frame_stack", 1)
-    if frames > 1:
-        raise ValueError(f"fitted Q evaluation: expected a policy of single observations, got one of {frames} at once")
+    if isinstance(policy, FeedForwardPolicy) and policy.frame_stack > 1:
+        raise ValueError(
+            f"fitted Q evaluation: expected a policy of single observations, got one of {policy.frame_stack} at once"
+        )
     ended = episodes.terminated | episodes.truncated if time_limit == "terminal" else episodes.terminated
     data = _Data(policy, episodes, ended, c, seed, torch.device(device))
     with scoped_seed(seed):
