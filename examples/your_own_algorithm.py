@@ -1,7 +1,7 @@
 """A custom algorithm in under 80 lines: one-step RL (Brandfonbrener et al. 2021, arXiv:2106.08909).
 
 L_Q = mean (r + γ Q̄(s′, a′) − Q(s, a))²   over steps that have a next action a′ in the data or that terminate   (1)
-L_π = −mean min(exp(β (Q(s, a) − Q(s, π(s)))), w) log π(a|s)                                                   (2)
+L_π = −mean min(exp(β (Q(s, a) − Q(s, π(s)))), 100) log π(a|s)                                                   (2)
 
 python -m herdbook.cli.main train examples.your_own_algorithm:OneStep --dataset classic/pendulum --steps 20000
 """
@@ -25,8 +25,8 @@ from herdbook.offline.iql import advantage_weight
 @dataclass(frozen=True, kw_only=True)
 class OneStepConfig(Config):
     beta: float = 1.0  # β, eq. 2
-    max_weight: float = 100.0  # w, eq. 2
     discount: float = 0.99
+    tau: float = 0.005
     batch_size: int = 256
     lr: float = 3e-4
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -53,7 +53,7 @@ class OneStep:
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1
         metrics = self.learner.step(("critic", "actor"), self.objective, self.scaling(batch))
-        self.learner.move_targets(tau=0.005)
+        self.learner.move_targets(self.config.tau)
         return metrics
 
     def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
@@ -63,7 +63,7 @@ class OneStep:
             known = batch.next_action_mask | (batch.discounts == 0)  # a truncated step has no a′, and is no end
             both = torch.stack([batch.actions, policy.mode()])  # [2, B, A]
             data_q, policy_q = self.critic(params.frozen["critic"], batch.observations, both).amin(0)  # [B] each
-            weight = advantage_weight(data_q - policy_q, self.config.beta, self.config.max_weight)
+            weight = advantage_weight(data_q - policy_q, self.config.beta, 100.0)
         q = self.critic(params["critic"], batch.observations, batch.actions)  # [2, B]
         critic_loss = (known * (q - (batch.rewards + batch.discounts * next_q)).square()).mean()  # eq. 1
         return critic_loss - (weight * policy.log_prob(batch.actions)).mean(), {"q": q.mean()}  # eq. 2

@@ -34,7 +34,6 @@ class GuidedConfig(Config):
     half_batch: int = 64
     lr: float = 1e-3
     hidden_sizes: tuple[int, ...] = (64, 64)
-    replay_steps: int = 100_000
 
 
 class Guided:
