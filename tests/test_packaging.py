@@ -325,8 +325,8 @@ def test_the_one_import_up_the_layers_is_made_once_and_only_where_it_is_used(rep
 ORDER = {
     "core": (
         {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "random"},
-        {"memory", "registry", "returns", "runs", "threads", "types", "wrappers"},
-        {"environments", "frames", "growing", "seeds", "spaces", "trees"},
+        {"memory", "registry", "returns", "runs", "types", "wrappers"},
+        {"environments", "frames", "growing", "seeds", "spaces", "threads", "trees"},
         {"actor", "member", "networks", "policy", "random_policy", "runner"},
         {"book", "chunked", "collector", "exploration", "learner", "units"},
         {"fine_tuning", "loop", "on_policy", "parameter_noise", "step_collector"},
