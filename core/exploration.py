@@ -11,17 +11,16 @@ from typing import Any, Protocol
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from herdbook.core.distributions import Deterministic, Normal, Uniform
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.random_policy import RandomPolicy
-from herdbook.core.types import Carry, Distribution, Policy, Step, Tree
+from herdbook.core.types import Carry, Distribution, Policy, Step, Tree, tree_leaves
 
 
 def uniform_box(observations: Tree, size: int) -> Uniform:
     """Uniform actions [B, size] in [−1, 1], one for each observation."""
-    leaf: Tensor = pytree.tree_leaves(observations)[0]
+    leaf: Tensor = tree_leaves(observations)[0]
     ones = torch.ones(len(leaf), size, device=leaf.device)
     return Uniform(-ones, ones)
 

@@ -15,11 +15,11 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch.optim.adam import adam
 
 from herdbook.core.networks import refuse_hidden_state
 from herdbook.core.random import derive, generator, restore_generator, scoped_seed
-from herdbook.core.types import Metrics, batch_type
+from herdbook.core.types import Metrics, batch_type, tree_map
 
 Parameters = dict[str, Tensor]
 """The parameters of one network by name; they need not be leaves."""
@@ -67,32 +67,25 @@ def check_one_seed(algorithm: str, setup: Setup, why: str, otherwise: str = "") 
 class Network:
     """A module as a function of its parameters: `network(params["critic"], observations, actions)`.
 
-    `torch.func.functional_call` without the generality that costs it half of a small network's time.
+    A parameter that the module uses in several places goes by the first of its names. By itself, functional_call would
+    search the module for such parameters at each call, which takes half of a small network's time.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        names: dict[int, str] = {}  # of a parameter that is used in several places: the first
-        for name, parameter in module.named_parameters():
-            names[id(parameter)] = name
-        self._slots = [
-            (owner._parameters, attribute, names[id(parameter)])
-            for owner in module.modules()
-            for attribute, parameter in owner._parameters.items()
-            if parameter is not None
-        ]
+        self._tied: dict[str, str] = {}  # further names of a parameter that is used in several places → the first
+        first: dict[nn.Parameter, str] = {}
+        for prefix, owner in module.named_modules():
+            for name, parameter in owner.named_parameters(prefix, recurse=False, remove_duplicate=False):
+                if parameter in first:
+                    self._tied[name] = first[parameter]
+                else:
+                    first[parameter] = name
 
     def __call__(self, parameters: Parameters, *inputs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return torch.func.functional_call(self.module, parameters, inputs)
-        own = [slots[attribute] for slots, attribute, _ in self._slots]
-        try:
-            for slots, attribute, name in self._slots:
-                slots[attribute] = parameters[name]  # type: ignore[assignment]  # any tensor serves
-            return self.module(*inputs)
-        finally:
-            for (slots, attribute, _), parameter in zip(self._slots, own, strict=True):
-                slots[attribute] = parameter
+        if self._tied:
+            parameters = {**parameters, **{name: parameters[first] for name, first in self._tied.items()}}
+        return torch.func.functional_call(self.module, parameters, inputs, tie_weights=False)
 
     def first_copy(self, parameters: Parameters) -> Parameters:
         """The parameters of an ensemble's first copy as an ensemble of one; other modules' as they are."""
@@ -124,7 +117,8 @@ class _Optimiser:
         self.averages = {key: torch.zeros_like(value) for key, value in self.values.items()}
         self.squares = {key: torch.zeros_like(value) for key, value in self.values.items()}
         self.steps = 0
-        self._step = torch.zeros((), device=self.leaves[0].device)
+        # torch counts the steps of each parameter by itself.
+        self.counts = [torch.zeros((), device=leaf.device) for leaf in self.leaves]
 
     @torch.no_grad()
     def apply(self, gradients: tuple[Tensor, ...], batched: bool, rate_scale: float) -> None:
@@ -134,7 +128,8 @@ class _Optimiser:
         if settings.cosine_updates is not None:
             rate *= 0.5 * (1 + math.cos(math.pi * min(self.steps / settings.cosine_updates, 1.0)))
         self.steps += 1
-        torch._fused_adam_(
+        # What a step of the class torch.optim.Adam calls; making one would load torch's compiler, which takes 3 s.
+        adam(
             list(self.values.values()),
             # It walks the memory of parameter and gradient side by side and does not look at strides: the gradient of
             # a transposed weight would be applied transposed.
@@ -142,7 +137,8 @@ class _Optimiser:
             list(self.averages.values()),
             list(self.squares.values()),
             [],
-            [self._step.fill_(self.steps)] * len(self.values),
+            self.counts,
+            fused=True,
             lr=rate,
             beta1=0.9,
             beta2=0.999,
@@ -283,16 +279,16 @@ class Learner:
         optimisers = {
             name: {
                 "steps": optimiser.steps,
-                "averages": pytree.tree_map(lead, optimiser.averages),
-                "squares": pytree.tree_map(lead, optimiser.squares),
+                "averages": tree_map(lead, optimiser.averages),
+                "squares": tree_map(lead, optimiser.squares),
             }
             for name, optimiser in self._optimisers.items()
         }
         return {
             "updates": self.updates,
             "seeds": list(self.seeds),
-            "online": pytree.tree_map(lead, self.params.frozen),
-            "target": pytree.tree_map(lead, self.params.target),
+            "online": tree_map(lead, self.params.frozen),
+            "target": tree_map(lead, self.params.target),
             "optimisers": optimisers,
             "generators": [g.get_state() for g in self.generators],
         }
@@ -313,6 +309,8 @@ class Learner:
         for name, optimiser in self._optimisers.items():
             saved = state["optimisers"][name]
             optimiser.steps = int(saved["steps"])
+            for count in optimiser.counts:
+                count.fill_(optimiser.steps)
             for key in optimiser.values:
                 optimiser.averages[key].copy_(lead(saved["averages"][key]))
                 optimiser.squares[key].copy_(lead(saved["squares"][key]))

@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
-from herdbook.core.chunked import MANY, candidate_values
 from herdbook.core.distributions import Categorical, ClippedNormal, Normal, SquashedNormal
 from herdbook.core.spaces import is_image
-from herdbook.core.types import Tree
+from herdbook.core.types import Tree, tree_map
 
 Activation = Callable[[Tensor], Tensor]
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def refuse_hidden_state(module: nn.Module, at: str) -> None:
@@ -33,7 +32,7 @@ def refuse_hidden_state(module: nn.Module, at: str) -> None:
             f"{at}: expected a module without buffers (such as batch normalisation has), got {buffers}; seeds would "
             "share them and no checkpoint would hold them"
         )
-    if dropout := [key for key, part in module.named_modules() if isinstance(part, _DropoutNd) and part.p > 0]:
+    if dropout := [key for key, part in module.named_modules() if isinstance(part, DROPOUT) and part.p > 0]:
         raise ValueError(
             f"{at}: expected a module without dropout, got {dropout}; it would go on in the policy, and draw from "
             "torch's global generator, which no checkpoint holds"
@@ -41,7 +40,7 @@ def refuse_hidden_state(module: nn.Module, at: str) -> None:
 
 
 class Linear(nn.Module):
-    """y = xWᵀ + b with torch's default initialisation; with `copies`, one W and b each: [C, B, in] → [C, B, out].
+    """y = xWᵀ + b with torch's default initialisation; with `copies`, one W and b each: [C?, B, in] → [C, B, out].
 
     Copies store Wᵀ [C, in, out], so that their gradient comes out of the batched product in its own layout.
     """
@@ -55,12 +54,14 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(bias).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weight.dim() == 2:
-            return F.linear(x, self.weight, self.bias)
-        if self.weight.shape[-1] == 1:
+        weight = self.weight  # once: a parametrisation computes it each time
+        if weight.dim() == 2:
+            return F.linear(x, weight, self.bias)
+        x = x.expand(len(weight), *x.shape[-2:])
+        if weight.shape[-1] == 1:
             # A batch of products with a vector takes about five times as long forwards, and with seeds twice backwards.
-            return (x * self.weight.mT).sum(-1, keepdim=True) + self.bias
-        return torch.baddbmm(self.bias, x, self.weight)
+            return (x * weight.mT).sum(-1, keepdim=True) + self.bias
+        return torch.baddbmm(self.bias, x, weight)
 
 
 class MLP(nn.Module):
@@ -73,7 +74,7 @@ class MLP(nn.Module):
         hidden_sizes: Sequence[int],
         *,
         copies: int | None = None,
-        activation: Activation = torch.relu_,  # in place: nothing else reads what a layer gives
+        activation: Activation = torch.relu,  # not in place: hooks may keep what a layer gives
     ) -> None:
         super().__init__()
         sizes = (inputs, *hidden_sizes, outputs)
@@ -82,19 +83,14 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.copies is None:
-            *before, last = [cast(Any, layer._parameters) for layer in self.layers]  # a call would cost as its product
-            for parameters in before:
-                x = self.activation(F.linear(x, parameters["weight"], parameters["bias"]))
-            return F.linear(x, last["weight"], last["bias"])
-        copies = cast(Linear, self.layers[0]).weight.shape[0]  # one, where the first copy alone is asked for
-        lead = (copies, *x.shape[:-1])
-        x = x.reshape(-1, x.shape[-1])
-        x = x.expand(copies, *x.shape)
+        lead = x.shape[:-1]
+        if self.copies is not None:
+            x = x.reshape(-1, x.shape[-1])
         *hidden, last = self.layers  # a slice would make a new ModuleList each time
         for layer in hidden:
             x = self.activation(layer(x))
-        return last(x).reshape(*lead, -1)  # type: ignore[no-any-return]  # torch's is untyped
+        y: Tensor = last(x)
+        return y if self.copies is None else y.reshape(len(y), *lead, -1)
 
 
 class GRU(nn.Module):
@@ -119,86 +115,20 @@ class GRU(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor, held: Tensor) -> Tensor:
         """x: [*C, T, B, in]; state: before the first row, [*C, B, size]; held: [*C, T, B, 1] bool."""
+        weight, size = self.weight, state.shape[-1]
+        product = torch.addmm if weight.dim() == 2 else torch.baddbmm
         gates = self.gates(x.flatten(-3, -2)).reshape(*x.shape[:-1], -1)  # one product for all rows
-        recurrence = _recurrence if torch.compiler.is_compiling() else _Recurrence.apply
-        states: Tensor = recurrence(gates, state, self.weight, self.bias, held.float())
-        return states
-
-
-def _recurrence(gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor, held: Tensor) -> Tensor:
-    """What `_Recurrence` computes, in plain operations, which torch.compile can fuse."""
-    states = []
-    for gate, hold in zip(gates.unbind(-3), held.unbind(-3), strict=True):
-        (x_n, x_r, x_z), (u_r, u_z, u_n) = gate.chunk(3, -1), (state @ weight).chunk(3, -1)
-        r, z = (x_r + u_r).sigmoid(), torch.where(hold > 0, 1.0, (x_z + u_z).sigmoid())
-        state = torch.lerp((x_n + r * (u_n + bias)).tanh(), state, z)
-        states.append(state)
-    return torch.stack(states, -3)
-
-
-class _Recurrence(torch.autograd.Function):
-    """What of a GRU must go row by row: `apply(gates, state, weight, bias, held)` → states [*C, T, B, H].
-
-    On a CPU a GRU takes 0.85 of torch.gru's time so, and it can hold states. `gates` are W x + b [*C, T, B, 3H]. Of
-    the slopes of n, r, z and U_n h that `backward` puts side by side, the first three are those of the gates and the
-    last three those of U h, hence the two orders. Not differentiable twice, and `torch.vmap` has no rule for it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gates: Tensor, state: Tensor, weight: Tensor, bias: Tensor, held: Tensor) -> Tensor:
-        (*copies, rows, lanes, _), size = gates.shape, state.shape[-1]
-        product = torch.baddbmm if copies else torch.addmm
-        states = gates.new_empty(*copies, rows + 1, lanes, size)
-        states.select(-3, 0).copy_(state)
-        kept = rows if any(ctx.needs_input_grad) else 1  # without gradients each row overwrites the one before
-        updates, candidates, products = (  # r and z; n; U_n h + b_u
-            gates.new_empty(*copies, kept, lanes, width).expand(*copies, rows, lanes, width)
-            for width in (2 * size, size, size)
-        )
-        of_updates, of_products = torch.split(weight, [2 * size, size], -1)
-        walk = (
-            *(gates[..., size:], gates[..., :size], updates, updates[..., :size], updates[..., size:], candidates),
-            *(products, held, states.narrow(-3, 0, rows), states.narrow(-3, 1, rows)),
-        )
-        for x_rz, x_n, rz, r, z, n, u, hold, h, out in zip(*(part.unbind(-3) for part in walk), strict=True):
-            product(x_rz, h, of_updates, out=rz).sigmoid_()
-            torch.maximum(z, hold, out=z)
-            product(bias, h, of_products, out=u)
-            torch.addcmul(x_n, r, u, out=n).tanh_()
-            torch.lerp(n, h, z, out=out)
-        ctx.save_for_backward(weight, states, updates, candidates, products)
-        return states.narrow(-3, 1, rows)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        weight, states, updates, candidates, products = ctx.saved_tensors
-        rows, size = slope.shape[-3], slope.shape[-1]
-        product = torch.baddbmm if weight.dim() == 3 else torch.addmm
-        of_tanh, of_sigmoid = torch.ops.aten.tanh_backward.grad_input, torch.ops.aten.sigmoid_backward.grad_input
-        before = states.narrow(-3, 0, rows)
-        slopes = slope.new_empty(*slope.shape[:-1], 4 * size)
-        walk = (
-            *(slope, before, updates, updates[..., :size], updates[..., size:], candidates, products),
-            *(slopes[..., :size], slopes[..., size : 3 * size], slopes[..., 3 * size :], slopes[..., size:]),
-        )
-        of_state, back = torch.zeros_like(states.select(-3, 0)), weight.mT
-        outer = slope.new_empty(*slope.shape[:-3], slope.shape[-2], 2 * size)  # of r and z, but for their own slope
-        of_r, of_z = outer.chunk(2, -1)
-        steps = list(zip(*(part.unbind(-3) for part in walk), strict=True))
-        for of_h, h, rz, r, z, n, u, of_n, of_rz, of_u, of_product in reversed(steps):
-            of_h = of_h + of_state
-            of_state = of_h * z
-            of_tanh(of_h - of_state, n, grad_input=of_n)
-            torch.mul(of_n, r, out=of_u)
-            torch.mul(of_n, u, out=of_r)
-            torch.mul(of_h, h - n, out=of_z)
-            of_sigmoid(outer, rz, grad_input=of_rz)
-            of_state = product(of_state, of_product, back)
-        of_product = slopes[..., size:].flatten(-3, -2)
-        of_weight = before.flatten(-3, -2).mT @ of_product
-        of_bias = of_product[..., 2 * size :].sum(-2, keepdim=weight.dim() == 3)
-        return slopes[..., : 3 * size], of_state, of_weight, of_bias, None
+        x_n, x_r, x_z = gates.chunk(3, -1)
+        x_rz = torch.cat([x_r, x_z.masked_fill(held, torch.inf)], -1)  # σ(∞) = 1 holds the state
+        of_rz, of_n = torch.split(weight, [2 * size, size], -1)
+        bias = self.bias.expand_as(state)  # its gradient is then summed once
+        states = []
+        for row_rz, row_n in zip(x_rz.unbind(-3), x_n.unbind(-3), strict=True):
+            r, z = product(row_rz, state, of_rz).sigmoid().chunk(2, -1)
+            n = torch.addcmul(row_n, r, product(bias, state, of_n)).tanh()
+            state = torch.lerp(n, state, z)
+            states.append(state)
+        return torch.stack(states, -3)
 
 
 class Ensemble(nn.Module):
@@ -222,9 +152,7 @@ class Ensemble(nn.Module):
 
     def forward(self, observations: Tree, actions: Tensor) -> Tensor:
         lead = actions.shape[:-1]
-        observations = torch.utils._pytree.tree_map(
-            lambda x: x.expand(*lead, *x.shape[1:]).reshape(-1, *x.shape[1:]), observations
-        )
+        observations = tree_map(lambda x: x.expand(*lead, *x.shape[1:]).reshape(-1, *x.shape[1:]), observations)
         flat = actions.reshape(-1, actions.shape[-1])
         call: Any = torch.func.functional_call
         params = dict(zip(self.names, self.stacked, strict=True))
@@ -307,7 +235,7 @@ class Head(nn.Module):
         hidden_sizes: Sequence[int],
         *,
         copies: int | None = None,
-        activation: Activation = torch.relu_,
+        activation: Activation = torch.relu,
     ) -> None:
         super().__init__()
         self.encoder = Encoder(space)
@@ -364,24 +292,7 @@ class Critic(JointHead):
         super().__init__(space, action_size, 1, hidden_sizes, copies=copies)
 
     def joined(self, features: Tensor, second: Tensor) -> Tensor:
-        if not self._chunked(features, second):
-            return super().joined(features, second).squeeze(-1)
-        candidates = second.reshape(-1, *second.shape[-2:])  # [N, B, A]
-        parameters = (p for layer in self.mlp.layers for p in (cast(Linear, layer).weight, cast(Linear, layer).bias))
-        return candidate_values(features, candidates, *parameters).reshape(-1, *second.shape[:-1])
-
-    def _chunked(self, features: Tensor, second: Tensor) -> bool:
-        """Whether there are many candidates of each observation, on a CPU, for what `candidate_values` can compute."""
-        lead, mlp = second.shape[:-1], self.mlp
-        if len(lead) < 2 or not second.is_cpu or type(mlp) is not MLP or mlp.activation is not torch.relu_:
-            return False
-        if len(mlp.layers) < 2 or any(type(layer) is not Linear for layer in mlp.layers):
-            return False
-        first, last = (cast(Linear, mlp.layers[end]).weight for end in (0, -1))
-        if first.dim() != 3 or last.shape[-1] != 1 or lead.numel() * first.shape[-1] <= MANY:
-            return False
-        plain = features.shape[:-1] == lead[-1:] and features.dtype == second.dtype == first.dtype
-        return plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+        return super().joined(features, second).squeeze(-1)
 
 
 class DeterministicActor(Head):

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from herdbook.core.types import tree_leaves
 
 THREAD_COST = 5e6
 """What one more thread costs in an update, in multiplications that one thread makes in that time (measured: see

@@ -327,3 +327,8 @@ def tree_map(function: Any, tree: Tree, *rest: Tree) -> Tree:
     if isinstance(tree, (Tensor, np.ndarray)):  # most trees are one leaf
         return function(tree, *rest)
     return pytree.tree_map(function, tree, *rest)
+
+
+def tree_leaves(tree: Tree) -> list[Any]:
+    """The leaves of a tree, in its order."""
+    return pytree.tree_leaves(tree)

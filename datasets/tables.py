@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from herdbook.core.types import Array, Tree
+from herdbook.core.types import Array, Tree, tree_leaves
 
 _NUMPY = {
     kind: np.dtype(str(kind).removeprefix("torch."))
@@ -58,7 +57,7 @@ def empty_table(space: Space[Any], rows: tuple[int, ...], device: torch.device |
 
 def table_bytes(tables: Tree) -> int:
     """Bytes of all leaves."""
-    return sum(leaf.nbytes for leaf in pytree.tree_leaves(tables))
+    return sum(leaf.nbytes for leaf in tree_leaves(tables))
 
 
 def gathered(tables: Tree, index: Tensor) -> Tree:

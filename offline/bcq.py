@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Network, Parameters, Params, Setup
@@ -26,7 +25,7 @@ from herdbook.core.needs import Needs
 from herdbook.core.networks import Critic, JointHead
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.spaces import check_action_space
-from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree, tree_leaves
 
 LATENT_CLIP = 0.5
 
@@ -84,7 +83,7 @@ class BestCandidate:
 
     @property
     def _count(self) -> int:
-        return int(pytree.tree_leaves(self.observations)[0].shape[0])
+        return int(tree_leaves(self.observations)[0].shape[0])
 
     def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         shape = (self.algorithm.config.num_policy_actions, count, self.algorithm.latent_size)

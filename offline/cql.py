@@ -24,10 +24,11 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
+from herdbook.core.chunked import CandidateCritic
 from herdbook.core.config import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
-from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
+from herdbook.core.networks import Scalar, SquashedGaussianActor
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
@@ -93,7 +94,7 @@ class CQL:
         self.learner = Learner(
             {
                 "actor": lambda: SquashedGaussianActor(space, size, c.hidden_sizes),
-                "critic": lambda: Critic(space, size, c.hidden_sizes),
+                "critic": lambda: CandidateCritic(space, size, c.hidden_sizes),
                 "temperature": lambda: Scalar(math.log(c.initial_temperature)),  # log α_T
                 "multiplier": lambda: Scalar(0.0),  # log α′
             },

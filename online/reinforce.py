@@ -23,7 +23,7 @@ from herdbook.core.learner import Adam, Params, Setup
 from herdbook.core.needs import Needs
 from herdbook.core.on_policy import ActorCritic, Experience, minibatches, standardised, steps_of
 from herdbook.core.returns import discounted_returns
-from herdbook.core.types import Metrics, Policy, Segments, Spec, tree_map
+from herdbook.core.types import Metrics, Policy, Segments, Spec, tree_leaves, tree_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Reinforce:
 
     def values(self, observations: Any) -> Tensor:
         """b, or 0 without a baseline: [lanes, T, …] → [lanes, T]."""
-        leaf = torch.utils._pytree.tree_leaves(observations)[0]
+        leaf = tree_leaves(observations)[0]
         if not self.config.baseline:
             return torch.zeros(leaf.shape[:2], device=leaf.device)
         flat = tree_map(lambda leaf: leaf.flatten(0, 1), observations)

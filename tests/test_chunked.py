@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
-from herdbook.core import networks
-from herdbook.core.chunked import ROWS, candidate_values
+from herdbook.core import chunked
+from herdbook.core.chunked import ROWS, CandidateCritic, candidate_values
 from herdbook.core.networks import MLP, Critic
 
 FEATURES, SECOND = 4, 3
@@ -179,15 +180,15 @@ def test_checkpointing_works() -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Critics compute in chunks from 2,000 numbers on; what is asked for then."""
+    """Candidates' critics compute in chunks from 2,000 numbers on; what is asked for then."""
     made: list[int] = []
 
     def counted(*x: Tensor) -> Tensor:
         made.append(1)
         return candidate_values(*x)
 
-    monkeypatch.setattr(networks, "candidate_values", counted)
-    monkeypatch.setattr(networks, "MANY", 2000)
+    monkeypatch.setattr(chunked, "candidate_values", counted)
+    monkeypatch.setattr(chunked, "MANY", 2000)
     return made
 
 
@@ -196,21 +197,31 @@ SPACES = {"vector": spaces.Box(-1, 1, (5,)), "image": spaces.Box(0, 255, (9, 9, 
 
 @pytest.mark.parametrize("kind", sorted(SPACES))
 @pytest.mark.parametrize("lead", [(30,), (5, 6)])
-def test_a_critic_in_chunks_equals_itself_by_layers(kind: str, lead: tuple[int, ...], calls: list[int]) -> None:
+def test_a_critic_in_chunks_equals_the_plain_critic(kind: str, lead: tuple[int, ...], calls: list[int]) -> None:
     """Values, and slopes of encoder, actions and layers; of several axes of candidates too."""
     torch.manual_seed(0)  # layers are initialised from torch's own generator
-    critic = Critic(SPACES[kind], 2, (16, 8)).requires_grad_()
+    critic, plain_critic = CandidateCritic(SPACES[kind], 2, (16, 8)), Critic(SPACES[kind], 2, (16, 8))
+    plain_critic.load_state_dict(critic.state_dict())
     observations = torch.as_tensor(np.stack([SPACES[kind].sample() for _ in range(7)]))
     actions = torch.randn(*lead, 7, 2, requires_grad=True)
-    learns = [*critic.parameters(), actions]
     ours = critic(observations, actions)
     assert len(calls) == 1
-    flat = actions.reshape(-1, 7, 2)
-    theirs = torch.stack([critic(observations, each) for each in flat], 1).reshape(2, *lead, 7)
+    theirs = plain_critic(observations, actions)
     assert len(calls) == 1
     torch.testing.assert_close(ours, theirs)
-    for a, b in zip(*(torch.autograd.grad(q.sin().sum(), learns) for q in (ours, theirs)), strict=True):
+    slopes = (
+        torch.autograd.grad(q.sin().sum(), [*module.parameters(), actions])
+        for module, q in ((critic, ours), (plain_critic, theirs))
+    )
+    for a, b in zip(*slopes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+class Doubled(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
 
 
 class Shifted(MLP):
@@ -224,8 +235,8 @@ def test_what_is_no_relu_perceptron_with_many_candidates_goes_by_layers(calls: l
     torch.manual_seed(0)  # layers are initialised from torch's own generator
     observations, actions = torch.randn(100, 5), torch.randn(10, 100, 2)
 
-    def critic(**parts: object) -> Critic:
-        made = Critic(SPACES["vector"], 2, (16, 16))
+    def critic(**parts: object) -> CandidateCritic:
+        made = CandidateCritic(SPACES["vector"], 2, (16, 16))
         for name, part in parts.items():
             setattr(made.mlp if name == "activation" else made, name, part)
         return made
@@ -251,3 +262,22 @@ def test_what_is_no_relu_perceptron_with_many_candidates_goes_by_layers(calls: l
     few = torch.stack([tied(observations, each) for each in actions], 1)
     torch.testing.assert_close(tied(observations, actions), few)
     assert calls
+
+
+@pytest.mark.parametrize("hook", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_layers_with_hooks_are_called(hook: str, calls: list[int]) -> None:
+    critic, seen = CandidateCritic(SPACES["vector"], 2, (16, 16)), []
+    getattr(critic.mlp.layers[1], f"register_{hook}_hook")(lambda module, *_: seen.append(module))
+    critic(torch.randn(100, 5), torch.randn(10, 100, 2)).sum().backward()
+    assert seen == [critic.mlp.layers[1]] and not calls
+
+
+def test_layers_with_parametrisations_are_called(calls: list[int]) -> None:
+    critic = CandidateCritic(SPACES["vector"], 2, (16, 16))
+    observations, actions = torch.randn(100, 5), torch.randn(10, 100, 2)
+    before = critic(observations, actions)
+    assert len(calls) == 1
+    register_parametrization(critic.mlp.layers[-1], "weight", Doubled())
+    bias = critic.mlp.layers[-1].bias
+    torch.testing.assert_close(critic(observations, actions) - bias, 2 * (before - bias))
+    assert len(calls) == 1

@@ -9,8 +9,9 @@ import torch
 from devices import DEVICES
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.parametrize import register_parametrization
 
-from herdbook.core.learner import Adam, Learner, Params, clip_per_seed
+from herdbook.core.learner import Adam, Learner, Network, Params, clip_per_seed
 from herdbook.core.networks import MLP
 
 
@@ -183,6 +184,67 @@ def test_cosine_decay_ends_at_zero_and_stays_there(steps: int, factor: float) ->
     before = own.parameters_of("a")["x"].clone()
     own.step("a", linear, torch.ones(3))
     torch.testing.assert_close(before - own.parameters_of("a")["x"], torch.full((3,), 0.1 * factor), atol=1e-6, rtol=0)
+
+
+# --- modules --------------------------------------------------------------------------------------------------------
+
+
+class Doubled(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def parametrised(copies: int | None = None) -> MLP:
+    mlp = MLP(3, 1, (4,), copies=copies)
+    register_parametrization(mlp.layers[0], "weight", Doubled())
+    return mlp
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+@pytest.mark.parametrize("seeds", [(0,), (0, 5)])
+def test_a_module_with_parametrisations_computes_with_the_given_ones(
+    seeds: tuple[int, ...], copies: int | None
+) -> None:
+    """W = 2 V, and it is V that is trained."""
+    own = Learner({"a": lambda: parametrised(copies)}, {"a": Adam(lr=0.1)}, seeds=seeds)
+    key, x = "layers.0.parametrizations.weight.original", torch.randn(*(seeds[1:] and (len(seeds),)), 8, 3)
+    assert list(own.params["a"])[:2] == ["layers.0.bias", key]
+    before, twin = own.params["a"][key].detach().clone(), MLP(3, 1, (4,), copies=copies)
+
+    def objective(params: Params, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        given = {"layers.0.weight": 2 * params["a"][key]}
+        given |= {name: value for name, value in params["a"].items() if name != key}
+        plain = torch.func.functional_call(twin, given, (x,))
+        ours = own.networks["a"](params["a"], x)
+        return ours.sum(), {"difference": (ours - plain).abs().max()}
+
+    metrics = own.step("a", objective, x)
+    assert float(metrics["difference"].max()) < 1e-6
+    assert not torch.equal(own.params["a"][key].detach(), before)
+
+
+def test_hooks_of_a_module_and_of_its_layers_run() -> None:
+    own, seen = Learner({"a": lambda: MLP(3, 1, (4,))}, {"a": Adam(lr=0.1)}), []
+    mlp = own.networks["a"].module
+    for module in mlp.modules():
+        module.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    own.networks["a"](own.params["a"], torch.randn(5, 3))
+    assert seen == [mlp.layers[0], mlp.layers[1], mlp]  # type: ignore[index]  # a ModuleList
+
+
+def test_a_parameter_in_several_places_has_one_value_in_all_of_them() -> None:
+    """A layer that is used twice, and a weight that two layers have in common."""
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+    second.weight = first.weight
+    module = nn.Sequential(first, second, first)
+    network, own = Network(module), {name: id(value) for name, value in module.named_parameters(remove_duplicate=False)}
+    given = {"0.weight": torch.randn(3, 3), "0.bias": torch.randn(3)}
+    x = torch.randn(5, 3)
+    h = (x @ given["0.weight"].T + given["0.bias"]) @ given["0.weight"].T
+    torch.testing.assert_close(network(given, x), h @ given["0.weight"].T + given["0.bias"])
+    assert {name: id(value) for name, value in module.named_parameters(remove_duplicate=False)} == own
 
 
 # --- clipping -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from herdbook.core.networks import (
     MLP,
@@ -68,6 +70,53 @@ def test_copies_of_a_perceptron_equal_perceptrons_of_their_own(lead: tuple[int, 
         h = F.relu(F.linear(x, own["layers.0.weight"], own["layers.0.bias"]))
         h = F.relu(F.linear(h, own["layers.1.weight"], own["layers.1.bias"]))
         torch.testing.assert_close(y[number], F.linear(h, own["layers.2.weight"], own["layers.2.bias"]))
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+def test_hooks_of_a_layer_see_what_it_gives(copies: int | None) -> None:
+    """Before the activation, and the slope of that."""
+    mlp, x, given, slopes = MLP(3, 1, (4,), copies=copies), torch.randn(5, 3, requires_grad=True), [], []
+    mlp.layers[0].register_forward_hook(lambda module, inputs, output: given.append(output))
+    mlp.layers[0].register_full_backward_hook(lambda module, of_inputs, of_outputs: slopes.append(of_outputs[0]))
+    y = mlp(x)
+    y.sum().backward()
+    weight, bias, last = mlp.layers[0].weight, mlp.layers[0].bias, mlp.layers[1].weight
+    if copies is None:
+        weight, last = cast(Tensor, weight).mT, cast(Tensor, last).mT
+    torch.testing.assert_close(given, [x @ weight + bias])
+    torch.testing.assert_close(slopes, [(given[0] > 0) * last.mT])
+
+
+class Doubled(nn.Module):
+    """A parametrisation."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+def test_a_layer_with_a_parametrised_weight_uses_it(copies: int | None) -> None:
+    mlp, x = MLP(3, 2, (4,), copies=copies), torch.randn(5, 3)
+    other = MLP(3, 2, (4,), copies=copies)
+    other.load_state_dict(mlp.state_dict())
+    other.layers[0].weight.data *= 2
+    register_parametrization(mlp.layers[0], "weight", Doubled())
+    torch.testing.assert_close(mlp(x), other(x))
+
+
+def test_a_layer_with_spectral_normalisation_has_a_norm_of_one() -> None:
+    """The estimate of the norm takes one step at each call: two calls of the weight would take two."""
+    mlp, once = MLP(3, 2, (4,)), MLP(3, 2, (4,))
+    once.load_state_dict(mlp.state_dict())
+    for network in (mlp, once):
+        torch.manual_seed(0)  # torch draws the estimate's start from its own generator
+        spectral_norm(network.layers[0], n_power_iterations=1)
+    x, expected = torch.randn(5, 3), once.layers[0].weight
+    h = F.relu(F.linear(x, expected, once.layers[0].bias))
+    torch.testing.assert_close(mlp(x), F.linear(h, once.layers[1].weight, once.layers[1].bias))
+    for _ in range(50):
+        mlp(x)
+    assert float(torch.linalg.matrix_norm(mlp.layers[0].weight.detach(), 2)) == pytest.approx(1, abs=1e-4)
 
 
 def test_a_critic_values_each_candidate_as_if_it_were_alone() -> None:

@@ -324,11 +324,11 @@ def test_the_one_import_up_the_layers_is_made_once_and_only_where_it_is_used(rep
 
 ORDER = {
     "core": (
-        {"atari", "checkpoint", "chunked", "config", "distributions", "logging", "moments", "needs", "random"},
-        {"memory", "registry", "returns", "runs", "threads", "types", "wrappers"},
-        {"environments", "frames", "growing", "seeds", "spaces", "trees"},
+        {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "random"},
+        {"memory", "registry", "returns", "runs", "types", "wrappers"},
+        {"environments", "frames", "growing", "seeds", "spaces", "threads", "trees"},
         {"actor", "member", "networks", "policy", "random_policy", "runner"},
-        {"book", "collector", "exploration", "learner", "units"},
+        {"book", "chunked", "collector", "exploration", "learner", "units"},
         {"fine_tuning", "loop", "on_policy", "parameter_noise", "step_collector"},
         {"off_policy"},
         {"joint.parallel", "joint.types"},
@@ -421,3 +421,42 @@ def test_modules_of_a_layer_keep_to_their_order(layer: str, graph: dict[str, set
     assert present == rank.keys(), f"give each its place in ORDER: {sorted(present ^ rank.keys())}"
     upwards = [f"{m} may not import {i}" for m in sorted(present) for i in graph[m] & present if rank[i] >= rank[m]]
     assert not upwards, "\n".join(upwards)
+
+
+def private_names_of_torch(source: str) -> set[str]:
+    """What a module reads or imports of torch that begins with an underscore."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            found.add(ast.unparse(node))
+    return {name for name in found if re.match(r"torch(\.\w+)*\._", name)}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch._fused_adam_(x)",
+        "torch.utils._pytree.tree_map(f, x)",
+        "from torch.utils import _pytree as pytree",
+        "from torch.utils._pytree import tree_map",
+        "import torch._dynamo",
+    ],
+)
+def test_private_names_of_torch_are_found(source: str) -> None:
+    assert private_names_of_torch(source)
+
+
+def test_nothing_private_of_torch_is_used(repo_root: Path) -> None:
+    """But for operations on lists of tensors and the registration of batches as trees, which have no public name."""
+    found = {
+        (str(path.relative_to(repo_root)), name)
+        for folder in folders(repo_root)
+        for path in (repo_root / folder).rglob("*.py")
+        for name in private_names_of_torch(path.read_text(encoding="utf-8"))
+        if not name.startswith("torch._foreach_")
+    }
+    assert found == {("core/types.py", "torch.utils._pytree")}

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import Space, spaces
 from gymnasium.envs.registration import EnvSpec
-from torch.utils import _pytree as pytree
 
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable
 from herdbook.core.joint.games import Game, Moment, Others, is_gymnasium, make_game, playable, random_action, split_mask
@@ -23,7 +22,7 @@ from herdbook.core.joint.types import ByKind, JointSpec
 from herdbook.core.registry import making
 from herdbook.core.spaces import flat_space, flatten, zeros
 from herdbook.core.trees import write
-from herdbook.core.types import Array, Tree
+from herdbook.core.types import Array, Tree, tree_leaves
 
 JointSource = str | EnvironmentSpec | EnvSpec | Callable[..., Any]
 """An id, `module:callable`, a recorded spec, or a callable that returns a ParallelEnv, an AECEnv or a gymnasium.Env."""
@@ -227,7 +226,7 @@ def check_reset(env: JointEnvironment, *, seed: int = 0, steps: int = 23) -> boo
     return len(first) == len(second) and all(
         np.array_equal(a, b)
         for rows, others in zip(first, second, strict=True)
-        for a, b in zip(pytree.tree_leaves(rows), pytree.tree_leaves(others), strict=True)
+        for a, b in zip(tree_leaves(rows), tree_leaves(others), strict=True)
     )
 
 

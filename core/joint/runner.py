@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.joint.environments import (
@@ -35,7 +34,7 @@ from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec
 from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed
 from herdbook.core.spaces import alike, zeros
 from herdbook.core.trees import indexed, mapped, write
-from herdbook.core.types import Array, Policy, Step, Turn, to_numpy
+from herdbook.core.types import Array, Policy, Step, Turn, to_numpy, tree_leaves
 
 ROWS = 64
 """Steps that a log holds at first."""

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from herdbook.core.joint.types import JointEpisode, JointSegments, JointSpec, JointTransitions
 from herdbook.core.moments import merged
 from herdbook.core.trees import mapped, write
-from herdbook.core.types import Array, TimeLimit, tree_map
+from herdbook.core.types import Array, TimeLimit, tree_leaves, tree_map
 from herdbook.datasets.joint.episodes import JointEpisodes, masked_kinds
 from herdbook.datasets.layout import positions_in_episodes
 from herdbook.datasets.rings import Rings, ring_sizes, saved_rings
@@ -116,7 +115,7 @@ class JointReplay:
         self._elapsed = elapsed  # [steps] steps of the episode before this one
         self._remaining = remaining  # [steps] steps up to the episode's end, this one included
         self._starts = starts  # the first step of each episode; online a ring over the numbers of episodes
-        self._row_count = len(pytree.tree_leaves(seen)[0])
+        self._row_count = len(tree_leaves(seen)[0])
         self._rings: Rings | None = None
         self._begins = np.zeros(len(starts), dtype=np.int64)  # online the same, in ever-growing numbers of steps
         self._first_episode = self._last_episode = 0  # the episodes from the one to before the other are stored whole
