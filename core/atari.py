@@ -31,7 +31,7 @@ _RAW = ("obs_type", "frameskip")
 
 
 def is_game(name: str, arguments: Mapping[str, Any]) -> bool:
-    """Whether the name, with these keyword arguments, means a game with preprocessing."""
+    """True if the name, with these keyword arguments, means a game with preprocessing."""
     return re.fullmatch(r"ALE/\w+-v5", name) is not None and not any(key in arguments for key in _RAW)
 
 
@@ -57,7 +57,7 @@ def with_arguments(spec: EnvSpec, arguments: Mapping[str, Any]) -> tuple[EnvSpec
 
 
 def ends_with_a_life(spec: EnvSpec) -> bool:
-    """Whether an episode ends with a life, which may help learning but not evaluation (Machado et al. 2018, § 4.1)."""
+    """True if an episode ends with a life, which is meant for training only (Machado et al. 2018, § 4.1)."""
     return any(
         wrapper.entry_point == _ENTRY_POINT and (wrapper.kwargs or {}).get("terminal_on_life_loss", False)
         for wrapper in spec.additional_wrappers

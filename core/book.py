@@ -217,7 +217,7 @@ class Signals:
 
     def leave(self, book: Book, step: int) -> NoReturn:
         """Tell the user how to resume, and raise KeyboardInterrupt (SIGINT) or SystemExit(143) (SIGTERM)."""
-        book.reporter.notice(f"interrupted at step {step:,}; `herdbook resume {book.run.path}` goes on from there")
+        book.reporter.notice(f"interrupted at step {step:,}; `herdbook resume {book.run.path}` continues the run")
         if self.received == signal.SIGTERM:
             raise SystemExit(143)
         raise KeyboardInterrupt

@@ -54,7 +54,7 @@ class Config:
 
     @property
     def decay_lr(self) -> bool:
-        """Whether the learning rates decay linearly to 0 over `decay_steps` environment steps."""
+        """True if the learning rates decay linearly to 0 over `decay_steps` environment steps."""
         return False
 
     @property
@@ -64,7 +64,7 @@ class Config:
 
     @property
     def recurrent(self) -> bool:
-        """Whether the networks have a memory. Each seed then trains separately."""
+        """True if the networks have a memory. Each seed then trains separately."""
         return False
 
     @property
@@ -84,12 +84,12 @@ class Config:
 
     @property
     def prioritised(self) -> bool:
-        """Whether batches are sampled by priority."""
+        """True if batches are sampled by priority."""
         return False
 
     @property
     def scale_rewards(self) -> bool:
-        """Whether rewards are divided by a running standard deviation."""
+        """True if rewards are divided by a running standard deviation."""
         return False
 
 

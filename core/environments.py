@@ -252,7 +252,7 @@ def _trace(env: Env, seed: int, actions: list[Any]) -> list[Any]:
 
 
 def _equal(longer: Any, shorter: Any) -> bool:
-    """Whether nested observations are equal; sequences are compared up to the length of the shorter one."""
+    """True if nested observations are equal; sequences are compared up to the length of the shorter one."""
     if isinstance(shorter, Mapping):
         return all(_equal(longer[key], value) for key, value in shorter.items())
     if isinstance(shorter, (list, tuple)):

@@ -154,7 +154,6 @@ class EpisodeCollector:
         return finished
 
     def restored(self, state: Mapping[str, Any]) -> EpisodeRound:
-        """Restore a round from a checkpoint."""
         return EpisodeRound(**{**state, "episodes": [*map(episode_from_state, state["episodes"])]})
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,7 +163,6 @@ class EpisodeCollector:
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None:
-        """End the workers and close the environments."""
         if self._player is not None:
             self._player.runner.close()
         for worker in self._workers:

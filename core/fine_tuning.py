@@ -46,11 +46,9 @@ class FineTuned:
         return policy if deterministic or not self.noise else NoisyPolicy(policy, self.action_space, self.noise)
 
     def round_steps(self, num_envs: int) -> int:
-        """Number of steps of each environment between updates."""
         return steps_between_updates(self.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """Number of updates due in total after so many environment steps."""
         return updates_after(steps, 0, self.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,7 +59,7 @@ class FineTuned:
 
 
 def collapsed(score: float, before: float) -> bool:
-    """Whether a score has dropped by more than half of |before|, i.e. below half of a positive one."""
+    """True if a score has dropped by more than half of |before|, i.e. below half of a positive one."""
     return score < before - abs(before) / 2
 
 

@@ -56,7 +56,7 @@ class Reporter:
         """Start the display at `step`, and the clock from which rates are computed."""
         self._first = self._step = step
         if step:
-            self.notice(f"{self.path}: goes on from step {step:,}")
+            self.notice(f"{self.path}: continues from step {step:,}")
         if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -60,9 +60,9 @@ class Needs:
 
     @property
     def on_policy(self) -> bool:
-        """Whether each step is used once, to update the policy that took it."""
+        """True if each step is used once, to update the policy that took it."""
         return self.interaction == "rollouts"
 
     def plays(self, has_data: bool) -> bool:
-        """Whether it interacts with environments while it learns, in a run with or without a dataset."""
+        """True if it interacts with environments while it learns, in a run with or without a dataset."""
         return self.environment is True or (self.environment == "optional" and not has_data)

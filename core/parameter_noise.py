@@ -111,11 +111,9 @@ class ParameterNoise:
         return {**parameters, **{key: parameters[key] + sigma * part.view(shape) for key, shape, part in moved}}
 
     def state_dict(self) -> dict[str, Any]:
-        """σ, [S]."""
         return {"sigma": self.sigma}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`."""
         self.sigma.copy_(state["sigma"])
 
 

@@ -42,7 +42,7 @@ class EnvironmentUnavailable(ValueError):
 
 
 def is_callable_name(name: str) -> bool:
-    """Whether a name has the form `module:callable`; Gymnasium's `module:Name-v0` has not."""
+    """True if a name has the form `module:callable`; Gymnasium's `module:Name-v0` has not."""
     return re.fullmatch(r"[\w.]+:[A-Za-z_][\w.]*", name) is not None
 
 

@@ -157,7 +157,7 @@ class VectorRunner:
 
     @property
     def active(self) -> bool:
-        """Whether any lane is in an episode."""
+        """True if any lane is in an episode."""
         return bool(self._active.any())
 
     def step(self, policy: Policy, generator: torch.Generator | None = None, *, keep_carry: bool = False) -> VectorStep:
@@ -485,7 +485,7 @@ def _finite(leaf: Array) -> bool:
 
 
 def anywhere(lanes: Array) -> bool:
-    """Whether any lane of a mask `[lanes]` is True. For few lanes, a list is ten times as fast as NumPy's `any`."""
+    """True if a mask `[lanes]` is True anywhere. For few lanes, a list is ten times as fast as NumPy's `any`."""
     return True in lanes.tolist()
 
 

@@ -64,7 +64,7 @@ def cast(values: Any, dtype: Any, part: str = "") -> Array:
 
 
 def is_image(space: Space[Any]) -> TypeGuard[spaces.Box]:
-    """Whether observations are images: uint8 `[height, width, channels]`, or grey `[height, width]`.
+    """True if observations are images: uint8 `[height, width, channels]`, or grey `[height, width]`.
 
     A grey image must span the range 0 to 255, since a board with numbered cells is no image.
     """
@@ -169,10 +169,10 @@ def check_action_space(space: Space[Any], kind: ActionKind, algorithm: str) -> N
     A Box must be bounded with low < high, because actions are rescaled to [−1, 1].
     """
     if kind != "discrete" and isinstance(space, spaces.Box):
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        if not space.is_bounded():
             raise ValueError(f"{algorithm}: expected bounded actions, got {space}; give the action space finite bounds")
         if not (space.low < space.high).all():
-            raise ValueError(f"{algorithm}: expected low < high for every action, got {space}; leave out what is fixed")
+            raise ValueError(f"{algorithm}: expected low < high for every action, got {space}; remove fixed dimensions")
         return
     if kind != "box" and isinstance(space, spaces.Discrete):
         return
@@ -202,7 +202,7 @@ def select_keys(space: Space[Any], keys: Keys) -> Space[Any]:
 
 
 def _has_image_part(space: Space[Any]) -> bool:
-    """Whether a space is a Dict or Tuple with an image at any depth."""
+    """True if a space is a Dict or Tuple with an image at any depth."""
     return any(is_image(part) or _has_image_part(part) for _, _, part in _children(space))
 
 
@@ -315,7 +315,7 @@ def _check_fixed_size(space: Space[Any]) -> None:
 
 
 def alike(a: Space[Any], b: Space[Any]) -> bool:
-    """Whether two spaces are equal apart from the bounds of Boxes, which environments declare loosely."""
+    """True if two spaces are equal apart from the bounds of Boxes, which environments declare loosely."""
     if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
         return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
     if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):

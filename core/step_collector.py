@@ -134,7 +134,6 @@ class StepCollector:
         return {index: self.runners[index].play(member) for index, member in self._members.items()}
 
     def restored(self, state: Mapping[str, Any]) -> StepRound:
-        """Restore a round from a checkpoint."""
         return StepRound.from_state(state)
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,7 +146,6 @@ class StepCollector:
             runner.load_state_dict(saved)
 
     def close(self) -> None:
-        """Close the environments."""
         for runner in self.runners:
             runner.runner.close()
 
@@ -176,7 +174,7 @@ class _SeedRunner:
             warnings.warn(f"an episode that was unfinished at the checkpoint is lost: {failure}", stacklevel=2)
             self.replay_ends_at -= 1
             if self.replay_ends_at == 0:
-                raise RunFailed(f"the environment fails where the run goes on: {failure}") from failure
+                raise RunFailed(f"the environment fails when the run is resumed: {failure}") from failure
             return
         self.failures.append(str(failure))
         self.lost_in_a_row += 1

@@ -117,7 +117,6 @@ class RunningUnits(Growing):
                 raise ValueError(f"the state does not fit: its units are {having} {name}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state_dict`."""
         if self.moments is not None:
             self.moments.load_state_dict(state["moments"])
             self._apply(self.moments)
