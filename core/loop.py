@@ -147,8 +147,8 @@ def _record(
     book: Book, cadence: Cadence, evaluate: Evaluate | None, before: int, step: int, steps: int, interrupted: bool
 ) -> bool:
     """Write the log and evaluation lines due after `before` and by `step`; returns whether a checkpoint is due too."""
-    everies = (cadence.log, cadence.evaluate, cadence.checkpoint)
-    log, score, save = (step == steps or step // every > before // every for every in everies)
+    periods = (cadence.log, cadence.evaluate, cadence.checkpoint)
+    log, score, save = (step == steps or step // every > before // every for every in periods)
     score, save = score and evaluate is not None, save or interrupted
     if log or score or save:
         book.check(step, log)
