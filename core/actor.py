@@ -1,8 +1,6 @@
-"""`Actor`: a policy for people. NumPy in and out, one environment, the carry kept."""
+"""`Actor`: a policy for interactive use in one environment. NumPy in and out; it keeps the carry."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +10,13 @@ from herdbook.core.types import Array, Policy, Spec, Step, Tree, to_numpy, tree_
 
 
 class Actor:
-    """Acts in one environment: `action = actor.act(observation)`; call `reset()` where an episode begins.
+    """Acts in one environment: `action = actor.act(observation)`. Call `reset()` at the start of every episode.
 
     Args:
-        policy: Raw observations in, raw actions out.
-        spec: The spaces that it was trained on.
-        device: Where its tensors live.
-        generator: For a policy that samples.
+        policy: Maps raw observations to raw actions.
+        spec: The spaces that the policy was trained on.
+        device: The device of the policy's tensors.
+        generator: Source of randomness of a stochastic policy.
     """
 
     def __init__(
@@ -33,17 +31,16 @@ class Actor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the episode so far. It matters to policies with a memory only."""
+        """Reset the policy's carry and its previous action."""
         self._carry = self.policy.initial(1)
         self._first = True
         action = torch.as_tensor(np.asarray(self.spec.action_space.sample()), device=self.device)
         self._previous = torch.zeros_like(action)[None]
 
     def act(self, observation: Tree, *, reward: float = 0.0) -> Array:
-        """The action for one observation as the environment gives it (before any flattening).
+        """The action for one raw observation of the environment: an array `[A]`, or an int64 scalar if discrete.
 
-        `reward` is the last step's, for policies that read it. Returns an array `[A]`, or an int64 scalar for
-        discrete actions.
+        reward: The reward of the previous step, for policies that read it.
         """
         space = self.spec.raw_observation_space or self.spec.observation_space
         flat = flatten(space, observation, self.spec.observation_keys)
@@ -57,5 +54,4 @@ class Actor:
         )
         actions, self._carry = self.policy(step, self._carry, self.generator)
         self._previous, self._first = actions, False
-        chosen: Any = to_numpy(actions)[0]
-        return np.asarray(chosen)
+        return np.asarray(to_numpy(actions)[0])

@@ -1,4 +1,4 @@
-"""What a training loop remembers of its run, and how it is written: log lines, evaluations, checkpoints, signals."""
+"""Records of a run during training: log lines, evaluations, checkpoints, signals."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from herdbook.core.runner import PolicyFailed
 from herdbook.core.runs import JSONL, JSONLines, Run, RunError, RunFailed
 from herdbook.core.types import Algorithm, Metrics
 
-SAMPLING = 100  # stream of randomness of the index draws of one seed
-Evaluate = Callable[[int, int], Mapping[str, Any]]
-"""(seed index, step) → the line of evaluations.jsonl but for its step and seed."""
+SAMPLING = 100  # stream of randomness from which one seed draws its batches
+Evaluate = Callable[[int, int], Mapping[str, Any]]  # (seed index, step) → a line of evaluations.jsonl without these two
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """Why a seed stopped, at which step, and the step of its last good checkpoint, which is kept."""
+    """Step and reason at which a seed stopped, and the step of its last good checkpoint, which is kept."""
 
     step: int
     reason: str
@@ -35,36 +34,31 @@ class Stopped:
 
 
 class Book:
-    """What a run remembers: files, generators, latest metrics, seeds that stopped; and how it is written."""
+    """State of a run beside its algorithm: files, generators, latest metrics, stopped seeds. It writes them to disk."""
 
     def __init__(
-        self,
-        algorithm: Algorithm,
-        run: Run,
-        reporter: Reporter,
-        extra: Mapping[str, Any],
-        device: str | torch.device,
+        self, algorithm: Algorithm, run: Run, reporter: Reporter, extra: Mapping[str, Any], device: str | torch.device
     ) -> None:
         self.algorithm, self.run, self.reporter, self.extra, self.device = algorithm, run, reporter, extra, device
         self.files = {name: JSONLines(run.path / name) for name in JSONL}
         self.generators = [generator(seed, SAMPLING, device=device) for seed in run.seeds]
         self.metrics: Metrics = {}
         self.stopped: dict[int, Stopped] = {}
-        self.checked = 0  # the last step whose losses were found finite
-        self.more = False  # another loop goes on with the reporter
-        self.protected: set[int] = set()  # steps of checkpoints that are kept, however many follow
-        self.restored: Mapping[str, Any] = {}  # of the checkpoint's state, what is the loop's: after `restore`
-        self.updates: int | None = None  # where steps are those of an environment: updates per seed so far
+        self.checked = 0  # the last step at which all losses were finite
+        self.more = False  # another loop will use the reporter
+        self.protected: set[int] = set()  # steps of checkpoints that are never removed
+        self.restored: Mapping[str, Any] = {}  # the loop's part of the checkpoint, after `restore`
+        self.updates: int | None = None  # updates per seed so far, if steps count environment steps
         self.seconds, self.started, self.timed = 0.0, time.perf_counter(), (0, 0, 0.0)
 
     @property
     def loop(self) -> Mapping[str, Any]:
-        """What the loop had stored beside; empty where the run begins."""
+        """The loop's own state from the checkpoint; empty at the start of a run."""
         return self.restored.get("loop") or {}
 
     @property
     def active(self) -> list[int]:
-        """Indices of the seeds that still learn."""
+        """Indices of the seeds that have not stopped."""
         return [index for index, seed in enumerate(self.run.seeds) if seed not in self.stopped]
 
     def __enter__(self) -> Book:
@@ -79,7 +73,7 @@ class Book:
             file.close()
 
     def restore(self) -> int:
-        """Go back to the last checkpoint, the files with it; returns its step, 0 without one."""
+        """Restore the last checkpoint and cut the files to its lengths; returns its step, 0 without one."""
         if (step := self.run.checkpoints.last()) is None:
             for file in self.files.values():
                 file.truncate(0)
@@ -109,9 +103,8 @@ class Book:
     def check(self, step: int, log: bool) -> None:
         """Read the metrics from the device, stop seeds whose losses are not finite, and write the log lines."""
         values = _read(self.metrics, len(self.run.seeds))
-        for index, seed in enumerate(self.run.seeds):
-            if seed in self.stopped:
-                continue
+        for index in self.active:
+            seed = self.run.seeds[index]
             mine = {name: per_seed[index] for name, per_seed in values.items()}
             bad = next((n for n, v in mine.items() if n.startswith("loss/") and not math.isfinite(v)), None)
             line: dict[str, Any] = {"step": step, "seed": seed, **mine}
@@ -127,27 +120,26 @@ class Book:
             self._time(step)
 
     def stop(self, step: int, seed: int, reason: str) -> None:
-        """This seed learns no further; its last good checkpoint is kept."""
-        # Finite losses at a later step are what proves a checkpoint's parameters good.
+        """Stop training this seed and keep its last good checkpoint."""
+        # A checkpoint's parameters are known to be good only if the losses at a later step were finite.
         good = max((c for c in self.run.checkpoints.steps() if c < max(self.checked, 1)), default=0)
         self.stopped[seed] = Stopped(step, reason, good)
         kept = self.run.checkpoints.path(good)
         self.reporter.notice(f"seed {seed} stops at step {step}: {reason}; its last good checkpoint is kept: {kept}")
 
     def refuse_none_left(self) -> None:
-        """Raise RunFailed when every seed has stopped."""
+        """Raise RunFailed if every seed has stopped."""
         if len(self.stopped) == len(self.run.seeds):
             reasons = "; ".join(f"seed {seed}: {why.reason} at step {why.step}" for seed, why in self.stopped.items())
             raise RunFailed(f"{self.run.path}: no seed is left: {reasons}; its checkpoints up to there are kept")
 
     def evaluate(self, step: int, function: Evaluate) -> None:
-        """Evaluate every seed that still learns, and write the lines; one whose actions are not finite stops."""
-        for index, seed in enumerate(self.run.seeds):
-            if seed in self.stopped:
-                continue
+        """Evaluate every active seed and write the lines; a seed whose actions are not finite stops."""
+        for index in self.active:
+            seed = self.run.seeds[index]
             try:
                 line = {"step": step, "seed": seed, **function(index, step)}
-            except PolicyFailed as error:  # the loss was finite, and this very update's parameters are not
+            except PolicyFailed as error:  # the loss was finite, but the parameters after its update are not
                 self.stop(step, seed, str(error))
                 continue
             self.files["evaluations.jsonl"].write(line)
@@ -157,9 +149,9 @@ class Book:
     def checkpoint(
         self, step: int, loop: Mapping[str, Any] | None = None, replay: Mapping[str, Any] | None = None
     ) -> None:
-        """Everything that the run needs to go on from here; `loop`: what the loop itself adds.
+        """Write everything from which the run can be resumed, including the loop's own state `loop`.
 
-        `replay` is what only the newest checkpoint holds. Raises RunFailed if it cannot be written.
+        Only the newest checkpoint keeps its `replay`. Raises RunFailed if the checkpoint cannot be written.
         """
         state = {
             **self.extra,
@@ -203,7 +195,7 @@ def _read(metrics: Metrics, seeds: int) -> dict[str, list[float]]:
 
 
 class Signals:
-    """Turns SIGINT and SIGTERM into a flag that the loop reads; a second one ends the process at once."""
+    """Turns SIGINT and SIGTERM into a flag for the loop to read; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -223,7 +215,9 @@ class Signals:
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
-    def leave(self) -> NoReturn:
+    def leave(self, book: Book, step: int) -> NoReturn:
+        """Tell the user how to resume, and raise KeyboardInterrupt (SIGINT) or SystemExit(143) (SIGTERM)."""
+        book.reporter.notice(f"interrupted at step {step:,}; `herdbook resume {book.run.path}` continues the run")
         if self.received == signal.SIGTERM:
             raise SystemExit(143)
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""Checkpoints: nested state as safetensors and JSON, written whole or not at all, and never unpickled.
+"""Checkpoints: nested state as safetensors and JSON, written atomically and never unpickled.
 
-A checkpoint is a directory of three files: `tensors.safetensors`, `state.json` (the tree, with a reference in the
-place of each tensor) and `manifest.json` (the SHA-256 of the other two, so that a flipped bit is noticed too).
+A checkpoint is a directory of three files: `tensors.safetensors`, `state.json` (the tree, with a reference in place of
+each tensor) and `manifest.json` (the SHA-256 of the other two, which reveals any corruption).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _TENSOR, _FLOAT, _TUPLE = "__tensor__", "__float__", "__tuple__"
 
 
 class CheckpointError(Exception):
-    """A checkpoint that could not be read or written; the message names the file and what is left to use."""
+    """A checkpoint could not be read or written; the message names the file and any checkpoint that can be used."""
 
 
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write `state` to the directory `path`, replacing what is there, so that a kill at any instant leaves `load` one.
+    """Write `state` to the directory `path`; if killed at any instant, `load` finds the old checkpoint or the new one.
 
     Args:
         path: The checkpoint's directory; its parent is created.
@@ -38,8 +38,8 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
             numbers, strings, booleans and None. Tensors may be views, share storage and live on any device.
 
     Raises:
-        CheckpointError: The files could not be written (a full disk); what was at `path` is untouched.
-        TypeError: The state holds something else.
+        CheckpointError: The files could not be written (full disk); an existing checkpoint at `path` is unchanged.
+        TypeError: The state holds a value of another type.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
@@ -50,12 +50,12 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         safetensors.torch.save_file(tensors, temporary / TENSORS)
-        _sync(temporary / TENSORS)
-        _write(temporary / STATE, json.dumps(tree, allow_nan=False).encode())
+        (temporary / STATE).write_text(json.dumps(tree, allow_nan=False))
         digests = {name: _digest(temporary / name) for name in (TENSORS, STATE)}
-        _write(temporary / MANIFEST, json.dumps({"format": FORMAT, "sha256": digests}).encode())
-        _sync(temporary)
-        if path.exists():  # left by a run that was killed after it; nothing points there until we have written ours
+        (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": digests}))
+        for written in (temporary / TENSORS, temporary / STATE, temporary / MANIFEST, temporary):
+            _sync(written)
+        if path.exists():  # from a run that was killed before it pointed `last` to this checkpoint
             os.rename(path, replaced)
         os.rename(temporary, path)
         _sync(path.parent)
@@ -69,15 +69,14 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
 
 
 def _replaced(path: Path) -> list[Path]:
-    """What a killed `save` had moved aside and not yet put its own in the place of."""
+    """Checkpoints that a killed `save` had moved aside but not yet replaced."""
     return sorted(path.parent.glob(f".{path.name}.old-*"))
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `save` wrote; tensors are on the CPU.
+    """Read a state written by `save`, with tensors on the CPU.
 
-    Raises:
-        CheckpointError: There is no checkpoint, or a file of it is missing, truncated or altered. Names the file.
+    Raises CheckpointError, which names the file, if there is no checkpoint or a file is missing, truncated or corrupt.
     """
     path = Path(path)
     if not path.is_dir():
@@ -107,12 +106,12 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of one run: `step_<n>/`, and `last`, a link to the newest that was written completely."""
+    """The checkpoints of one run: `step_<n>/`, and `last`, a link to the newest complete one."""
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
-        """`keep`: how many of the newest are left when one is written; protected ones are never removed.
+        """`keep`: number of newest checkpoints to keep beside protected ones. Raises ValueError if it is below 2.
 
-        At least two: only the losses that come after a checkpoint prove that its parameters are finite.
+        Only finite losses after a checkpoint show that its parameters are good, so the newest one is not enough.
         """
         if keep < 2:
             raise ValueError(f"expected keep of at least 2 checkpoints, got {keep}")
@@ -123,7 +122,7 @@ class Checkpoints:
         return self.directory / f"step_{step}"
 
     def steps(self) -> list[int]:
-        """The steps at which there is a checkpoint, ascending."""
+        """The steps of all checkpoints, ascending."""
         if not self.directory.is_dir():
             return []
         names = (entry.name for entry in self.directory.iterdir() if entry.is_dir() and not entry.is_symlink())
@@ -132,7 +131,8 @@ class Checkpoints:
     def last(self) -> int | None:
         """The step of the newest complete checkpoint; None before the first.
 
-        Where a copy has lost the link `last` (or turned it into a directory), the newest: each was renamed whole.
+        A copied run may lack the link `last` or hold a directory in its place. Then the highest step counts: every
+        `step_<n>` is complete, because `save` renames it only when it is.
         """
         try:
             target = os.readlink(self.directory / "last")
@@ -141,7 +141,7 @@ class Checkpoints:
         return int(Path(target).name.removeprefix("step_"))
 
     def load(self, step: int | None = None) -> dict[str, Any]:
-        """The state at `step`, by default the last. Raises CheckpointError, naming those that there are."""
+        """The state at `step`, by default the last. Raises CheckpointError, which names the checkpoints that exist."""
         chosen = self.last() if step is None else step
         if chosen is None:
             raise CheckpointError(f"{self.directory}: there is no checkpoint here yet")
@@ -156,7 +156,7 @@ class Checkpoints:
             raise CheckpointError(f"{error}{advice}") from error
 
     def load_replay(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The replay that the newest checkpoint's `state` names. Raises CheckpointError if it is gone, or damaged."""
+        """The replay of the newest checkpoint `state`. Raises CheckpointError if it is missing or damaged."""
         return load(self.directory / str(state.get("replay")))
 
     def save(
@@ -167,14 +167,14 @@ class Checkpoints:
         *,
         replay: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write the state of `step`, point `last` to it, and remove what is neither newest nor protected.
+        """Write the state of `step`, point `last` to it, and remove old checkpoints that are not protected.
 
-        `replay` is written beside it, and is there of the newest checkpoint only.
+        `replay` is written beside the state; only the newest checkpoint keeps its replay.
         """
         try:
             if replay is not None:
                 name = f"replay_{step}"
-                while (self.directory / name).exists():  # a step is written again: its own replay stays until then
+                while (self.directory / name).exists():  # this step is written again; keep its old replay until then
                     name += "+"
                 save(self.directory / name, replay)
                 state = {**state, "replay": name}
@@ -183,7 +183,7 @@ class Checkpoints:
             link.unlink(missing_ok=True)
             link.symlink_to(f"step_{step}", target_is_directory=True)
             last = self.directory / "last"
-            if last.is_dir() and not last.is_symlink():  # made of the link by a copy
+            if last.is_dir() and not last.is_symlink():  # a copy of the run turned the link into a directory
                 shutil.rmtree(last)
             os.replace(link, last)
             _sync(self.directory)
@@ -194,7 +194,7 @@ class Checkpoints:
         self.prune(step, protected, state.get("replay"))
 
     def prune(self, newest: int, protected: Iterable[int] = (), replay: str | None = None) -> None:
-        """Remove all but the newest `keep` up to step `newest`, the protected and `replay`, and what a kill left."""
+        """Remove all but the `keep` newest checkpoints up to `newest`, protected ones and `replay`, and leftovers."""
         steps = self.steps()
         kept = {*[s for s in steps if s <= newest][-self.keep :], *protected}
         for step in steps:
@@ -212,7 +212,7 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         while where in tensors:  # {"a/b": x, "a": {"b": y}}
             where += "'"
-        tensors[where] = value.detach().cpu().contiguous().clone()  # views and shared storage become their own
+        tensors[where] = value.detach().cpu().contiguous().clone()  # safetensors refuses shared storage
         return {_TENSOR: where}
     if isinstance(value, Mapping):
         for key in value:
@@ -260,15 +260,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _sync(path: Path) -> None:
-    """Have the disk hold a file's bytes, or a directory's names, before anything points to them."""
+    """Flush a file's bytes or a directory's entries to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

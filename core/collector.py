@@ -1,14 +1,14 @@
-"""How policies interact while they learn.
+"""Interaction with environments during learning.
 
-In each round every seed plays for a while with fixed parameters; then its updates follow. There are three ways:
+Learning proceeds in rounds: every seed collects experience with fixed parameters, then makes its updates. A round is
 
-- step by step, in the learner's process: a round is a few steps in each environment, played with the newest parameters
+- a few steps in each environment, in the learner's process, with the newest parameters
   (`step_collector.StepCollector`; SAC, DQN);
-- rollouts of fixed length, in the learner's process: the same, with a round of `rollout_steps` (PPO, A2C);
-- whole episodes, in this process or in workers that overlap with learning, at a fixed lag: round k + 1 is played with
-  the parameters from before the updates that follow round k (`episode_collector.EpisodeCollector`; QMIX, MADDPG).
+- a rollout of fixed length, collected in the same way (PPO, A2C);
+- a batch of whole episodes, in this process or in workers that overlap with the updates, at a fixed lag: round k + 1
+  uses the parameters from before the updates that follow round k (`episode_collector.EpisodeCollector`; QMIX, MADDPG).
 
-What is played is a function of parameters, run seed and round, never of timing.
+The experience depends on parameters, run seed and round, and never on timing.
 """
 
 from __future__ import annotations
@@ -20,28 +20,23 @@ from herdbook.core.member import Member
 from herdbook.core.types import Round
 
 RESETS, NOISE = 101, 102  # streams of randomness of one seed: reset seeds of episodes, exploration
-FAILURES = 10
-"""Episodes that an environment may lose one after the other before the run fails."""
+FAILURES = 10  # the run fails when the environment has failed in so many episodes in a row
 
 
 class Collector(Protocol):
-    """Plays the rounds of every seed; a context manager that closes its environments."""
+    """Collects the rounds of every seed; a context manager that closes its environments."""
 
     def start(self, members: Mapping[int, Member[Any]]) -> None:
-        """Begin a round of these seeds, by index, with the parameters that they have now."""
-        ...
+        """Start a round of these seeds, by index, with their current parameters."""
 
     def finish(self) -> Mapping[int, Round]:
-        """Finish the round that was started last: what each seed played, by index."""
-        ...
+        """Finish the current round and return the experience of each seed, by index."""
 
     def restored(self, state: Mapping[str, Any]) -> Round:
-        """A round from its `state_dict`."""
-        ...
+        """Restore a round from its `state_dict`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that is unfinished between two rounds."""
-        ...
+        """The state of unfinished episodes between two rounds."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
     def __enter__(self) -> Self: ...

@@ -1,4 +1,4 @@
-"""Configs: frozen dataclasses derived from `Config`, and how they check themselves."""
+"""`Config`, the base of all configs, and the validation of their fields."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any, ClassVar, Self
 POSITIVE = (math.ulp(0.0), sys.float_info.max)
 NOT_NEGATIVE = (0.0, sys.float_info.max)
 FINITE = (-sys.float_info.max, sys.float_info.max)
-LIMIT = (0.0, math.inf)
-"""Of what is cut off at it: infinity cuts nothing off."""
+LIMIT = (0.0, math.inf)  # a clipping bound; infinity disables clipping
 UNIT = (0.0, 1.0)
 FRACTION = (math.ulp(0.0), 1.0)
-COUNT = (1, math.inf)
-"""Whole numbers."""
+COUNT = (1, math.inf)  # whole numbers only
 _SPANS = {
     POSITIVE: "> 0 and finite",
     NOT_NEGATIVE: ">= 0 and finite",
@@ -29,26 +27,25 @@ _SPANS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The base of every algorithm's config: what a run asks of it, answered for an algorithm without such an option.
+    """Base of every algorithm's config: defaults for the properties that a run reads.
 
-    An algorithm that has one gives its own answer: a field or a method of the same name.
+    An algorithm with such an option overrides the property by a field or a method of the same name.
     """
 
-    algorithm: ClassVar[str] = ""
-    """The name in the catalogue; empty for a user's own algorithm."""
+    algorithm: ClassVar[str] = ""  # name in the catalogue; empty for a user's own algorithm
 
     def for_run(self, steps: int) -> Self:
-        """The config for a run of `steps` steps: schedules without a length of their own last all of them."""
+        """The config for a run of `steps` steps, which is the length of schedules that have none of their own."""
         if not self.decay_lr or self.decay_steps is not None:
             return self
-        return replace(self, decay_steps=max(steps, 1))  # type: ignore[call-arg]  # there it is a field
+        return replace(self, decay_steps=max(steps, 1))  # type: ignore[call-arg]  # a field where decay_lr is True
 
     def require(self, **bounds: tuple[float, float]) -> None:
-        """The check of the function `require`, for fields of this config."""
+        """Apply the function `require` to this config."""
         require(self, **bounds)
 
     def expect_together(self, switch: str, length: str) -> None:
-        """Raise ValueError unless a schedule has a length exactly where it is on. `for_run` gives it that of a run."""
+        """Raise ValueError unless a schedule has a length if and only if it is on. `for_run` fills in the length."""
         on, value, name = getattr(self, switch), getattr(self, length), type(self).__name__
         if on and value is None:
             raise ValueError(f"{name}: expected {length} beside {switch} (a run gives its own), got None")
@@ -57,27 +54,27 @@ class Config:
 
     @property
     def decay_lr(self) -> bool:
-        """The learning rates decay to 0 over `decay_steps` environment steps."""
+        """True if the learning rates decay linearly to 0 over `decay_steps` environment steps."""
         return False
 
     @property
     def decay_steps(self) -> int | None:
-        """The length of that decay; None: the length of the run."""
+        """Length of the learning-rate decay; None: the length of the run."""
         return None
 
     @property
     def recurrent(self) -> bool:
-        """Its networks have a memory, so that each seed trains by itself."""
+        """True if the networks have a memory. Each seed then trains separately."""
         return False
 
     @property
     def frame_stack(self) -> int:
-        """Observations that the networks see at once."""
+        """Number of stacked observations in one network input."""
         return 1
 
     @property
     def replay_steps(self) -> int:
-        """Steps that the replay of an environment keeps."""
+        """Capacity of an online replay in steps."""
         return 1_000_000
 
     @property
@@ -87,22 +84,20 @@ class Config:
 
     @property
     def prioritised(self) -> bool:
-        """Batches are drawn by priority."""
+        """True if batches are sampled by priority."""
         return False
 
     @property
     def scale_rewards(self) -> bool:
-        """Rewards are divided by a running standard deviation."""
+        """True if rewards are divided by a running standard deviation."""
         return False
 
 
 def require(config: Any, **bounds: tuple[float, float]) -> None:
-    """Check fields that hold a number, or a tuple of them, against closed intervals.
+    """Check fields that hold a number or a tuple of numbers against closed intervals.
 
-    None is left alone where the field's type allows it.
-
-    Raises:
-        ValueError: naming the config, the field, what was expected and what came.
+    None is accepted where the field's type allows it. Raises ValueError, which names config, field, expected interval
+    and actual value.
     """
     types = {field.name: str(field.type) for field in fields(config)}
     for name, (low, high) in bounds.items():

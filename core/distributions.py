@@ -1,7 +1,7 @@
-"""Distributions over actions, as small as the losses need: sampled from given noise, scored at given actions.
+"""Small distributions over actions: samples from given noise and log-probabilities of given actions.
 
-`torch.distributions` draws from the global generator; here noise is an argument, so that a loss is a pure function
-and training many seeds together equals training each alone. The last axis is the action's, leading axes are free.
+`torch.distributions` draws from the global generator. Here noise is an argument, so that a loss is a pure function
+and training many seeds together equals training each alone. The last axis is the action's; leading axes are free.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
-BOUND = 1 - 1e-6
-"""Actions are clamped to ±BOUND before atanh: recorded actions lie on the bound itself, where atanh is infinite."""
+BOUND = 1 - 1e-6  # actions are clamped to ±BOUND before atanh, because recorded actions lie at ±1, where it is infinite
 FAR = 1_000.0
-"""Standard deviations beyond which a tail, whose mass is e^−500,000 there, gets no slope: torch's own is wrong by a
-factor of its size further off, and in the end infinite or NaN."""
+"""Distance in σ beyond which a tail gets no gradient. Its mass there is e^−500,000, and torch's gradient becomes wrong
+by orders of magnitude, finally infinite or NaN."""
 
 
 def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -32,19 +31,19 @@ def normal_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def log_tanh_slope(u: Tensor) -> Tensor:
-    """log d tanh(u)/du = log(1 − tanh²u) = 2(log 2 − u − softplus(−2u)), finite for every u."""
+    """log d tanh(u)/du = log(1 − tanh²u) = 2(log 2 − u − softplus(−2u)), which is finite for every u."""
     return 2 * (math.log(2) - u - F.softplus(-2 * u))
 
 
 def multinomial(probs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Indices drawn with these probabilities. [*B, n] → [*B], where `torch.multinomial` takes a single leading axis."""
+    """Sample indices with the given probabilities. [*B, n] → [*B]; `torch.multinomial` allows only one leading axis."""
     flat = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator)
     return flat.reshape(probs.shape[:-1])
 
 
 @dataclass(frozen=True, slots=True)
 class Deterministic:
-    """All mass on one action."""
+    """Point mass on one action."""
 
     value: Tensor
 
@@ -60,18 +59,14 @@ class Deterministic:
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """Diagonal Gaussian, not squashed. mean, log_std: [*B, A]; samples are clipped to [−1, 1] where `clip` is set."""
+    """Diagonal Gaussian. mean, log_std: [*B, A]. With `clip`, samples and mode are clipped to [−1, 1]."""
 
     mean: Tensor
     log_std: Tensor
     clip: bool = False
 
-    def rsample(self, noise: Tensor) -> Tensor:
-        """mean + σ · noise, noise ~ N(0, 1) of any shape that broadcasts."""
-        return self.mean + self.log_std.exp() * noise
-
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        actions = self.rsample(_normal_like(self.mean, generator))
+        actions = self.mean + self.log_std.exp() * _normal_like(self.mean, generator)
         return actions.clamp(-1, 1) if self.clip else actions
 
     def mode(self) -> Tensor:
@@ -86,11 +81,11 @@ class Normal:
 
 @dataclass(frozen=True, slots=True)
 class ClippedNormal:
-    """A diagonal Gaussian whose samples are clipped to [−1, 1]. mean, log_std: [*B, A].
+    """Diagonal Gaussian whose samples are clipped to [−1, 1]. mean, log_std: [*B, A].
 
-    The density is that of the clipped action: at a bound it is the whole mass beyond it (Fujita & Maeda 2018,
-    arXiv:1802.07564), so what was executed is all that a policy gradient needs to know. Entropy and divergence are
-    those before clipping, which have a closed form.
+    `log_prob` is that of the clipped action: at a bound, the log of the whole mass beyond it (Fujita & Maeda 2018,
+    arXiv:1802.07564). A policy gradient therefore needs only the executed action. Entropy and divergence are those of
+    the Gaussian before clipping, which have a closed form.
     """
 
     mean: Tensor
@@ -103,7 +98,7 @@ class ClippedNormal:
         return self.mean.clamp(-1, 1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Of actions [*B, A] in [−1, 1] → [*B]."""
+        """actions: [*B, A] in [−1, 1] → [*B]."""
         inverse_std = (-self.log_std).exp()
         z = (actions - self.mean) * inverse_std
         inside = -0.5 * (z.square() + LOG_2PI) - self.log_std
@@ -112,7 +107,7 @@ class ClippedNormal:
 
     @staticmethod
     def at_bound(actions: Tensor) -> Tensor:
-        """Which dimensions were clipped: those within 1e-6 of a bound. [*B, A] → [*B, A]"""
+        """True for dimensions that were clipped, i.e. lie within 1e-6 of a bound. [*B, A] → [*B, A]."""
         return actions.abs() >= BOUND
 
     def entropy(self) -> Tensor:
@@ -126,13 +121,13 @@ class ClippedNormal:
 
 @dataclass(frozen=True, slots=True)
 class SquashedNormal:
-    """tanh of a diagonal Gaussian (Haarnoja et al. 2018, appendix C). mean, log_std: [*B, A] before the squashing."""
+    """tanh of a diagonal Gaussian (Haarnoja et al. 2018, appendix C). mean, log_std: [*B, A] before tanh."""
 
     mean: Tensor
     log_std: Tensor
 
     def rsample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions in (−1, 1) and their log-density. noise ~ N(0, 1): [*N, *B, A] → [*N, *B, A], log π [*N, *B]."""
+        """Actions [*N, *B, A] in (−1, 1) and their log π [*N, *B]. noise: N(0, 1), [*N, *B, A]."""
         u = self.mean + self.log_std.exp() * noise
         log_prob = (-0.5 * (noise.square() + LOG_2PI) - self.log_std - log_tanh_slope(u)).sum(-1)
         return u.tanh(), log_prob
@@ -144,14 +139,14 @@ class SquashedNormal:
         return self.mean.tanh()
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """log π of given actions in [−1, 1]; those at the bound are clamped to ±BOUND."""
+        """log π of actions in [−1, 1], which are clamped to ±BOUND. [*B, A] → [*B]."""
         u = torch.atanh(actions.clamp(-BOUND, BOUND))
         return normal_log_prob(u, self.mean, self.log_std) - log_tanh_slope(u).sum(-1)
 
 
 @dataclass(frozen=True, slots=True)
 class Categorical:
-    """Over `Discrete(n)`. logits: [*B, n]; actions are indices [*B]. Illegal actions have a logit of −inf."""
+    """Categorical distribution. logits: [*B, n], −inf for illegal actions; actions are indices [*B]."""
 
     logits: Tensor
 
@@ -175,15 +170,15 @@ class Categorical:
     def divergence(self, other: Categorical) -> Tensor:
         """KL(self ‖ other) → [*B]."""
         log_probs, others = self.logits.log_softmax(-1), other.logits.log_softmax(-1)
-        ratio = torch.where(log_probs == -torch.inf, 0.0, log_probs - others)  # what is illegal adds nothing
+        ratio = torch.where(log_probs == -torch.inf, 0.0, log_probs - others)  # illegal actions add nothing
         return (log_probs.exp() * ratio).sum(-1)
 
 
 @dataclass(frozen=True, slots=True)
 class EpsilonGreedy:
-    """The best legal action, but with probability ε any legal one, each as likely. Actions are indices [*B].
+    """ε-greedy: a uniformly random legal action with probability ε, else the best one. Actions are indices [*B].
 
-    values: [*B, n]; legal: a mask that broadcasts to it, None for all.
+    values: [*B, n]; legal: a mask that broadcasts to `values`, or None if every action is legal.
     """
 
     values: Tensor
@@ -200,7 +195,7 @@ class EpsilonGreedy:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         best = self.mode()
         explores = torch.empty_like(best, dtype=torch.bool).bernoulli_(self.epsilon, generator=generator)
-        if not explores.any():  # nearly always, where few act at a time
+        if not explores.any():  # the most frequent case with few environments
             return best
         if self.legal is None:
             other = torch.empty_like(best).random_(self.values.shape[-1], generator=generator)
@@ -218,7 +213,7 @@ class EpsilonGreedy:
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Uniform over a bounded Box. low, high: [*B, A]."""
+    """Uniform distribution over a bounded Box. low, high: [*B, A]."""
 
     low: Tensor
     high: Tensor
@@ -230,14 +225,14 @@ class Uniform:
         return (self.low + self.high) / 2
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """−Σ log(high − low) inside the box, −∞ outside. [*B]"""
+        """−Σ log(high − low) inside the box, −∞ outside. [*B, A] → [*B]."""
         inside = ((actions >= self.low) & (actions <= self.high)).all(-1)
         return torch.where(inside, -(self.high - self.low).log().sum(-1), -torch.inf)
 
 
 @dataclass(frozen=True, slots=True)
 class UniformIntegers:
-    """Uniform over `Discrete(n)`, actions `start … start + n − 1`. probs: [*B, n]."""
+    """Uniform distribution over the legal actions of a Discrete space, `start … start + n − 1`. probs: [*B, n]."""
 
     probs: Tensor
     start: int

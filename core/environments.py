@@ -1,8 +1,8 @@
-"""Environments by name: how they are recorded beside a dataset, made, and checked.
+"""Making environments by name, recording them beside a dataset, and checking them.
 
-A name is a Gymnasium id (`Hopper-v5`; the registry is asked first; what `ALE/Pong-v5` means is said in `core.atari`),
-`package/name_v<n>` for an environment with many agents (`core.joint.environments` makes those), or `module:callable`
-for a user's own environment; in Python a callable serves everywhere a name does.
+A name is a Gymnasium id (`Hopper-v5`, looked up first; see `core.atari` for `ALE/Pong-v5`), `package/name_v<n>` for an
+environment with many agents (see `core.joint.environments`), or `module:callable` for a user's own environment. In
+Python a callable can replace a name anywhere.
 """
 
 from __future__ import annotations
@@ -36,14 +36,12 @@ from herdbook.core.registry import (
 __all__ = ["EnvironmentSpec", "EnvironmentUnavailable", "ReferenceScores", "describe_environment", "make_environment"]
 
 Env = gymnasium.Env[Any, Any]
-
-
 logger = logging.getLogger("herdbook")
 
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """The returns that count as 0 and as 100, and where they come from. Raises ValueError unless minimum < maximum."""
+    """The returns that score 0 and 100, and their source. Raises ValueError unless minimum < maximum, both finite."""
 
     minimum: float
     maximum: float
@@ -51,16 +49,15 @@ class ReferenceScores:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.minimum) and math.isfinite(self.maximum) and self.minimum < self.maximum):
-            raise ValueError(
-                f"expected finite reference scores with minimum < maximum, got {self.minimum} and {self.maximum}"
-            )
+            scores = f"{self.minimum} and {self.maximum}"
+            raise ValueError(f"expected finite reference scores with minimum < maximum, got {scores}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentSpec:
-    """How to make an environment: its id (or `module:callable`), its keyword arguments and its time limit.
+    """Recipe of an environment: its id or `module:callable`, keyword arguments and time limit.
 
-    `gymnasium_json` is the full Gymnasium `EnvSpec` where one is known (entry point, wrappers), as Minari stores it.
+    `gymnasium_json` is the full Gymnasium `EnvSpec` (entry point, wrappers) as Minari stores it, or None if unknown.
     """
 
     id: str
@@ -72,7 +69,7 @@ class EnvironmentSpec:
     def from_gymnasium(cls, spec: EnvSpec) -> EnvironmentSpec:
         """The spec of a Gymnasium environment (`env.spec`).
 
-        Wrappers with arguments that JSON cannot hold (a function) are left out, all of them, with a warning in the log.
+        If JSON cannot hold an argument of a wrapper (a function), all wrappers are left out, with a warning in the log.
         """
         try:
             text = spec.to_json()
@@ -84,7 +81,7 @@ class EnvironmentSpec:
         return cls(id=spec.id, kwargs=dict(spec.kwargs), max_episode_steps=spec.max_episode_steps, gymnasium_json=text)
 
     def to_gymnasium(self) -> EnvSpec:
-        """The Gymnasium `EnvSpec`, with fields that this version of Gymnasium does not know left out."""
+        """The Gymnasium `EnvSpec`, without fields that the installed version of Gymnasium does not know."""
         known: dict[str, Any] = json.loads(self.gymnasium_json) if self.gymnasium_json else {}
         known |= {"id": self.id, "kwargs": dict(self.kwargs), "max_episode_steps": self.max_episode_steps}
         if "entry_point" not in known and is_callable_name(self.id):
@@ -98,7 +95,7 @@ class EnvironmentSpec:
         return EnvSpec(**known)
 
     def to_json(self) -> str:
-        """A Gymnasium `EnvSpec` as JSON: what Minari stores, so that plain Minari can recover the environment."""
+        """The Gymnasium `EnvSpec` as JSON, the form in which Minari stores and recovers an environment."""
         if self.gymnasium_json is None:
             return self.to_gymnasium().to_json()
         own = {"id": self.id, "kwargs": dict(self.kwargs), "max_episode_steps": self.max_episode_steps}
@@ -106,7 +103,7 @@ class EnvironmentSpec:
 
     @classmethod
     def from_json(cls, text: str) -> EnvironmentSpec:
-        """Read `to_json` or the `EnvSpec` of any Gymnasium version. Raises ValueError where there is no id in it."""
+        """Read the output of `to_json` or the `EnvSpec` of any Gymnasium version. Raises ValueError if it has no id."""
         try:
             known = json.loads(text)
             identifier = known["id"]
@@ -114,17 +111,11 @@ class EnvironmentSpec:
                 raise TypeError
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"expected an environment spec as JSON with an id, got {text[:200]!r}") from error
-        return cls(
-            id=identifier,
-            kwargs=known.get("kwargs") or {},
-            max_episode_steps=known.get("max_episode_steps"),
-            gymnasium_json=text,
-        )
+        kwargs, limit = known.get("kwargs") or {}, known.get("max_episode_steps")
+        return cls(id=identifier, kwargs=kwargs, max_episode_steps=limit, gymnasium_json=text)
 
 
-EnvironmentSource = str | EnvironmentSpec | EnvSpec | Callable[..., Env]
-"""Whatever names an environment: an id, `module:callable`, a recorded spec, or a callable that returns one."""
-
+EnvironmentSource = str | EnvironmentSpec | EnvSpec | Callable[..., Env]  # strings are ids or `module:callable`
 _WRAPPERS = ("gymnasium.wrappers.", "herdbook.core.wrappers:")
 
 
@@ -134,11 +125,11 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
     Args:
         source: A Gymnasium id, `module:callable`, a recorded spec, or a callable that returns an environment.
         max_episode_steps: A time limit that replaces the registered one.
-        kwargs: Passed to the environment; they replace recorded ones of the same name.
+        kwargs: Keyword arguments of the environment; they override recorded ones of the same name.
 
     Raises:
-        EnvironmentUnavailable: The name is unknown (the nearest one is named), a package is missing (the extra that
-            brings it is named), or the environment refuses the arguments.
+        EnvironmentUnavailable: The name is unknown (the error suggests the nearest one), a package is missing (the
+            error names the extra that installs it), or the environment refuses the arguments.
     """
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
@@ -162,18 +153,17 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
                 env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
     if not isinstance(env, gymnasium.Env):
         raise EnvironmentUnavailable(f"{name}: expected a gymnasium.Env, got {type(env).__name__}")
-    silence_mujoco_log()  # once more: a callable may have imported MuJoCo only now
+    silence_mujoco_log()  # again, because the callable may have imported MuJoCo
     return env
 
 
 def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
-    """A spec that came out of a file, made safe to make: no code that only the file names is imported or called.
+    """Make the spec from an untrusted file safe: it may not import or call code that only the file names.
 
-    Its id must be in Gymnasium's registry (or be that of a package that we know), whose own entry point is used, and
-    its wrappers must be Gymnasium's or ours; or it must be PettingZoo's or mpe2's.
+    The id must be in Gymnasium's registry, possibly after a known package has registered it, and the registered entry
+    point is used. Wrappers must be Gymnasium's or herdbook's. Environments of PettingZoo and mpe2 are safe too.
 
-    Raises:
-        EnvironmentUnavailable: It names other code; says which, and how to give it.
+    Raises EnvironmentUnavailable if the spec names other code; the message says which, and how to allow it.
     """
     known: dict[str, Any] = json.loads(spec.gymnasium_json) if spec.gymnasium_json else {}
     register_plugin(spec.id)
@@ -184,7 +174,7 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
         if module is not None and module.partition(".")[0] in ("pettingzoo", "mpe2"):
             return replace(spec, gymnasium_json=None)
         if module is None and ":" not in spec.id and not known.get("entry_point"):
-            return spec  # an unknown id: making it says which one is near
+            return spec  # an unknown id: `make_environment` will suggest the nearest one
         foreign.insert(0, module or known.get("entry_point") or spec.id)
     if foreign:
         raise EnvironmentUnavailable(
@@ -198,9 +188,9 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
 
 
 def describe_environment(source: EnvironmentSource, **kwargs: Any) -> EnvironmentSpec | None:
-    """What to record of an environment so that it can be made again; None for a callable without an importable name.
+    """The spec from which an environment can be made again; None for a callable without an importable name.
 
-    Raises EnvironmentUnavailable for an Atari game where the package is missing.
+    Raises EnvironmentUnavailable for an Atari game if its package is missing.
     """
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
@@ -223,23 +213,15 @@ def describe_environment(source: EnvironmentSource, **kwargs: Any) -> Environmen
     if source.gymnasium_json is not None:
         spec, kwargs = atari.with_arguments(source.to_gymnasium(), kwargs)
         source = replace(source, gymnasium_json=spec.to_json())
-    merged = EnvironmentSpec(
-        id=source.id,
-        kwargs={**source.kwargs, **kwargs},
-        max_episode_steps=source.max_episode_steps,
-        gymnasium_json=source.gymnasium_json,
-    )
+    merged = replace(source, kwargs={**source.kwargs, **kwargs})
     try:
-        text = merged.to_gymnasium().to_json()
+        return replace(merged, gymnasium_json=merged.to_gymnasium().to_json())
     except (TypeError, ValueError):
-        text = None
-    return EnvironmentSpec(
-        id=merged.id, kwargs=merged.kwargs, max_episode_steps=merged.max_episode_steps, gymnasium_json=text
-    )
+        return replace(merged, gymnasium_json=None)
 
 
 def whole_games(source: EnvironmentSource) -> EnvironmentSource:
-    """The environment to evaluate in: of an Atari game whose episodes are single lives, the one of whole games."""
+    """The evaluation environment: if an Atari game's episodes end with a life, the same game without that option."""
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
     if not isinstance(source, EnvironmentSpec) or source.gymnasium_json is None:
@@ -251,7 +233,7 @@ def whole_games(source: EnvironmentSource) -> EnvironmentSource:
 
 
 def check_reset(env: Env, *, seed: int = 0, steps: int = 5) -> bool:
-    """Whether `reset(seed)` determines the whole state: two resets and some steps of equal actions look the same."""
+    """Test whether `reset(seed)` determines the state: two resets and equal actions must give equal observations."""
     actions = copy.deepcopy(env.action_space)
     actions.seed(seed)
     chosen = [actions.sample() for _ in range(2 * steps)]
@@ -270,7 +252,7 @@ def _trace(env: Env, seed: int, actions: list[Any]) -> list[Any]:
 
 
 def _equal(longer: Any, shorter: Any) -> bool:
-    """Equality of nested observations; of sequences, as far as the shorter one goes."""
+    """True if nested observations are equal; sequences are compared up to the length of the shorter one."""
     if isinstance(shorter, Mapping):
         return all(_equal(longer[key], value) for key, value in shorter.items())
     if isinstance(shorter, (list, tuple)):
@@ -279,7 +261,7 @@ def _equal(longer: Any, shorter: Any) -> bool:
 
 
 def _registered(source: EnvironmentSpec) -> EnvSpec:
-    """The Gymnasium spec to make, its package registered and its module imported. Raises EnvironmentUnavailable."""
+    """Register the environment's package and return the Gymnasium spec to make. Raises EnvironmentUnavailable."""
     register_plugin(source.id)
     if source.gymnasium_json is not None:
         spec = source.to_gymnasium()
@@ -287,14 +269,14 @@ def _registered(source: EnvironmentSpec) -> EnvSpec:
         spec = copy.deepcopy(gymnasium.spec(source.id))
         spec.kwargs = {**spec.kwargs, **source.kwargs}
         spec.max_episode_steps = source.max_episode_steps or spec.max_episode_steps
-    elif ":" in source.id:  # Gymnasium's own `module:Name-v0`: importing the module registers the name
+    elif ":" in source.id:  # Gymnasium's `module:Name-v0`: importing the module registers the name
         module, _, name = source.id.partition(":")
         importlib.import_module(module)
         return _registered(EnvironmentSpec(id=name, kwargs=source.kwargs, max_episode_steps=source.max_episode_steps))
     elif joint_module(source.id) is not None:
         raise EnvironmentUnavailable(
-            f"{source.id} has many agents, and one that acts alone was expected; `herdbook list algorithms` says which "
-            "algorithms are for many"
+            f"expected an environment with one agent, but {source.id} has many agents; "
+            "`herdbook list algorithms` shows the algorithms for many agents"
         )
     else:
         raise unknown_environment(source.id)

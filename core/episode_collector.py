@@ -1,12 +1,13 @@
-"""Interacting in whole episodes, in workers at a fixed lag: the environments of many agents.
+"""Collection of whole episodes with a fixed lag, optionally in worker processes: environments with many agents.
 
-In every round each seed plays a batch of whole episodes. Round k + 1 is played with the parameters from before the
-updates that follow round k, in this process or in worker processes that overlap with those updates: a fixed lag, so
-the bits are the same for any number of workers. What is played is a function of (parameters, run seed, round).
+In every round each seed plays a batch of whole episodes. Round k + 1 uses the parameters from before the updates that
+follow round k, in this process or in workers that run during these updates. Since the lag is fixed, results are
+bitwise equal for any number of workers. The episodes are a function of (parameters, run seed, round).
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import signal
 import threading
@@ -30,26 +31,21 @@ from herdbook.core.runner import PolicyFailed
 from herdbook.core.runs import RunFailed
 from herdbook.core.types import Array, Episodic
 
-GROUP = 8
-"""Lanes that are stepped together. It does not depend on the number of workers, and so neither do the bits."""
-
-Parameters = Mapping[str, Mapping[str, Array]]
-"""Network to its parameters by name, on the host."""
+GROUP = 8  # lanes that step together, for any number of workers, so that results do not depend on it
+Parameters = Mapping[str, Mapping[str, Array]]  # network → parameter → array on the host
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to play: all that a worker process needs to make its environments and its policy."""
+    """Everything that a worker process needs to make its environments and its policy."""
 
     algorithm: type[Any]
     config: Any
     spec: JointSpec
     source: EnvironmentSource
     num_envs: int
-    runner: Mapping[str, Any]
-    """Further arguments of `JointRunner`."""
-    networks: Mapping[str, Callable[[], torch.nn.Module]] | None = None
-    """A user's own modules."""
+    runner: Mapping[str, Any]  # further arguments of `JointRunner`
+    networks: Mapping[str, Callable[[], torch.nn.Module]] | None = None  # a user's own modules
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class _Assignment:
 
 @dataclass(frozen=True)
 class EpisodeRound:
-    """Episodes that one seed played in a round, why others were lost, and why its policy failed."""
+    """Episodes of one seed in a round, the failures that lost episodes, and the failure of its policy."""
 
     episodes: list[JointEpisode]
     failures: list[str]
@@ -76,7 +72,7 @@ class EpisodeRound:
 
     @property
     def returns(self) -> list[float]:
-        """Of the team."""
+        """Team return of each episode."""
         return [float(episode.rewards.sum()) for episode in self.episodes]
 
     @property
@@ -84,21 +80,18 @@ class EpisodeRound:
         return [*map(len, self.episodes)]
 
     def add_to(self, replay: Any) -> None:
-        """Append all episodes to a replay. Raises ValueError where it cannot hold them."""
+        """Append all episodes to a replay. Raises ValueError if it cannot hold them."""
         if self.episodes:
             replay.add(*self.episodes)
 
     def state_dict(self) -> dict[str, Any]:
-        """As dicts, lists and tensors, for a checkpoint."""
-        return {
-            "episodes": [*map(episode_state, self.episodes)],
-            "failures": self.failures,
-            "policy_failed": self.policy_failed,
-        }
+        """Dicts, lists and tensors for a checkpoint."""
+        episodes = [*map(episode_state, self.episodes)]
+        return {"episodes": episodes, "failures": self.failures, "policy_failed": self.policy_failed}
 
 
 class _Player:
-    """Environments and a policy, in the process that plays."""
+    """Environments and a policy, in the process that steps them."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.lanes = plan, min(plan.num_envs, GROUP)
@@ -113,7 +106,7 @@ class _Player:
         policy = self.algorithm.policy(deterministic=False, step=assignment.step)
         first = assignment.round * self.plan.num_envs + assignment.group * GROUP
         last = min(first + GROUP, (assignment.round + 1) * self.plan.num_envs)
-        seeds = [derive(assignment.seed, RESETS, number) % 2**31 for number in range(first, last)]  # some take a C int
+        seeds = [derive(assignment.seed, RESETS, number) % 2**31 for number in range(first, last)]  # fits a C int
         noise = generator(assignment.seed, NOISE, assignment.round, assignment.group)
         try:
             played = self.runner.run(policy, seeds, noise)
@@ -123,9 +116,9 @@ class _Player:
 
 
 class EpisodeCollector:
-    """Plays rounds of whole episodes. `start` a round, learn meanwhile, `finish` it.
+    """Collects rounds of whole episodes: `start` a round, learn in the meantime, `finish` it.
 
-    Raises RunFailed where a worker process ends by itself; what it raised is raised here.
+    Raises RunFailed if a worker process ends by itself, and re-raises any exception of a worker.
     """
 
     def __init__(self, plan: Plan, seeds: Sequence[int], workers: int = 0) -> None:
@@ -136,22 +129,19 @@ class EpisodeCollector:
         self._playing: dict[int, list[Iterator[EpisodeRound]]] = {}
 
     def start(self, members: Mapping[int, Member[Episodic]]) -> None:
-        """Begin a round of some seeds, by index."""
-        parameters = {index: _parameters(member.algorithm) for index, member in members.items()}
-        assignments = [
-            (index, _Assignment(parameters[index], member.steps, self.seeds[index], member.rounds, group))
-            for index, member in members.items()
-            for group in range(self.groups)
-        ]
-        self._playing = {index: [] for index in members}
-        for number, (index, assignment) in enumerate(assignments):
-            if self._player is not None:
-                self._playing[index].append(iter([self._player.play(assignment)]))
-            else:
-                self._playing[index].append(self._workers[number % len(self._workers)].submit(assignment))
+        """Start a round of these seeds, by index, with copies of their current parameters."""
+        workers = itertools.cycle(self._workers)
+        for index, member in members.items():
+            parameters, self._playing[index] = _parameters(member.algorithm), []
+            for group in range(self.groups):
+                assignment = _Assignment(parameters, member.steps, self.seeds[index], member.rounds, group)
+                if self._player is not None:
+                    self._playing[index].append(iter([self._player.play(assignment)]))
+                else:
+                    self._playing[index].append(next(workers).submit(assignment))
 
     def finish(self) -> dict[int, EpisodeRound]:
-        """What was played in the round that was started last, by the index of the seed."""
+        """Finish the current round and return each seed's episodes, by index."""
         finished = {}
         for index, groups in self._playing.items():
             batches = [next(group) for group in groups]
@@ -164,17 +154,15 @@ class EpisodeCollector:
         return finished
 
     def restored(self, state: Mapping[str, Any]) -> EpisodeRound:
-        """A round from a checkpoint."""
         return EpisodeRound(**{**state, "episodes": [*map(episode_from_state, state["episodes"])]})
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: between two rounds no episode is unfinished."""
+        """Empty, because no episode is unfinished between two rounds."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def close(self) -> None:
-        """End the workers, and close the environments."""
         if self._player is not None:
             self._player.runner.close()
         for worker in self._workers:
@@ -188,16 +176,15 @@ class EpisodeCollector:
 
 
 def _parameters(algorithm: Episodic) -> Parameters:
-    """The parameters that its policies read, on the host: copies."""
-    networks = {name: algorithm.learner.parameters_of(name) for name in algorithm.needs.acting}
+    """Copies on the host of the parameters that its policies read."""
     return {
-        name: {key: value.cpu().numpy().copy() for key, value in parameters.items()}
-        for name, parameters in networks.items()
+        name: {key: value.cpu().numpy().copy() for key, value in algorithm.learner.parameters_of(name).items()}
+        for name in algorithm.needs.acting
     }
 
 
 class _Worker:
-    """A process with a player. Assignments are answered in the order in which they were submitted."""
+    """A process with a player. It answers assignments in the order of their submission."""
 
     def __init__(self, plan: Plan) -> None:
         context = multiprocessing.get_context("spawn")
@@ -205,7 +192,7 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs, plan), daemon=True)
         self.process.start()
         theirs.close()
-        Finalize(self, self.connection.close, exitpriority=0)  # of one that nobody closed, before we are waited for
+        Finalize(self, self.connection.close, exitpriority=0)  # before multiprocessing joins a worker left unclosed
 
     def submit(self, assignment: _Assignment) -> Iterator[EpisodeRound]:
         try:
@@ -231,17 +218,17 @@ class _Worker:
         )
 
     def close(self) -> None:
-        self.connection.close()  # it ends where it reads, or where it writes
+        self.connection.close()  # ends the worker at its next read or write
         self.process.join()
 
 
 def _serve(connection: Connection, plan: Plan) -> None:
-    """The worker process: play what is asked for until the other end is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the learner ends us
+    """Main function of a worker process: answer assignments until the other end of the connection is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole process group; the learner ends its workers
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     assignments: SimpleQueue[_Assignment | None] = SimpleQueue()
-    # Read at once, so that neither end waits for the other to take what it sends.
+    # A thread reads at once; else both ends could block in a send.
     threading.Thread(target=_receive, args=(connection, assignments), daemon=True).start()
     player: _Player | None = None
     with suppress(BrokenPipeError, ConnectionResetError):
@@ -249,7 +236,7 @@ def _serve(connection: Connection, plan: Plan) -> None:
             try:
                 player = player or _Player(plan)
                 answer: Any = player.play(assignment)
-            except Exception as error:  # whatever it is: it is raised where the learner is
+            except Exception as error:  # the learner's process raises it
                 answer = error
             connection.send(answer)
 

@@ -1,4 +1,4 @@
-"""How agents explore, and schedules that last a part of the training."""
+"""Exploration policies and training schedules."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from herdbook.core.types import Carry, Distribution, Policy, Step, Tree, tree_le
 
 
 def uniform_box(observations: Tree, size: int) -> Uniform:
-    """Uniform actions [B, size] in [−1, 1], one for each observation."""
+    """Uniform distribution over actions [B, size] in [−1, 1], one action per observation."""
     leaf: Tensor = tree_leaves(observations)[0]
     ones = torch.ones(len(leaf), size, device=leaf.device)
     return Uniform(-ones, ones)
 
 
 def gaussian_noise(actions: Tensor, sigma: float) -> Normal:
-    """N(actions, σ²), whose samples are clipped to [−1, 1]. actions: [*B, A]."""
+    """N(actions, σ²) with samples clipped to [−1, 1]. actions: [*B, A]."""
     return Normal(actions, torch.full_like(actions, sigma).log(), clip=True)
 
 
@@ -39,9 +39,9 @@ def exploring_actor(
     deterministic: bool,
     step: int | None,
 ) -> FeedForwardPolicy:
-    """The policy of a deterministic actor: as it is, with noise, or uniform while `step` is in the warm-up.
+    """The policy of a deterministic actor: noise-free if `deterministic`, uniform in the warm-up, else with noise.
 
-    act: observations to actions [B, A] in [−1, 1].
+    act: Maps observations to actions [B, A] in [−1, 1].
     """
     if deterministic:
         return FeedForwardPolicy(scaling, lambda o: Deterministic(act(o)))
@@ -51,27 +51,27 @@ def exploring_actor(
 
 
 def linear_schedule(start: float, end: float, steps: int, step: float | None) -> float:
-    """From `start` to `end` over so many steps, and `end` ever after, or where no step is given."""
+    """Linear interpolation from `start` to `end` over `steps`; `end` afterwards, and if `step` is None."""
     return end if step is None else start + (end - start) * min(step / steps, 1.0)
 
 
 def updates_after(steps: int, warmup_steps: int, updates_per_step: float) -> int:
-    """How many updates should have been made after so many environment steps, of which the first are a warm-up."""
+    """Number of updates due in total after `steps` environment steps, with none due in the warm-up."""
     rate = _simplest(updates_per_step)
     return max(steps - warmup_steps, 0) * rate.numerator // rate.denominator
 
 
 def steps_between_updates(updates_per_step: float, num_envs: int) -> int:
-    """How many steps each environment takes in a row: 4 for 1/4 and one environment, 1 where each step is due more."""
+    """Number of steps of each environment between updates, e.g. 4 for 1/4 update per step and one environment."""
     rate = _simplest(updates_per_step)
     return max(rate.denominator // (rate.numerator * num_envs), 1)
 
 
 @functools.lru_cache
 def _simplest(number: float) -> Fraction:
-    """What was meant by a float: 29/100 for 0.29, which is a little less, and 1/3 for 1 / 3.
+    """The fraction meant by a float: 29/100 for 0.29, although the float is slightly smaller, and 1/3 for 1 / 3.
 
-    A fraction of a denominator up to 10⁹ whose float it is, and where there is none what is printed of it.
+    It is the closest fraction with a denominator up to 10⁹ if that equals the float, else the printed decimal.
     """
     number = float(number)
     simple = Fraction(number).limit_denominator(10**9)
@@ -79,7 +79,7 @@ def _simplest(number: float) -> Fraction:
 
 
 class UpdateSettings(Protocol):
-    """What the schedules of an algorithm that learns from a replay are made of."""
+    """Config fields that determine the update schedule of an off-policy algorithm."""
 
     @property
     def warmup_steps(self) -> int: ...
@@ -90,25 +90,24 @@ class UpdateSettings(Protocol):
 
 
 def steps_before(settings: UpdateSettings, updates: int) -> float:
-    """The inverse of `updates_after`: environment steps at which so many updates have been made."""
+    """Number of environment steps after which `updates` updates have been made; the inverse of `updates_after`."""
     return settings.warmup_steps + updates / settings.updates_per_step
 
 
 def decayed(settings: UpdateSettings, updates: int) -> float:
-    """What is left of the rates after so many updates: all, or linearly to 0 over `decay_steps` environment steps."""
+    """Factor of the learning rates after `updates` updates: linear to 0 over `decay_steps` steps; 1 without decay."""
     if settings.decay_steps is None:
         return 1.0
     return linear_schedule(1.0, 0.0, settings.decay_steps, steps_before(settings, updates))
 
 
 class NoisyPolicy:
-    """Another policy with noise, for data of a wider range than its own.
+    """Adds noise to another policy, to collect data with broader coverage.
 
-    Box actions get N(0, (σ · half their range)²) and are clipped; a discrete one is uniform with probability σ.
+    Box actions get noise N(0, (σ · half their range)²) and are clipped; a discrete action is replaced by a uniform one
+    with probability σ.
 
-    noise: σ.
-
-    Raises ValueError for a Box without bounds, for a negative σ, and for one above 1 of discrete actions.
+    noise: σ. Raises ValueError for an unbounded Box, for σ < 0, and for σ > 1 with discrete actions.
     """
 
     def __init__(self, policy: Policy, action_space: Space[Any], noise: float) -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning: an offline algorithm goes on in an environment, with the dataset beside what it plays."""
+"""Fine-tuning: an offline algorithm continues to learn in an environment, from its dataset and new experience."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from herdbook.core.types import GoesOnline, Metrics, OffPolicy, Policy, Replay
 
 
 class FineTuned:
-    """An offline algorithm of one seed as one that learns from what it plays, for `core.loop.train_online`.
+    """Adapts an offline algorithm of one seed to `core.loop.train_online`. Its `state_dict` is the algorithm's own.
 
-    It plays its own stochastic policy, with noise where it has none: `noise` is that of a `NoisyPolicy`. `state_dict`
-    is the algorithm's own.
-
-    Raises ValueError for noise that does not fit the actions.
+    It explores with the algorithm's stochastic policy, wrapped in a `NoisyPolicy` if `noise` is not 0. Raises
+    ValueError for noise that does not fit the actions, as `NoisyPolicy` does.
     """
 
     def __init__(
@@ -29,10 +27,10 @@ class FineTuned:
         self.algorithm, self.config, self.updates_per_step = algorithm, algorithm.config, updates_per_step
         self.action_space, self.noise = action_space, noise
         self.needs = replace(algorithm.needs, environment=True, num_envs=1)
-        self.policy(deterministic=False)  # raises for the noise
+        self.policy(deterministic=False)  # validates the noise
 
     def begin(self) -> None:
-        """Fine-tuning begins."""
+        """Prepare the algorithm for fine-tuning."""
         if self.algorithm.needs.goes_online:
             cast(GoesOnline, self.algorithm).go_online()
 
@@ -43,16 +41,14 @@ class FineTuned:
         return self.algorithm.update(batch)
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The algorithm's own, with the noise unless `deterministic`; the same at every `step`."""
+        """The algorithm's policy, with noise unless `deterministic`; it does not depend on `step`."""
         policy = self.algorithm.policy(seed_index, deterministic=deterministic)
         return policy if deterministic or not self.noise else NoisyPolicy(policy, self.action_space, self.noise)
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each environment takes between updates."""
         return steps_between_updates(self.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many environment steps."""
         return updates_after(steps, 0, self.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,20 +59,20 @@ class FineTuned:
 
 
 def collapsed(score: float, before: float) -> bool:
-    """Whether a score lies more than half of what it was before below that: below the half where that is positive."""
+    """True if a score has dropped by more than half of |before|, i.e. below half of a positive one."""
     return score < before - abs(before) / 2
 
 
 def score_of(line: Mapping[str, Any]) -> float:
-    """Of a line of evaluations.jsonl: the normalised score, the mean return where there is none."""
+    """The normalised score in a line of evaluations.jsonl, or the mean return if there is none."""
     normalised = line.get("normalized_score")
     return float(line["return_mean"] if normalised is None else normalised)
 
 
 def watched(evaluate: Evaluate, before: Mapping[int, float], tell: Callable[[int, int, float], None]) -> Evaluate:
-    """An evaluation that tells (seed index, step, score) of scores that have collapsed, and marks their lines.
+    """Wrap `evaluate`: if a score has collapsed, call `tell(seed index, step, score)` and mark the line.
 
-    before: the score of each seed, by its index, where fine-tuning began.
+    before: The score of each seed at the start of fine-tuning, by index.
     """
 
     def function(seed_index: int, step: int) -> Mapping[str, Any]:

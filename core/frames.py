@@ -1,7 +1,7 @@
-"""Frame stacks: what a policy saw last, as one observation (Mnih et al. 2015), where a single frame hides what moves.
+"""Frame stacks: the last k observations as one input (Mnih et al. 2015), since a single frame hides motion.
 
-Every frame is stored once, in data and in a replay, which gathers stacks `[*B, k, …]` when it is sampled. A policy
-keeps the last k frames in its carry. Both have the oldest frame first, and repeat an episode's first one before it.
+Datasets and replays store every frame once and gather stacks `[*B, k, …]` when sampled; a policy keeps the last k
+frames in its carry. Both put the oldest frame first and pad with the first frame of the episode.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from herdbook.core.types import Tree, tree_map
 
 
 class Frames:
-    """Stacks of `count` observations of a space, as networks see them: of `space`.
+    """Lays out stacks of `count` observations as network inputs, elements of `space`.
 
-    The frames of an image are its channels, oldest first: grey ones [H, W] or [1, H, W] become [H, W, k], others
-    [H, W, C] become [H, W, k·C]. Vectors [D] become [k·D], and a Dict is stacked part by part.
-
-    Raises ValueError for observations of another kind.
+    Image frames become channels, oldest first: grey frames [H, W] or [1, H, W] become [H, W, k], and [H, W, C] becomes
+    [H, W, k·C]. Vectors [D] become [k·D]. A Dict is stacked part by part. Raises ValueError for other spaces.
     """
 
     def __init__(self, space: Space[Any], count: int) -> None:
@@ -30,16 +28,13 @@ class Frames:
         self._frame = space
 
     def __call__(self, stacks: Tree) -> Tree:
-        """Stacks `[*B, k, …]` as observations `[*B, …]` of `space`; those of grey frames are a view."""
+        """Convert stacks `[*B, k, …]` to observations `[*B, …]` of `space`; a view for grey frames."""
         if isinstance(self._frame, spaces.Dict):
             return {key: _laid_out(stacks[key], part.shape) for key, part in self._frame.spaces.items()}
         return _laid_out(stacks, self._frame.shape)
 
     def push(self, stacks: Tree, frames: Tree, reset: Tensor) -> Tree:
-        """The stacks `[N, k, …]` that end with `frames` `[N, …]`; where `reset` `[N]`, of nothing but these.
-
-        stacks: those of the step before, or None: there was none.
-        """
+        """Append `frames` `[N, …]` to `stacks` `[N, k, …]`; repeat the frame where `reset` `[N]` and without stacks."""
         if stacks is None:
             return tree_map(self._repeated, frames)
 
@@ -50,24 +45,23 @@ class Frames:
         return tree_map(pushed, frames, stacks)
 
     def _repeated(self, frame: Tensor) -> Tensor:
-        return frame.unsqueeze(1).repeat_interleave(self.count, 1)  # a copy: the environment may write over its frame
+        return frame.unsqueeze(1).repeat_interleave(self.count, 1)  # a copy, because environments may reuse memory
 
 
 def stacked_space(space: Space[Any], count: int) -> Space[Any]:
-    """The space of `Frames(space, count)`. Raises ValueError for observations that are no images, vectors or Dict."""
+    """The space of `Frames(space, count)`. Raises ValueError unless observations are images, vectors or a Dict."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict([(key, stacked_space(part, count)) for key, part in space.spaces.items()])
     if not isinstance(space, spaces.Box) or len(space.shape) not in (1, 2, 3):
         raise ValueError(f"frame_stack: expected image or vector observations to stack {count} of, got {space}")
-    low, high = (
-        _laid_out(torch.from_numpy(np.stack([bound] * count)), space.shape).numpy() for bound in (space.low, space.high)
-    )
+    bounds = (torch.from_numpy(np.stack([bound] * count)) for bound in (space.low, space.high))
+    low, high = (_laid_out(bound, space.shape).numpy() for bound in bounds)
     return spaces.Box(low, high, dtype=space.dtype.type)
 
 
 def _laid_out(stacks: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    """Stacks `[*B, k, *shape]` with their frames in the last axis."""
-    assert shape is not None  # a Box has one
+    """Move the frames of stacks `[*B, k, *shape]` to the last axis."""
+    assert shape is not None  # true for every Box
     if len(shape) == 1:
         return stacks.flatten(-2)
     if len(shape) == 2:

@@ -1,4 +1,4 @@
-"""What people see of a run while it trains: a progress bar or plain lines, TensorBoard, Weights & Biases."""
+"""Progress display of a run: a progress bar or plain lines, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 _REFRESH = 0.2  # seconds between redraws of the bar
-_PLAIN = 10.0  # seconds between plain lines, unless there is a score to tell
+_PLAIN = 10.0  # seconds between plain lines, unless there is a new score
 
 
 class Reporter:
-    """Shows the progress of one run and sends its numbers to TensorBoard and, if asked, to Weights & Biases.
+    """Shows the progress of one run and sends its metrics to TensorBoard and Weights & Biases.
 
     Args:
-        path: The run directory; TensorBoard's event file is written there.
-        steps: Updates at which the run ends.
+        path: The run directory, also of TensorBoard's event file.
+        steps: The last step of the run.
         seeds: The run's seeds.
-        wandb: Project at Weights & Biases (the extra `wandb`), or None.
-        quiet: Show nothing.
+        wandb: A Weights & Biases project (requires the extra `wandb`), or None.
+        config: The run's config, for Weights & Biases.
+        quiet: Print nothing.
         tensorboard: Write an event file.
-        console: Where to show it; by default standard output, with a bar on a terminal and lines elsewhere.
+        console: Output; by default standard output, with a bar on a terminal and plain lines elsewhere.
 
-    Raises:
-        ImportError: `wandb` is asked for and not installed; the message names the extra.
+    Raises ImportError, which names the extra, if `wandb` is given but not installed.
     """
 
     def __init__(
@@ -53,54 +53,52 @@ class Reporter:
         self._writer: Any = None
 
     def start(self, step: int = 0) -> None:
-        """Begin to show, from `step` on; the clock of the rate starts here."""
+        """Start the display at `step`, and the clock from which rates are computed."""
         self._first = self._step = step
         if step:
-            self.notice(f"{self.path}: goes on from step {step:,}")
+            self.notice(f"{self.path}: continues from step {step:,}")
         if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            # What a killed run had sent beyond its checkpoint is hidden; it comes again.
+            # Hides events that a killed run wrote after its checkpoint, because they will be written again.
             self._writer = SummaryWriter(str(self.path), purge_step=step + 1)
         self._started = self._shown = time.perf_counter()
         if self.console.is_terminal and not self.console.quiet:
-            columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
-            self._bar = Progress(
-                *(TextColumn(c) if isinstance(c, str) else c for c in columns),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[scores]}"),
-                console=self.console,
-                auto_refresh=False,
-            )
+            left = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}")
+            right = (TimeRemainingColumn(), "{task.fields[scores]}")
+            self._bar = Progress(*left, *right, console=self.console, auto_refresh=False)
             self._bar.add_task(self.path.name, total=max(self.steps, 1), completed=step, rate="", scores="")
             self._bar.start()
 
     def advance(self, step: int) -> None:
-        """One more update has been made. Cheap: draws only now and then."""
+        """Report the current step. Cheap, because it redraws rarely."""
         self._step = step
         if (now := time.perf_counter()) - self._shown > (_PLAIN if self._bar is None else _REFRESH):
             self._show(now)
 
     def metrics(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-        """The metrics of one seed at a log step."""
-        self._send(step, seed, values)
+        """Send the metrics of one seed to TensorBoard and Weights & Biases."""
+        named = {f"{name}/seed_{seed}" if len(self.seeds) > 1 else name: value for name, value in values.items()}
+        self._to_tensorboard(lambda writer: [writer.add_scalar(name, value, step) for name, value in named.items()])
+        if self._wandb is not None:
+            self._wandb.log({**named, "step": step})
 
     def evaluation(self, line: Mapping[str, Any]) -> None:
-        """One line of evaluations.jsonl."""
+        """Report one line of evaluations.jsonl."""
         seed, score = int(line["seed"]), line.get("normalized_score")
         self.scores[seed] = f"{line['return_mean']:.1f}" + ("" if score is None else f" ({score:.1f})")
         numbers = {"return_mean": line["return_mean"], "return_std": line["return_std"], "normalized_score": score}
         values = {f"evaluation/{name}": float(number) for name, number in numbers.items() if number is not None}
-        self._send(int(line["step"]), seed, values)
+        self.metrics(int(line["step"]), seed, values)
         if seed == self.seeds[-1] or self._bar is not None:
             self._show(time.perf_counter())
 
     def notice(self, text: str) -> None:
-        """Tell the user something, above the bar."""
+        """Print a message above the bar."""
         self.console.print(text, markup=False)
 
     def pause(self) -> None:
-        """End the bar and TensorBoard's file; `start` begins them anew."""
+        """Close the bar and TensorBoard's file until the next `start`."""
         if self._bar is not None:
             self._show(time.perf_counter())
             self._bar.stop()
@@ -108,7 +106,7 @@ class Reporter:
         self._bar = self._writer = None
 
     def close(self) -> None:
-        """End the bar and the writers."""
+        """Close the bar and all writers."""
         self.pause()
         if self._wandb is not None:
             self._wandb.finish()
@@ -127,14 +125,8 @@ class Reporter:
         parts = (f"step {self._step:,}/{self.steps:,}", f"{rate:,.0f} steps/s", f"{_duration(left)} left", scores)
         self.notice(" · ".join(part for part in parts if part))
 
-    def _send(self, step: int, seed: int, values: Mapping[str, float]) -> None:
-        named = {f"{name}/seed_{seed}" if len(self.seeds) > 1 else name: value for name, value in values.items()}
-        self._to_tensorboard(lambda writer: [writer.add_scalar(name, value, step) for name, value in named.items()])
-        if self._wandb is not None:
-            self._wandb.log({**named, "step": step})
-
     def _to_tensorboard(self, send: Callable[[Any], object]) -> None:
-        """A full disk ends TensorBoard's file, not the run, whose own files say so."""
+        """Write to TensorBoard's file; on a full disk, close it without stopping the run."""
         if self._writer is None:
             return
         try:

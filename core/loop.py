@@ -1,8 +1,8 @@
-"""The training loops: offline, and with environments. Sample, update, and at their cadences log, evaluate, checkpoint.
+"""The two training loops, offline and online. Sample, update, and periodically log, evaluate and checkpoint.
 
-Nothing in a loop's body waits for the device except where it logs, evaluates or checkpoints. A run that is continued
-from a checkpoint equals the uninterrupted one to the bit: everything random is a generator in the checkpoint, and the
-checkpoint of a step is written after that step's log and evaluation lines, whose files it knows the length of.
+The loops wait for the device only to log, evaluate or checkpoint. A resumed run equals an uninterrupted one bit for
+bit: the checkpoint holds every random generator, and it is written after the log and evaluation lines of its step, with
+the lengths of their files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from herdbook.core.types import OffPolicy, Replay, Round
 
 @dataclass(frozen=True, kw_only=True)
 class Cadence:
-    """After how many updates a line is logged, the policies are evaluated and a checkpoint is written."""
+    """Numbers of steps between log lines, between evaluations and between checkpoints. Each must be at least 1."""
 
     log: int
     evaluate: int
@@ -38,7 +38,7 @@ class Cadence:
 
     @classmethod
     def of(cls, steps: int, log: int | None, evaluate: int | None, checkpoint: int | None) -> Cadence:
-        """Defaults for what is None: log 1 % of the steps (at most 1,000), evaluate 10 %, checkpoint 5 %."""
+        """Replace None by defaults: log every 1 % of the steps (at most 1,000), evaluate every 10 %, checkpoint 5 %."""
         return cls(
             log=max(min(steps // 100, 1_000), 1) if log is None else log,
             evaluate=max(steps // 10, 1) if evaluate is None else evaluate,
@@ -59,11 +59,11 @@ def train_offline(
     device: str | torch.device = "cpu",
     more: bool = False,
 ) -> dict[int, Stopped]:
-    """Train all seeds of `run` to `steps` updates, from its last checkpoint if it has one.
+    """Train all seeds of `run` for `steps` updates, from its last checkpoint if there is one.
 
-    `extra` is stored in every checkpoint. `more`: another loop follows, so that the reporter stays open. Returns the
-    seeds that stopped. Raises RunFailed when all have stopped or the disk is full, and KeyboardInterrupt (SIGINT) or
-    SystemExit(143) (SIGTERM) after a checkpoint.
+    Every checkpoint also stores `extra`. With `more`, the reporter stays open for another loop. Returns the seeds that
+    stopped early. Raises RunFailed if all seeds stopped or the disk is full; after a signal it writes a checkpoint and
+    raises KeyboardInterrupt (SIGINT) or SystemExit(143) (SIGTERM).
     """
     book = Book(algorithm, run, reporter or Reporter(run.path, steps, run.seeds, quiet=True), extra or {}, device)
     with book, Signals() as signals:
@@ -77,19 +77,11 @@ def train_offline(
             book.metrics.update(algorithm.update(algorithm.sample(replay, book.generators)))
             step += 1
             book.reporter.advance(step)
-            last, interrupted = step == steps, signals.received
-            log = last or step % cadence.log == 0
-            save = last or step % cadence.checkpoint == 0 or interrupted
-            score = evaluate is not None and (last or step % cadence.evaluate == 0)
-            if log or save or score:
-                book.check(step, log)
-            if evaluate is not None and score:
-                book.evaluate(step, evaluate)
-            if save:
+            interrupted = signals.received is not None
+            if _record(book, cadence, evaluate, step - 1, step, steps, interrupted):
                 book.checkpoint(step)
             if interrupted:
-                book.reporter.notice(f"interrupted at step {step:,}; `herdbook resume {run.path}` goes on from there")
-                signals.leave()
+                signals.leave(book, step)
     return book.stopped
 
 
@@ -107,16 +99,15 @@ def train_online(
     device: str | torch.device = "cpu",
     start: int | None = None,
 ) -> dict[int, Stopped]:
-    """Train all seeds of `run` for `steps` environment steps each, from its last checkpoint if it has one.
+    """Train all seeds of `run` for `steps` environment steps each, from its last checkpoint if there is one.
 
-    In rounds: what every seed played goes into its replay, the next round is begun, and the updates that are due are
-    made. An `EpisodeCollector` plays meanwhile, a `StepCollector` after them. The run is at the step of the seed that
-    has the fewest; a cadence falls due with the round that reaches it. Arguments and errors as in `train_offline`;
-    RunFailed also where an environment keeps failing.
+    Each round adds every seed's experience to its replay, starts the next round and makes the updates that are due. An
+    `EpisodeCollector` plays during these updates, a `StepCollector` after them. The step of the run is the smallest
+    step count of any seed. A log line, evaluation or checkpoint is written after the round that reaches its step.
+    Arguments and errors are those of `train_offline`; also raises RunFailed if an environment keeps failing.
 
-    With `start`, algorithms that were trained on a dataset so far are fine-tuned (`FineTuned`): so many updates are
-    behind them, which count as steps and as updates. The run goes on from the checkpoint of step `start`, which is
-    kept, to step `steps`.
+    start: The run fine-tunes algorithms (`FineTuned`) that have made `start` offline updates, which count as steps and
+        as updates. It continues to step `steps` from the checkpoint of step `start`, which is never removed.
     """
     reporter = reporter or Reporter(run.path, steps, run.seeds, quiet=True)
     with collector, Book(algorithm, run, reporter, extra or {}, device) as book, Signals() as signals:
@@ -144,28 +135,31 @@ def train_online(
             book.updates = behind + min(members[index].updates for index in book.active)
             book.metrics.update(stacked([member.metrics for member in members], book.active))
             book.reporter.advance(step)
-            interrupted = signals.received
-            log = _falls_due(cadence.log, before, step, steps)
-            save = _falls_due(cadence.checkpoint, before, step, steps) or interrupted
-            score = evaluate is not None and _falls_due(cadence.evaluate, before, step, steps)
-            if log or save or score:
-                book.check(step, log)
-            if evaluate is not None and score:
-                book.evaluate(step, evaluate)
+            interrupted = signals.received is not None
+            save = _record(book, cadence, evaluate, before, step, steps, interrupted)
             played = _checkpoint(book, step, members, collector) if save else collector.finish()
             if interrupted:
-                book.reporter.notice(f"interrupted at step {step:,}; `herdbook resume {run.path}` goes on from there")
-                signals.leave()
+                signals.leave(book, step)
     return book.stopped
 
 
-def _falls_due(every: int, before: int, step: int, steps: int) -> bool:
-    return step == steps or step // every > before // every
+def _record(
+    book: Book, cadence: Cadence, evaluate: Evaluate | None, before: int, step: int, steps: int, interrupted: bool
+) -> bool:
+    """Write the log and evaluation lines due after `before` and by `step`; returns whether a checkpoint is due too."""
+    periods = (cadence.log, cadence.evaluate, cadence.checkpoint)
+    log, score, save = (step == steps or step // every > before // every for every in periods)
+    score, save = score and evaluate is not None, save or interrupted
+    if log or score or save:
+        book.check(step, log)
+    if score and evaluate is not None:
+        book.evaluate(step, evaluate)
+    return save
 
 
 def _take(book: Book, step: int, index: int, member: Member[Any], played: Round) -> None:
-    """A seed's round into its replay. Raises RunFailed where the environment keeps failing, or it does not fit."""
-    if index not in book.active:  # it stopped after this round had begun
+    """Add a seed's round to its replay. Raises RunFailed if the environment keeps failing or the replay refuses it."""
+    if index not in book.active:  # the seed stopped after this round had started
         return
     if played.policy_failed is not None:
         book.stop(step, book.run.seeds[index], played.policy_failed)
@@ -174,18 +168,16 @@ def _take(book: Book, step: int, index: int, member: Member[Any], played: Round)
     try:
         member.add(played)
     except ValueError as error:
-        raise RunFailed(f"{book.run.path}: what was played cannot be kept: {error}") from error
+        raise RunFailed(f"{book.run.path}: the replay cannot hold the collected steps: {error}") from error
     for failure in played.failures:
         book.reporter.notice(f"warning: an episode is lost ({member.lost} so far): {failure}")
     if member.lost_in_a_row >= FAILURES:
-        raise RunFailed(
-            f"{book.run.path}: the environment failed in {member.lost_in_a_row} episodes in a row: "
-            f"{played.failures[-1]}"
-        )
+        lost = f"the environment failed in {member.lost_in_a_row} episodes in a row"
+        raise RunFailed(f"{book.run.path}: {lost}: {played.failures[-1]}")
 
 
 def _checkpoint(book: Book, step: int, members: Sequence[Member[Any]], collector: Collector) -> Mapping[int, Round]:
-    """Write a checkpoint, which holds what was played meanwhile; returns that."""
+    """Finish the current round and write a checkpoint that includes it; returns the round."""
     played = collector.finish()
     loop: dict[str, Any] = {
         "members": [member.state_dict() for member in members],
@@ -199,7 +191,7 @@ def _checkpoint(book: Book, step: int, members: Sequence[Member[Any]], collector
 def _restore(
     book: Book, step: int, behind: int, members: Sequence[Member[Any]], collector: Collector
 ) -> Mapping[int, Round] | None:
-    """Counters, replays, and what had been played already; None where playing begins, `behind` updates being made."""
+    """Restore counters and replays, and return the last round; None if no environment step has been taken yet."""
     if not book.loop:
         if behind:
             book.updates, book.timed = behind, (behind, behind, book.seconds)

@@ -1,4 +1,4 @@
-"""One seed of a run that learns with environments."""
+"""`Member`: one seed of a run that learns by interaction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Player = TypeVar("Player", bound=Interactive)
 
 
 class Member(Generic[Player]):
-    """One seed that learns with environments: its algorithm, its replay, and its counters."""
+    """One seed that learns by interaction: its algorithm, replay and counters."""
 
     def __init__(self, algorithm: Player, replay: Any, generator: torch.Generator) -> None:
         self.algorithm, self.replay, self.generator = algorithm, replay, generator
@@ -23,7 +23,7 @@ class Member(Generic[Player]):
         self.metrics: Metrics = {}
 
     def add(self, played: Round) -> None:
-        """Take what was played in a round. Raises ValueError where the replay cannot hold it."""
+        """Add a round to replay, statistics and counters. Raises ValueError if the replay cannot hold it."""
         self.rounds += 1
         self.steps += played.count
         played.add_to(self.replay)
@@ -40,7 +40,7 @@ class Member(Generic[Player]):
             self._count("length", sum(played.lengths) / len(played.lengths))
 
     def _count(self, name: str, value: float) -> None:
-        self.metrics[f"collected/{name}"] = torch.tensor(value, device=self.generator.device)  # where the losses are
+        self.metrics[f"collected/{name}"] = torch.tensor(value, device=self.generator.device)  # same device as losses
 
     def learn(self) -> None:
         """Make the updates that are due."""
@@ -61,13 +61,13 @@ class Member(Generic[Player]):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters and metrics; algorithm, generator and replay are stored for themselves."""
+        """Counters and metrics; algorithm, generator and replay are stored separately."""
         return {**{name: getattr(self, name) for name in _COUNTERS}, "metrics": self.metrics}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in _COUNTERS:
             setattr(self, name, int(state[name]))
-        saved = state.get("metrics", {})  # of a run that was begun before they were stored: until it learns again
+        saved = state.get("metrics", {})  # older checkpoints do not store metrics
         self.metrics = {name: value.to(self.generator.device) for name, value in saved.items()}
 
 

@@ -1,4 +1,4 @@
-"""Memory of the `herdbook` process: have glibc keep the memory that tensors free."""
+"""Memory allocation of the `herdbook` process: glibc keeps the memory of freed tensors."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc reuse large freed blocks instead of returning each to the system.
+    """Make glibc reuse large freed blocks instead of returning them to the system.
 
-    By default every block over 32 MB at most (128 kB at first) is mapped anew, and its pages are faulted in at each
-    allocation: a large share of an update's time on a CPU where batches are wide (CQL scores 30 actions per state).
-    It changes the whole process, so only the command calls it, never an import.
+    By default glibc maps every block above a threshold (128 kB, growing to at most 32 MB) anew, and each allocation
+    faults its pages in. With large batches on a CPU this takes much of an update's time (CQL scores 30 actions per
+    state). The setting affects the whole process, so only the command calls this function, never an import.
 
-    Returns:
-        Whether it was done: False where the C library is not glibc.
+    Returns whether the setting was made: False if the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""What an algorithm declares about itself, read before anything is loaded, built or run.
+"""Requirements that an algorithm declares, read before anything is loaded, built or run.
 
 class Mine:
     needs: ClassVar[Needs] = Needs(data=True, actions="box")
@@ -11,44 +11,32 @@ from typing import Literal
 
 Wanted = bool | Literal["optional"]
 ActionKind = Literal["box", "discrete", "any"]
-"""Which actions an algorithm handles."""
 Agents = Literal["one", "many"]
 Interaction = Literal["steps", "rollouts", "episodes"]
-"""How a policy plays while it learns: step by step in the learner's process, into a replay; in rollouts of fixed length
-in that process, each learned from once; or in whole episodes, in worker processes at a fixed lag, into a replay."""
+"""How a policy interacts while it learns: step by step in the learner's process, into a replay; in rollouts of fixed
+length in that process, each used once; or in whole episodes, in worker processes at a fixed lag, into a replay."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What an algorithm learns from, for whom, and how it plays.
+    """The data, environments and actions that an algorithm learns from, and how it interacts.
 
-    Raises ValueError for declarations that contradict each other.
+    Raises ValueError if the declarations contradict each other.
     """
 
-    data: Wanted = False
-    """It learns from a dataset. If it also plays, the data are its demonstrations: the argument `demonstrations`."""
-    environment: Wanted = False
-    """It plays while it learns. Both "optional": from a dataset if one is given, else in an environment."""
+    data: Wanted = False  # learns from a dataset; with an environment too, the dataset is passed as `demonstrations`
+    environment: Wanted = False  # interacts while it learns; both "optional": only if no dataset is given
     agents: Agents = "one"
     actions: ActionKind = "any"
     interaction: Interaction = "steps"
-    state: bool = False
-    """It reads the global state of many agents, so that the replay stores it."""
-    num_envs: int = 1
-    """Environments that each seed steps side by side, unless the user says otherwise."""
-    max_envs: int | None = None
-    """Their largest number; None: any."""
-    seeds_together: bool = True
-    """Several seeds can train as one program."""
-    follows: bool = False
-    """Its attribute `follows` takes in every played step once, as the replay does (None: no statistics are kept)."""
-    acting: tuple[str, ...] = ()
-    """The networks that its policies read, which are sent to worker processes."""
-    goes_online: bool = False
-    """It has a method `go_online()`, called once where fine-tuning in an environment begins."""
-    online_noise: float = 0.0
-    """Standard deviation of the noise on Box actions in fine-tuning, in units of half their range, for a policy that is
-    deterministic."""
+    state: bool = False  # reads the global state of many agents, so the replay must store it
+    num_envs: int = 1  # default number of environments per seed
+    max_envs: int | None = None  # largest number of environments per seed; None: unlimited
+    seeds_together: bool = True  # several seeds can train as one program
+    follows: bool = False  # its attribute `follows` receives every environment step once; None: no statistics are kept
+    acting: tuple[str, ...] = ()  # networks that its policies read, whose parameters are sent to worker processes
+    goes_online: bool = False  # its method `go_online()` is called once before fine-tuning in an environment
+    online_noise: float = 0.0  # σ of the noise on a deterministic policy's Box actions in fine-tuning, per half range
 
     def __post_init__(self) -> None:
         for name in ("data", "environment"):
@@ -72,13 +60,9 @@ class Needs:
 
     @property
     def on_policy(self) -> bool:
-        """Each step is learned from once, by the policy that took it."""
+        """True if each step is used once, to update the policy that took it."""
         return self.interaction == "rollouts"
 
     def plays(self, has_data: bool) -> bool:
-        """Whether it steps environments while it learns, in a run with or without a dataset."""
+        """True if it interacts with environments while it learns, in a run with or without a dataset."""
         return self.environment is True or (self.environment == "optional" and not has_data)
-
-    def demonstrates(self, has_data: bool) -> bool:
-        """Whether the dataset of a run is demonstrations beside an environment."""
-        return has_data and bool(self.data) and self.environment is True

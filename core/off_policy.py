@@ -1,4 +1,4 @@
-"""What algorithms share that learn from a replay while they play: a state of several parts."""
+"""State of online off-policy algorithms, which has several parts."""
 
 from __future__ import annotations
 
@@ -11,21 +11,16 @@ from herdbook.core.units import RunningUnits
 
 
 def whole_state(learner: Learner, units: RunningUnits, noise: ParameterNoise | None = None) -> dict[str, Any]:
-    """The learner's state, and under their names that of the units and of the noise."""
-    return {
-        **learner.state_dict(),
-        "units": units.state_dict(),
-        "noise": None if noise is None else noise.state_dict(),
-    }
+    """The learner's state, with the entries `units` and `noise`."""
+    return {**learner.state_dict(), "units": units.state_dict(), "noise": None if noise is None else noise.state_dict()}
 
 
 def restore_state(
     state: Mapping[str, Any], learner: Learner, units: RunningUnits, noise: ParameterNoise | None = None
 ) -> None:
-    """Restore what `whole_state` gave. One without units or noise is of an algorithm that has neither.
+    """Restore a `whole_state`. Older states lack the units and noise of algorithms that used neither.
 
-    Raises:
-        ValueError: the state is of another algorithm, other networks, seeds or options; nothing is changed then.
+    Raises ValueError, and changes nothing, if the algorithm, networks, seeds or options differ.
     """
     units.check(state)
     saved = state.get("noise")

@@ -1,4 +1,4 @@
-"""What algorithms share that learn from a rollout once: actor and critic, advantages, and passes over its steps."""
+"""Shared parts of on-policy algorithms: actor and critic, advantages, and minibatches of a rollout."""
 
 from __future__ import annotations
 
@@ -21,19 +21,17 @@ from herdbook.core.units import RunningSettings, RunningUnits
 @batch_type
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """Steps of a rollout in any order, in the networks' units: every field is `[N, …]`."""
+    """Steps of a rollout in any order, in the networks' units. Every field is `[N, …]`."""
 
     observations: Tree
     actions: Tensor
     advantages: Tensor
-    returns: Tensor
-    """What the value should have been: Â + V(s)."""
-    log_probs: Tensor | None = None
-    """log π_old(a|s)."""
+    returns: Tensor  # regression targets of the value, Â + V(s)
+    log_probs: Tensor | None = None  # log π_old(a|s)
 
 
 class ActorCriticSettings(RunningSettings, Protocol):
-    """What `ActorCritic` reads of an algorithm's config."""
+    """Config fields that `ActorCritic` reads."""
 
     @property
     def algorithm(self) -> str: ...
@@ -44,17 +42,17 @@ class ActorCriticSettings(RunningSettings, Protocol):
 
 
 class ActorCritic:
-    """A policy and a state value that learn from rollouts in running units; an algorithm adds its losses.
+    """A policy and a state-value function with running normalisation; an algorithm adds its losses.
 
     Args:
         settings: The algorithm's config.
         spec: The spaces.
-        optimisers: As `Learner` takes them, of the networks `actor` and `value`.
-        setup: What the algorithm takes beside config and spec.
+        optimisers: Optimisers of the networks `actor` and `value`, as `Learner` takes them.
+        setup: The algorithm's further arguments.
         value: The name of the value network.
 
-    Raises ValueError for actions that are neither discrete nor in a bounded Box, for more than one seed, and where
-    observations are to be normalised that are not a vector.
+    Raises ValueError unless actions are discrete or in a bounded Box, for more than one seed, and if observations that
+    are not vectors shall be normalised.
     """
 
     def __init__(
@@ -79,16 +77,16 @@ class ActorCritic:
         self.actor, self.value = self.learner.networks["actor"], self.learner.networks[value]
 
     def policy(self, seed_index: int, deterministic: bool) -> Policy:
-        """The mode, or a sample."""
+        """The policy, which acts by the mode of its distribution if `deterministic`, else by a sample."""
         actor = self.learner.parameters_of("actor", seed_index)
         return FeedForwardPolicy(self.units.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
 
     def state_dict(self) -> dict[str, Any]:
-        """The learner's state, and under their name that of the units."""
+        """The learner's state, with the entry `units`."""
         return {**self.learner.state_dict(), "units": self.units.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave. Raises ValueError, and changes nothing, for one that does not fit."""
+        """Restore a `state_dict`. Raises ValueError, and changes nothing, if it does not fit."""
         self.units.check(state)
         self.learner.load_state_dict(state)
         self.units.load_state_dict(state["units"])
@@ -97,7 +95,7 @@ class ActorCritic:
 def advantages_of(
     rollout: Segments, value: Callable[[Tree], Tensor], discount: float, trace: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantages, and the returns that they make of the values: [lanes, T] both."""
+    """Generalised advantages, and returns as their sum with the values: [lanes, T] both. trace: λ."""
     values, next_values = (
         value(tree_map(lambda leaf: leaf.flatten(0, 1), observations)).view_as(rollout.rewards)
         for observations in (rollout.observations, rollout.next_observations)
@@ -109,15 +107,14 @@ def advantages_of(
 
 
 def steps_of(rollout: Segments, advantages: Tensor, returns: Tensor) -> Experience:
-    """All steps of all lanes, one after the other."""
-    steps: Experience = tree_map(
-        lambda leaf: leaf.flatten(0, 1), Experience(rollout.observations, rollout.actions, advantages, returns)
-    )
+    """Flatten a rollout [lanes, T, …] to steps [lanes · T, …]."""
+    lanes = Experience(rollout.observations, rollout.actions, advantages, returns)
+    steps: Experience = tree_map(lambda leaf: leaf.flatten(0, 1), lanes)
     return steps
 
 
 def minibatches(steps: Experience, size: int, epochs: int, generator: torch.Generator) -> Iterator[Experience]:
-    """Passes over all steps in a new order each, in parts of `size`, of which a pass's last may be smaller."""
+    """Minibatches of `size` steps, reshuffled in every epoch; the last one of an epoch may be smaller."""
     count = len(steps.advantages)
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator, device=generator.device).to(steps.advantages.device)
@@ -127,5 +124,5 @@ def minibatches(steps: Experience, size: int, epochs: int, generator: torch.Gene
 
 
 def standardised(advantages: Tensor) -> Tensor:
-    """Less their mean, over their standard deviation. [N] → [N]"""
+    """Standardise to mean 0 and standard deviation 1. [N] → [N]."""
     return (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)

@@ -1,17 +1,17 @@
 """Exploration by noise on parameters instead of actions (Plappert et al. 2018, arXiv:1706.01905).
 
-    θ̃ = θ + N(0, σ²), drawn where an episode begins and kept until it ends                               (1)
+    θ̃ = θ + N(0, σ²), drawn at the start of an episode and kept until its end                            (1)
     σ ← 1.01 σ   if d(π_θ, π_θ̃) <= δ,   else   σ / 1.01                                                  (2)
-    d = √(mean (π_θ(s) − π_θ̃(s))²)   of continuous actions, over a batch and all dimensions              (3)
-    d = mean KL(softmax Q_θ(s, ·) ‖ softmax Q_θ̃(s, ·))   of discrete ones,   δ = −log(1 − ε + ε / |A|)    (4)
+    d = √(mean (π_θ(s) − π_θ̃(s))²)   for continuous actions, over a batch and all dimensions             (3)
+    d = mean KL(softmax Q_θ(s, ·) ‖ softmax Q_θ̃(s, ·))   for discrete ones,   δ = −log(1 − ε + ε / |A|)   (4)
 
-Within an episode the same state so has the same action. Every lane has parameters of its own, and all lanes act in one
-batched pass. (2) compares fresh noise on the newest parameters, on every 50th update's batch, as the DDPG of OpenAI
-Baselines does (its DQN: at every step); the δ of (4) is the distance between a greedy policy and an ε-greedy one
-(appendix C).
+Within an episode, equal states thus have equal actions. Every lane has its own parameters, and all lanes act in one
+batched pass. (2) evaluates d with fresh noise on the newest parameters, on the batch of every 50th update, as in the
+DDPG of OpenAI Baselines (its DQN does so at every step). δ in (4) is the distance between a greedy policy and an
+ε-greedy one (appendix C).
 
-The paper normalises hidden layers (layer normalisation), so that one σ fits all of them; the networks of ours do not,
-and σ begins small. A user's own modules may: the parameters of a `torch.nn.LayerNorm` stay as they are, as there.
+The paper uses layer normalisation, so that one σ suits all hidden layers. Our networks have none, and σ starts small.
+The parameters of a `torch.nn.LayerNorm` in a user's own module get no noise, as in the paper.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ from herdbook.core.learner import Learner, Network, Parameters
 from herdbook.core.policy import ScaledDistribution, Scaling, greedy
 from herdbook.core.types import Carry, Distribution, Metrics, Step, Tree, tree_map
 
-FACTOR = 1.01
-"""Of eq. 2."""
-PERIOD = 50
-"""Updates from one change of σ to the next."""
+FACTOR = 1.01  # eq. 2
+PERIOD = 50  # number of updates between two changes of σ
 ACTOR_SIGMA, VALUE_SIGMA = 0.03, 0.01
-"""σ at the start. The first moves the actions of a new actor of 256 × 256 by 0.12 to 0.14; the other is Baselines'."""
+"""Initial σ. The first one changes the actions of a new 256 × 256 actor by 0.12 to 0.14; the second is Baselines'."""
 
 
 def action_distance(actions: Tensor, perturbed: Tensor) -> Tensor:
-    """Eq. 3. π_θ(s), π_θ̃(s): [B, A] both → []."""
+    """d of eq. 3. π_θ(s), π_θ̃(s): [B, A] both → []."""
     return (actions - perturbed).square().mean().sqrt()
 
 
@@ -47,7 +45,7 @@ def value_divergence(q: Tensor, perturbed: Tensor) -> Tensor:
 
 
 def greedy_divergence(epsilon: float, actions: int) -> float:
-    """δ of eq. 4: KL(greedy ‖ ε-greedy) over so many actions."""
+    """δ of eq. 4: KL(greedy ‖ ε-greedy) for |A| = `actions`."""
     return -math.log(1 - epsilon + epsilon / actions)
 
 
@@ -57,14 +55,14 @@ def adapted(sigma: Tensor, distance: Tensor, threshold: float) -> Tensor:
 
 
 class ParameterNoise:
-    """The noise on one network of a learner: σ of each seed, and the policies that act under it.
+    """Noise on one network of a learner: σ of each seed, and the policies with noisy parameters.
 
     Args:
-        learner, name: Whose network; its last layer gives actions in [−1, 1], or the values of discrete ones.
-        scaling: Units of what the policies see and do.
-        distance: d, eq. 3 or 4.
-        threshold: δ of eq. 2 after so many updates.
-        sigma: σ at the start.
+        learner, name: The learner and the name of its network, which gives actions in [−1, 1] or Q-values.
+        scaling: Units of the policies' observations and actions.
+        distance: d of eq. 3 or 4.
+        threshold: Maps the number of updates to δ of eq. 2.
+        sigma: Initial σ.
     """
 
     def __init__(
@@ -87,9 +85,9 @@ class ParameterNoise:
         self.policies = [PerturbedPolicy(self, index, scaling) for index in range(len(learner.seeds))]
 
     def adapt(self, observations: Tree) -> Metrics:
-        """Eq. 2, on every 50th update, the first among them. observations: in the network's units, [*S, B, …].
+        """Adapt σ by eq. 2 at the first and then every 50th update; returns σ and d of these updates.
 
-        Returns σ and d where it was adapted.
+        observations: In the network's units, [*S, B, …].
         """
         if self.learner.updates % PERIOD != 1 % PERIOD:
             return {}
@@ -107,25 +105,23 @@ class ParameterNoise:
         return self.distance(self.network(parameters, observations), self.network(perturbed, observations))
 
     def perturbed(self, parameters: Parameters, noise: Tensor, sigma: Tensor) -> Parameters:
-        """θ̃ of eq. 1. parameters: θ of one seed; noise: standard normal [P]; sigma: []."""
+        """θ̃ of eq. 1. parameters: θ of one seed; noise: N(0, 1), [P]; sigma: []."""
         parts = torch.split(noise, self.sizes)
         moved = zip(self.noisy, self.shapes, parts, strict=True)
         return {**parameters, **{key: parameters[key] + sigma * part.view(shape) for key, shape, part in moved}}
 
     def state_dict(self) -> dict[str, Any]:
-        """σ [S]."""
         return {"sigma": self.sigma}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
         self.sigma.copy_(state["sigma"])
 
 
 class PerturbedPolicy:
     """The policy of a perturbed network.
 
-    Its carry is a tuple: θ̃ of each lane, which of them were drawn, and the last frames where the scaling stacks them.
-    One that is no tuple is that of the policy of the warm-up, of frames alone.
+    Its carry is a tuple: θ̃ of each lane, a mask of the lanes whose noise has been drawn, and the last frames if the
+    scaling stacks them. The warm-up policy's carry, only frames, is accepted too.
     """
 
     def __init__(self, noise: ParameterNoise, seed_index: int, scaling: Scaling) -> None:
@@ -134,11 +130,10 @@ class PerturbedPolicy:
 
     @property
     def frame_stack(self) -> int:
-        """How many observations it acts on."""
         return self.scaling.frame_stack
 
     def initial(self, num_envs: int) -> Carry:
-        """Without noise, until it is drawn."""
+        """A carry without noise; each lane draws its own at its first step."""
         return self._begun(num_envs, None)
 
     def _begun(self, num_envs: int, frames: Tree | None) -> Carry:
@@ -157,7 +152,7 @@ class PerturbedPolicy:
         return distribution.mode(), carry
 
     def _redrawn(self, carry: Carry, lanes: list[int], generator: torch.Generator | None) -> Carry:
-        """The carry with new parameters for some lanes."""
+        """Draw new parameters for some lanes."""
         noise, (parameters, drawn, frames) = self.noise, carry
         theta = noise.learner.parameters_of(noise.name, self.seed_index)
         parameters = {key: value.clone(memory_format=torch.contiguous_format) for key, value in parameters.items()}
@@ -171,7 +166,7 @@ class PerturbedPolicy:
 
     @torch.no_grad()
     def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]:
-        """All mass on the action under the carry's parameters."""
+        """A point mass on the action of the carry's parameters."""
         parameters, drawn, frames = carry
         seen, frames = self.scaling.see(step, frames)
         if len(drawn) == 1:
@@ -187,19 +182,19 @@ class PerturbedPolicy:
 
 
 def noise_on_actor(learner: Learner, scaling: Scaling, threshold: float | None) -> ParameterNoise | None:
-    """That of an actor in [−1, 1] whose actions are to differ by δ (None: there is none)."""
+    """Noise on an actor with actions in [−1, 1]. threshold: δ; None gives no noise."""
     if threshold is None:
         return None
     return ParameterNoise(learner, "actor", scaling, action_distance, lambda updates: threshold, ACTOR_SIGMA)
 
 
 def noise_on_values(learner: Learner, scaling: Scaling, threshold: Callable[[int], float]) -> ParameterNoise:
-    """That of a critic [B, …] → Q [B, n] whose best action is taken; threshold: δ after so many updates."""
+    """Noise on a critic [B, …] → Q [B, n] of a greedy policy. threshold: Maps the number of updates to δ."""
     return ParameterNoise(learner, "critic", scaling, value_divergence, threshold, VALUE_SIGMA)
 
 
 def _normalising(module: nn.Module) -> set[str]:
-    """Names of the parameters of layer normalisations."""
+    """Names of the parameters of all `LayerNorm` layers."""
     return {
         f"{name}.{key}" if name else key
         for name, part in module.named_modules()

@@ -1,7 +1,7 @@
-"""From networks to policies: raw observations in, raw actions out.
+"""Policies from networks: raw observations in, raw actions out.
 
-Networks see standardised observations and actions in [−1, 1] (or indices from 0). `Scaling` is that change of units,
-used by the update on its batch and by the policy on what it sees, so that the two cannot differ.
+Networks use standardised observations, and actions in [−1, 1] or indices from 0. `Scaling` converts the units. The
+update applies it to its batch and the policy to its input, so the two cannot differ.
 """
 
 from __future__ import annotations
@@ -18,20 +18,17 @@ from herdbook.core.distributions import BOUND, Categorical, ClippedNormal, Deter
 from herdbook.core.frames import Frames
 from herdbook.core.types import Carry, Distribution, Spec, Step, Transitions, Tree
 
-STD_OFFSET = 1e-3
-"""Added to σ when observations are standardised (Fujimoto & Gu 2021)."""
+STD_OFFSET = 1e-3  # added to σ when observations are standardised (Fujimoto & Gu 2021)
 
 
 class Scaling:
-    """Units of the environment to units of the networks and back. Every map is the identity where nothing is to do.
+    """Converts between the units of the environment and those of the networks.
 
-    `observation_space` is what the networks see: the environment's own, or with `frame_stack` > 1 stacks of so many
-    observations, laid out by `Frames`.
+    `observation_space` is the networks' input space: that of the spec or, with `frame_stack` > 1, of stacks laid out by
+    `Frames`. Only vector observations are standardised.
 
-    Raises:
-        ValueError: actions are neither a bounded Box nor Discrete, or vector observations are to be standardised
-            and the spec has no statistics. Observations that are not vectors are never standardised. Or they cannot
-            be stacked.
+    Raises ValueError if actions are neither a bounded Box nor Discrete, if vector observations shall be standardised
+    and the spec has no statistics, or if observations cannot be stacked.
     """
 
     def __init__(
@@ -45,10 +42,8 @@ class Scaling:
         if standardise and isinstance(spec.observation_space, spaces.Box) and len(spec.observation_space.shape) == 1:
             if spec.observation_mean is None or spec.observation_std is None:
                 raise ValueError("expected observation_mean and _std in the Spec, to standardise by; got None")
-            self.mean = torch.as_tensor(spec.observation_mean, dtype=torch.float32, device=device)
-            self.inverse_std = 1 / (
-                torch.as_tensor(spec.observation_std, dtype=torch.float32, device=device) + STD_OFFSET
-            )
+            statistics = (spec.observation_mean, spec.observation_std)
+            self.follow(*(torch.as_tensor(value, dtype=torch.float32, device=device) for value in statistics))
         space = spec.action_space
         if isinstance(space, spaces.Discrete):
             self.discrete, self.action_size, self.start = True, int(space.n), int(space.start)
@@ -65,31 +60,31 @@ class Scaling:
             raise ValueError(f"expected Discrete actions or a bounded Box, got {space}")
 
     def follow(self, mean: Tensor, std: Tensor) -> None:
-        """Standardise by these from now on: [D] each."""
+        """Standardise by this mean and standard deviation from now on, [D] each."""
         self.mean, self.inverse_std = mean, 1 / (std + STD_OFFSET)
 
     def observations(self, raw: Tree) -> Tree:
-        """(o − μ) / (σ + 1e-3), or the observations as they are. [*B, …], or stacks [*B, k, …] → [*B, …]"""
+        """(o − μ) / (σ + 1e-3) if standardised, else unchanged. [*B, …], or stacks [*B, k, …] → [*B, …]."""
         scaled = raw if self.mean is None else (raw - self.mean) * self.inverse_std
         return scaled if self.frames is None else self.frames(scaled)
 
     @property
     def frame_stack(self) -> int:
-        """How many observations the networks see at once."""
+        """Number of observations in one network input."""
         return 1 if self.frames is None else self.frames.count
 
     def see(self, step: Step, stacks: Tree | None) -> tuple[Tree, Tree | None]:
-        """What networks are given of a step, and the stacks that end with it; None where nothing is stacked."""
+        """The network input at a step, and the updated stacks; None without stacking."""
         if self.frames is None:
             return self.observations(step.observations), stacks
         stacks = self.frames.push(stacks, step.observations, step.reset)
         return self.observations(stacks), stacks
 
     def actions(self, raw: Tensor) -> Tensor:
-        """Raw actions to [−1, 1], or to indices from 0.
+        """Convert raw actions to [−1, 1], or to indices from 0.
 
-        In a Box that is narrow and far from 0 float32 has few numbers: those that rounding may have put beside a bound
-        are on it (of [1000.1, 1000.3], the first and the last 0.0002).
+        In a narrow Box far from 0, float32 is coarse. Actions within a rounding error of a bound, e.g. 0.0002 in
+        [1000.1, 1000.3], are mapped to the bound.
         """
         if self.discrete:
             return raw.long() - self.start if self.start else raw.long()
@@ -99,13 +94,13 @@ class Scaling:
         return scaled if self.rounding is None else torch.where(scaled.abs() > 1 - self.rounding, scaled.sign(), scaled)
 
     def raw_actions(self, actions: Tensor) -> Tensor:
-        """The inverse of `actions`; rounding cannot put the result outside the space."""
+        """The inverse of `actions`, clamped to the action space against rounding errors."""
         if self.discrete:
             return actions + self.start if self.start else actions
         return actions if self.center is None else (actions * self.half + self.center).clamp(self.low, self.high)
 
     def __call__(self, batch: Transitions) -> Transitions:
-        """A batch in the networks' units."""
+        """Convert a batch to the networks' units."""
         return replace(
             batch,
             observations=self.observations(batch.observations),
@@ -117,7 +112,7 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class ScaledDistribution:
-    """A distribution over the networks' actions as one over raw actions."""
+    """The distribution over raw actions that a distribution over the networks' actions implies."""
 
     base: Any
     scaling: Scaling
@@ -129,9 +124,9 @@ class ScaledDistribution:
         return self.scaling.raw_actions(self.base.mode())
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Density of raw actions: the change of units divides it by the half width of each dimension.
+        """Log-density of raw actions [*B, A] → [*B]: the density is divided by the half width of each dimension.
 
-        Where a dimension's is no density but a mass (`ClippedNormal` at a bound), it has no unit.
+        A probability mass (`ClippedNormal` at a bound) is not divided.
         """
         scaled = self.scaling.actions(actions)
         log_prob: Tensor = self.base.log_prob(scaled)
@@ -150,7 +145,7 @@ class ScaledDistribution:
 
 
 def greedy(distribution: Any) -> Any:
-    """All mass on the mode."""
+    """A point mass on the mode of a distribution."""
     if isinstance(distribution, (Categorical, EpsilonGreedy)):
         best = torch.nn.functional.one_hot(distribution.mode(), distribution.probs.shape[-1])
         return Categorical(best.float().log())
@@ -158,10 +153,10 @@ def greedy(distribution: Any) -> Any:
 
 
 class FeedForwardPolicy:
-    """A policy from a function that maps scaled observations to a distribution of actions.
+    """A policy given by a function from scaled observations to a distribution over actions.
 
-    It has no memory but for the last frames, where the scaling stacks them: its carry is those `[N, k, …]`.
-    Whoever calls it decides about gradients; a `Rollout` has none.
+    Its carry holds the last frames `[N, k, …]` if the scaling stacks them, else None. `__call__` does not disable
+    gradients.
     """
 
     def __init__(
@@ -173,7 +168,6 @@ class FeedForwardPolicy:
 
     @property
     def frame_stack(self) -> int:
-        """How many observations it acts on."""
         return self.scaling.frame_stack
 
     def initial(self, num_envs: int) -> Carry:

@@ -1,4 +1,4 @@
-"""Randomness as an argument: seeds and generators derived from numbers, and the one place that lends a global seed."""
+"""Explicit randomness: derived seeds and generators, and the only place that sets a global seed, temporarily."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ import torch
 
 
 def derive(*entropy: int) -> int:
-    """A 63-bit seed from several non-negative numbers, as (run seed, lane, episode); zeros at its end add nothing."""
+    """A 63-bit seed from non-negative numbers, e.g. (run seed, lane, episode). Trailing zeros do not change it."""
     high, low = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
 
 
 def generator(*entropy: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator of its own for each sequence of numbers."""
+    """A generator seeded by `derive(*entropy)`."""
     return torch.Generator(device).manual_seed(derive(*entropy))
 
 
 def restore_generator(own: torch.Generator, saved: torch.Tensor, *entropy: int) -> None:
-    """Go on from a saved state.
-
-    One of another kind of device cannot be continued: others follow, the same every time, from `entropy`.
-    """
+    """Restore a saved state. A state from another kind of device is replaced by a seed derived from `entropy`."""
     if saved.shape == own.get_state().shape:
         own.set_state(saved.cpu())
     else:
@@ -33,9 +30,9 @@ def restore_generator(own: torch.Generator, saved: torch.Tensor, *entropy: int) 
 
 @contextmanager
 def scoped_seed(seed: int) -> Iterator[None]:
-    """Lend torch's global CPU generator a seed and give it back unchanged.
+    """Seed torch's global CPU generator inside the context, and restore it afterwards.
 
-    Modules draw their initial weights from the global generator, a user's own modules too: this is what makes them
+    Modules, including a user's own, draw their initial weights from the global generator, and this context makes them
     a function of the seed. Nothing else in herdbook touches global random state.
     """
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""The policy that acts at random: for collecting data, and to compare with."""
+"""The uniformly random policy, for data collection and as a baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from herdbook.core.types import Carry, Step
 
 
 class RandomPolicy:
-    """Uniform actions in a bounded Box or a Discrete space. Raises ValueError for any other."""
+    """Uniform actions in a bounded Box or a Discrete space. Raises ValueError for other spaces."""
 
     def __init__(self, action_space: Space[Any]) -> None:
         self.action_space = flat_action_space(action_space)

@@ -1,6 +1,6 @@
-"""What the names of environments mean: the code behind them, the packages that bring it, and the nearest name.
+"""Resolution of environment names: the code they refer to, the packages that provide it, and suggestions for typos.
 
-Imports of environments' packages go through here, so that an error names what to install.
+All packages of environments are imported here, so that every error names what to install.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import gymnasium
 
 from herdbook.core import atari
 
-_EXTRAS = {  # module that fails to import -> extra of ours that brings it
+_EXTRAS = {  # module → herdbook's extra that installs it
     "mujoco": "mujoco",
     "gymnasium_robotics": "robotics",
     "metaworld": "metaworld",
@@ -28,13 +28,13 @@ _EXTRAS = {  # module that fails to import -> extra of ours that brings it
     "cv2": "atari",
     "Box2D": "box2d",
 }
-_PLUGINS = (  # ids that a package registers when it is imported
+_PLUGINS = (  # ids → package that registers them when imported
     (r"(Fetch|HandReach|HandManipulate|AntMaze|PointMaze|Adroit|FrankaKitchen)", "gymnasium_robotics"),
     (r"ALE/", "ale_py"),
     (r"Meta-World/", "metaworld"),
 )
+# PettingZoo's packages → herdbook's extra that installs their requirements
 _PETTINGZOO = {"butterfly": "butterfly", "sisl": "sisl", "classic": "classic", "atari": "pettingzoo-atari"}
-"""Package of PettingZoo's environments to the extra of ours that brings what it needs."""
 
 
 class EnvironmentUnavailable(ValueError):
@@ -42,12 +42,12 @@ class EnvironmentUnavailable(ValueError):
 
 
 def is_callable_name(name: str) -> bool:
-    """`module:callable`; Gymnasium's own `module:Name-v0` is not one."""
+    """True if a name has the form `module:callable`; Gymnasium's `module:Name-v0` has not."""
     return re.fullmatch(r"[\w.]+:[A-Za-z_][\w.]*", name) is not None
 
 
 def joint_module(name: str) -> str | None:
-    """The module of an environment with many agents, `package/name_v<n>`; None for any other name."""
+    """The module of an environment with many agents (`package/name_v<n>`); None for any other name."""
     if name in gymnasium.registry or re.fullmatch(r"[A-Za-z_]\w*/[A-Za-z_]\w*_v\d+", name) is None:
         return None
     package, _, module = name.partition("/")
@@ -55,18 +55,18 @@ def joint_module(name: str) -> str | None:
 
 
 def package_versions(name: str) -> dict[str, str]:
-    """The installed packages that an environment of this id comes from, with their versions."""
+    """Versions of the installed packages that provide the environment `name`."""
     module = joint_module(name)
     packages = ["gymnasium"] if module is None else ["pettingzoo", module.partition(".")[0]]
     versions = {}
     for package in packages:
-        with suppress(importlib.metadata.PackageNotFoundError):  # a module of the user's own
+        with suppress(importlib.metadata.PackageNotFoundError):  # a user's own module
             versions[package] = importlib.metadata.version(package)
     return versions
 
 
 def joint_names() -> list[str]:
-    """The ids of mpe2's and PettingZoo's environments, as far as these are installed."""
+    """The ids of all installed environments of mpe2 and PettingZoo."""
     packages = {package: f"pettingzoo.{package}" for package in _PETTINGZOO} | {"mpe2": "mpe2"}
     found = {package: importlib.util.find_spec(module) for package, module in packages.items()}
     return [
@@ -78,18 +78,18 @@ def joint_names() -> list[str]:
 
 
 def unknown_environment(name: str) -> EnvironmentUnavailable:
-    """The error that names the nearest id."""
+    """The error for an unknown name, with the nearest known one."""
     near = difflib.get_close_matches(name, [*gymnasium.registry, *joint_names()], n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return EnvironmentUnavailable(
-        f"unknown environment {name!r}{hint} `herdbook list environments` lists the names; "
-        "your own environment is named 'module:callable'"
+        f"unknown environment {name!r}{hint} `herdbook list environments` lists all names; "
+        "use 'module:callable' for your own environment"
     )
 
 
 @contextmanager
 def making(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Turn whatever is raised while an environment is made into EnvironmentUnavailable that says what to do."""
+    """Convert any exception raised while an environment is made to EnvironmentUnavailable with advice."""
     try:
         yield
     except EnvironmentUnavailable:
@@ -103,7 +103,7 @@ def making(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def register_plugin(name: str) -> None:
-    """Have the package that an id is known to come from register it. Raises EnvironmentUnavailable."""
+    """Import the package that registers this id, if known. Raises EnvironmentUnavailable if it cannot be imported."""
     for pattern, package in _PLUGINS:
         if re.match(pattern, name) and name not in gymnasium.registry:
             try:
@@ -115,7 +115,7 @@ def register_plugin(name: str) -> None:
 
 
 def import_callable(name: str) -> Callable[..., Any]:
-    """The object that `module:callable` names. Raises EnvironmentUnavailable where there is none."""
+    """The callable named `module:callable`. Raises EnvironmentUnavailable if there is none."""
     module_name, _, path = name.partition(":")
     if importlib.util.find_spec(module_name.split(".")[0]) is None:
         raise EnvironmentUnavailable(
@@ -135,7 +135,7 @@ def import_callable(name: str) -> Callable[..., Any]:
 
 
 def silence_mujoco_log() -> None:
-    """Where MuJoCo is loaded, keep it from writing MUJOCO_LOG.TXT into the working directory; its console stays."""
+    """Stop MuJoCo, if loaded, from writing MUJOCO_LOG.TXT to the working directory; warnings go to the console."""
     mujoco = sys.modules.get("mujoco")
     if mujoco is None:
         return
@@ -143,7 +143,7 @@ def silence_mujoco_log() -> None:
         config = mujoco.MjLogConfig.get()
         config.logto_file = False
         config.set()
-    elif mujoco.get_mju_user_warning() is None:  # MuJoCo 3 logs to the file unless a handler is set
+    elif mujoco.get_mju_user_warning() is None:  # MuJoCo 3 writes the file unless a handler is set
         mujoco.set_mju_user_warning(_print_warning)
 
 
@@ -154,12 +154,12 @@ def _print_warning(message: bytes) -> None:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ValueError:  # it is in sys.modules without a spec
+    except ValueError:  # a module in sys.modules has no spec
         return False
 
 
 def _missing_package(name: str, error: BaseException) -> EnvironmentUnavailable:
-    """The error that names the extra, read from the module that failed to import."""
+    """The error for a failed import, with the extra that installs the missing module."""
     extra = _PETTINGZOO.get(name.partition("/")[0])
     if extra is not None:
         return EnvironmentUnavailable(

@@ -1,7 +1,7 @@
-"""Returns and advantages along rollouts. Every argument is `[lanes, T]` unless said otherwise, and so is what is given.
+"""Returns and advantages along rollouts. Tensor arguments and results are `[lanes, T]`.
 
-Two flags are kept apart: after a termination nothing follows, after a truncation the value of what would have followed
-does. Both end the sum over later steps, for the step after them is of another episode.
+A terminated episode has no value after its last step; a truncated one is bootstrapped by the value of its final
+observation. Both flags end the sum over later steps, because the next step belongs to another episode.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 def discounted_returns(
     rewards: Tensor, terminated: Tensor, truncated: Tensor, next_values: Tensor, discount: float
 ) -> Tensor:
-    """G_t = r_t + γ G_{t+1}, bootstrapped by V(s_{t+1}) where an episode is cut off, and at the end of the rollout.
+    """G_t = r_t + γ G_{t+1}, bootstrapped by V(s_{t+1}) at truncations and at the end of the rollout.
 
-    The same as `generalised_advantage` with λ = 1, plus V(s_t).
+    This equals `generalised_advantage` with λ = 1, plus V(s_t).
     """
     returns = torch.empty_like(rewards)
     following = next_values[:, -1]
@@ -37,8 +37,9 @@ def generalised_advantage(
 ) -> Tensor:
     """Â_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V(s_{t+1}) − V(s_t) (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
 
-    next_values: V(s_{t+1}), at the end of an episode that of its own final observation; trace: λ. The sum ends with the
-    episode, and V(s_{t+1}) counts unless it terminated.
+    The sum ends with the episode, and V(s_{t+1}) is 0 after a termination.
+
+    next_values: V(s_{t+1}), for the episode's final observation at its end; trace: λ.
     """
     errors = rewards + discount * torch.where(terminated, 0.0, next_values) - values
     decay = torch.where(terminated | truncated, 0.0, discount * trace)

@@ -1,8 +1,8 @@
-"""`VectorRunner`: the one loop in which evaluation, collection and learning online step environments.
+"""`VectorRunner` steps environments with a policy, for evaluation, data collection and online learning.
 
-Environments live in this process, one per lane, and step in lockstep. Each episode is reset with a seed of its own, by
-this loop and never by a vector environment: so the final observation of an episode is its own, and there is no false
-transition between two episodes.
+Environments run in this process, one per lane, in lockstep. The runner itself resets each episode, with a seed of its
+own. Unlike with a vector environment that resets itself, the final observation of an episode is kept, and there is no
+false transition between two episodes.
 """
 
 from __future__ import annotations
@@ -19,50 +19,37 @@ import numpy as np
 import torch
 from gymnasium import Space, spaces
 
-from herdbook.core.environments import (
-    Env,
-    EnvironmentSource,
-    EnvironmentUnavailable,
-    check_reset,
-    make_environment,
-)
+from herdbook.core.environments import Env, EnvironmentSource, EnvironmentUnavailable, check_reset, make_environment
 from herdbook.core.random import derive
 from herdbook.core.spaces import alike, flat_action_space, flat_space, flatten, leaf_spaces
 from herdbook.core.trees import write
 from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, to_numpy, tree_map
 
-UNDECLARED_LIMIT = 10_000
-"""Steps after which an episode is cut where neither the environment nor the caller declares a time limit."""
-
-Schedule = Callable[[int], Turn | None]
-"""Lane to the episode that begins there now, or None: the lane rests from here on."""
+UNDECLARED_LIMIT = 10_000  # time limit of episodes if neither the environment nor the caller gives one
+Schedule = Callable[[int], Turn | None]  # lane → its next episode, or None: the lane rests from now on
 
 
 class EnvironmentFailed(RuntimeError):
-    """An environment raised, or gave NaN or an observation of another shape, in the middle of an episode."""
+    """An environment raised an exception, or returned NaN or an observation of the wrong shape."""
 
 
 class PolicyFailed(RuntimeError):
-    """A policy gave an action that is not finite."""
+    """A policy returned an action that is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
 class VectorStep:
-    """One step of every lane; arrays on the host, `[lanes, …]`. Where `active` is False the lane rests: padding."""
+    """One step of every lane as arrays on the host, `[lanes, …]`. Lanes that are not `active` hold padding."""
 
-    played: Steps
-    """Observations are flat as `Spec.observation_space` says."""
-    first: Array
-    """This was the first step of its episode."""
-    cut: Array
-    """And the episode before it was given up, where an environment failed: the step before was its last."""
+    played: Steps  # observations in `Spec.observation_space`
+    first: Array  # the first step of an episode
+    cut: Array  # a first step whose preceding episode was abandoned after its last step, because its environment failed
     active: Array
-    episodes: Array
-    """int64: the number of the episode that each lane is in."""
+    episodes: Array  # int64, the number of each lane's episode
 
 
 def fixed_episodes(count: int, seed: int) -> Schedule:
-    """Episodes 0 … count−1, each on the lane that is free next, episode i reset with `seed + i`."""
+    """Episodes 0 … count−1, assigned to lanes as they become free; episode i is reset with `seed + i`."""
     numbers = iter(range(count))
 
     def schedule(lane: int) -> Turn | None:
@@ -73,12 +60,11 @@ def fixed_episodes(count: int, seed: int) -> Schedule:
 
 
 class EndlessEpisodes:
-    """A schedule without end: the k-th episode of a lane is reset with a seed derived from (*entropy, lane, k)."""
+    """An infinite schedule: the k-th episode of a lane is reset with a seed derived from (*entropy, lane, k)."""
 
     def __init__(self, *entropy: int) -> None:
         self.entropy = entropy
-        self.begun: dict[int, int] = {}
-        """Episodes so far of each lane."""
+        self.begun: dict[int, int] = {}  # lane → number of episodes so far
 
     def __call__(self, lane: int) -> Turn:
         number, k = sum(self.begun.values()), self.begun.get(lane, 0)
@@ -87,26 +73,26 @@ class EndlessEpisodes:
 
 
 class VectorRunner:
-    """Steps environments side by side with a policy.
+    """Steps several environments with a policy.
 
     Args:
-        source: What `make_environment` takes.
-        num_envs: Lanes.
-        schedule: Which episode begins where, its seed and task, and whether the policy's carry is forgotten before it.
-            Where it is not, the first step also sees the action and reward of the step before, the last of another
-            episode. A lane's first episode always begins with a fresh carry.
-        spec: Where the policy comes from data: its spaces are checked against the environment's, and observations are
-            flattened as it says. None takes the environment's own.
-        max_steps: Cut (truncate) episodes after so many steps, on top of the environment's own limit.
-        device: Where the policy's tensors live.
-        on_failure: Told of an environment that fails in an episode, which is given up then: the environment is made
-            anew, and the lane's next episode begins. It ends that by raising. None: the failure is raised.
+        source: The environment, as `make_environment` takes it.
+        num_envs: The number of lanes.
+        schedule: Assigns each lane's next episode: its seed, its task, and whether the policy's carry is reset. If it
+            is not, the first step also sees the action and reward of the previous episode's last step. A lane's first
+            episode always starts with a fresh carry.
+        spec: The spec of the policy. Its spaces are checked against the environment's, and its `observation_keys` are
+            used. None uses the environment's own spaces.
+        max_steps: Truncate episodes after so many steps, in addition to the environment's own limit.
+        device: The device of the policy's tensors.
+        on_failure: Called when an environment fails in an episode. The episode is then abandoned, the environment made
+            again, and the lane's next episode begins, unless the call raises. None raises the failure.
 
-    An environment whose `reset(seed)` does not determine its state is made anew for each episode, with a warning.
+    An environment whose `reset(seed)` does not determine its state is made again for every episode, with a warning.
 
     Raises:
-        EnvironmentUnavailable: The environment cannot be made, or its spaces are not those of `spec`.
-        EnvironmentFailed: It raised in its first steps.
+        EnvironmentUnavailable: The environment cannot be made, or its spaces differ from those of `spec`.
+        EnvironmentFailed: It raised an exception in its first steps.
     """
 
     def __init__(
@@ -155,9 +141,9 @@ class VectorRunner:
         self._carry: Carry = None
         self._first, self._resets = np.ones((2, num_envs), dtype=np.bool_)
         self._cut = self._none = np.zeros(num_envs, dtype=np.bool_)
-        self._none.flags.writeable = False  # given out again and again
-        self._news = True  # an episode begins in some lane, or was given up
-        self._taken: list[list[Array]] = [[] for _ in range(num_envs)]  # the actions of each lane's episode
+        self._none.flags.writeable = False  # shared by many results
+        self._news = True  # some lane starts or has abandoned an episode
+        self._taken: list[list[Array]] = [[] for _ in range(num_envs)]  # actions of each lane's current episode
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         self._episodes = np.full(num_envs, -1, dtype=np.int64)
         self._seeds = np.zeros(num_envs, dtype=np.int64)
@@ -167,24 +153,22 @@ class VectorRunner:
         self._previous_rewards = np.zeros(num_envs, dtype=np.float32)
         begun = [self._begin(lane) for lane in range(num_envs)]
         padding = next((row for row in begun if row is not None), None)
-        self._observations: Tree = (
-            None if padding is None else stack_rows([padding if row is None else row for row in begun])
-        )
+        self._observations: Tree = None if padding is None else _padded(begun, padding)
 
     @property
     def active(self) -> bool:
-        """Whether any lane is in an episode."""
+        """True if any lane is in an episode."""
         return bool(self._active.any())
 
     def step(self, policy: Policy, generator: torch.Generator | None = None, *, keep_carry: bool = False) -> VectorStep:
-        """Step every active lane once, and begin the next episode where one ended.
+        """Step every active lane once, and start the next episode in lanes whose episode ended.
 
-        A policy other than the last call's starts with a fresh carry; with `keep_carry` it goes on with the last one's,
-        as the same player with other parameters.
+        A policy other than that of the last call starts with a fresh carry, or continues with the last carry if
+        `keep_carry`, as the same agent with new parameters does.
 
         Raises:
-            EnvironmentFailed: An environment raised or gave NaN; episode, seed and step are named.
-            PolicyFailed: The policy gave an action that is not finite.
+            EnvironmentFailed: An environment raised or returned NaN; the message names episode, seed and step.
+            PolicyFailed: The policy returned an action that is not finite.
             ValueError: The policy's actions have the wrong shape or type.
         """
         if policy is not self._actor:
@@ -205,7 +189,7 @@ class VectorRunner:
         return self._advance(actions, results)
 
     def _choose(self, policy: Policy, carry: Carry, generator: torch.Generator | None) -> tuple[Array, Carry]:
-        """The policy's action for every lane, and its next carry."""
+        """The policy's actions for all lanes, and its next carry."""
         seen = Step(
             observations=tree_map(self._tensor, self._observations),
             previous_actions=self._tensor(self._previous_actions),
@@ -218,7 +202,7 @@ class VectorRunner:
         return self._checked(chosen), carry
 
     def _step_lanes(self, lanes: list[int], actions: Array, results: _Results) -> dict[int, EnvironmentFailed]:
-        """Step some lanes; what came is in `results`, and the lanes that failed are returned."""
+        """Step some lanes and write to `results`; returns the lanes that failed."""
         failed: dict[int, EnvironmentFailed] = {}
         raw = self._raw_actions(actions)
         for lane in lanes:
@@ -231,25 +215,21 @@ class VectorRunner:
                 failed[lane].__cause__ = error
         if failed:
             return failed
-        padding = next((row for row in results.rows if row is not None), None)
-        results.observations = (
-            self._observations  # every lane rests
-            if padding is None
-            else stack_rows([padding if row is None else row for row in results.rows])
-        )
+        padding = next((row for row in results.rows if row is not None), None)  # None: every lane rests
+        results.observations = self._observations if padding is None else _padded(results.rows, padding)
         return self._not_finite(results)
 
     def _give_up(self, lane: int, failure: EnvironmentFailed) -> None:
-        """The lane's episode ends with the step before, and its next one begins. Raises where nobody is to be told."""
+        """Abandon the lane's episode after its last step and begin the next one. Raises without `on_failure`."""
         self._lose(lane, failure)
-        self._keep_what_was_given()
+        self._copy_shared_arrays()
         self._cut[lane] |= self._lengths[lane] > 0
         row = self._begin(lane)
         if row is not None:
             write(self._observations, lane, row)
 
-    def _keep_what_was_given(self) -> None:
-        """Policies and callers keep the arrays that they were given: what a lane's next episode changes is copied."""
+    def _copy_shared_arrays(self) -> None:
+        """Copy arrays that policies and callers hold, before a lane's next episode changes them."""
         self._observations = tree_map(np.copy, self._observations)
         self._first, self._resets = self._first.copy(), self._resets.copy()
         self._cut, self._active = self._cut.copy(), self._active.copy()
@@ -265,15 +245,12 @@ class VectorRunner:
         self._renew(lane)
 
     def _renew(self, lane: int) -> None:
-        with suppress(Exception):  # what is broken may not close
+        with suppress(Exception):  # a broken environment may fail to close
             self.envs[lane].close()
         self.envs[lane] = make_environment(self.source)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on from here: seed and actions of each lane's episode, which `load_state_dict` replays.
-
-        And the policy's carry, for a step with `keep_carry`.
-        """
+        """Seeds and actions of all unfinished episodes, which `load_state_dict` replays, and the policy's carry."""
         return {
             "episodes": torch.from_numpy(self._episodes.copy()),
             "seeds": torch.from_numpy(self._seeds.copy()),
@@ -289,20 +266,20 @@ class VectorRunner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`: reset every lane with its episode's seed, and take its actions again.
+        """Restore a `state_dict`: reset every lane with its episode's seed and replay its actions.
 
-        An episode that does not lead to the same observation is given up, as where an environment fails.
+        An episode whose replay ends in another observation is abandoned, as after a failure of the environment. Raises
+        ValueError if the number of environments differs.
         """
         if len(state["actions"]) != len(self.envs):
             raise ValueError(f"expected the state of {len(self.envs)} environments, got {len(state['actions'])}")
         others = {name: value for name, value in state.items() if name not in ("actions", "carry", "tasks")}
         saved, tasks = tree_map(np.copy, to_numpy(others)), state.get("tasks")
         self._episodes, self._seeds, self._active = saved["episodes"], saved["seeds"], saved["active"]
-        self._cut, self._previous_rewards, self._observations = (
-            saved[name] for name in ("cut", "previous_rewards", "observations")
-        )
+        self._cut, self._observations = saved["cut"], saved["observations"]
+        self._previous_rewards = saved["previous_rewards"]
         self._first = np.array([actions is None for actions in state["actions"]]) | ~self._active
-        self._resets = saved.get("reset", self._first.copy())  # so it was in versions that did not store it
+        self._resets = saved.get("reset", self._first.copy())  # older versions do not store it
         self._previous_actions = saved.get("previous_actions", self._no_actions())
         self._tasks, self._news = None if tasks is None else to_numpy(tasks).copy(), True
         self._actor, self._carry = None, tree_map(self._placed, state.get("carry"))
@@ -330,7 +307,7 @@ class VectorRunner:
         return self._row(observation)
 
     def _row(self, observation: Any) -> Tree:
-        """An observation as `Spec.observation_space` has it. Raises ValueError for another shape."""
+        """Flatten an observation to `Spec.observation_space`. Raises ValueError if its shape is wrong."""
         row = flatten(self.raw_observation_space, observation, self.observation_keys)
         shapes = [leaf.shape for leaf in _leaves(row)]
         if shapes != self._shapes:
@@ -343,45 +320,35 @@ class VectorRunner:
             env.close()
 
     def _advance(self, actions: Array, results: _Results) -> VectorStep:
-        active, first, reset, cut = self._active, self._first, self._resets, self._cut
+        active = self._active
         terminated, truncated, next_observations = results.terminated, results.truncated, results.observations
         self._lengths += active
         if self.max_steps is not None:
             over = active & (self._lengths >= self.max_steps) & ~(terminated | truncated)
             if over.any() and not self.limit_declared:
+                name, limit = _name(self.envs[0]), UNDECLARED_LIMIT
                 warnings.warn(
-                    f"{_name(self.envs[0])} declares no time limit; its episodes are cut after {UNDECLARED_LIMIT} "
-                    "steps: pass max_steps",
+                    f"{name} declares no time limit; its episodes are cut after {limit} steps: pass max_steps",
                     stacklevel=3,
                 )
             truncated |= over
         ended = terminated | truncated
+        first = reset = cut = self._none
+        if self._news:
+            first, reset, cut = self._first & active, self._resets & active, self._cut & active
         played = Steps(
-            observations=self._observations,
-            actions=actions,
-            rewards=results.rewards,
-            terminated=terminated,
-            truncated=truncated,
-            next_observations=next_observations,
-            reset=reset & active if self._news else self._none,
-            task=self._tasks,
+            self._observations, actions, results.rewards, terminated, truncated, next_observations, reset, self._tasks
         )
-        stepped = VectorStep(
-            played=played,
-            first=first & active if self._news else self._none,
-            cut=cut & active if self._news else self._none,
-            active=active,
-            episodes=self._episodes,
-        )
+        stepped = VectorStep(played, first, cut, active, self._episodes)
         for taken, action in zip(self._taken, actions, strict=True):
             taken.append(action)
         self._observations = next_observations
         if self._news:
-            self._first = self._resets = ~active  # a resting lane's carry is as at a reset
+            self._first = self._resets = ~active  # resting lanes count as reset
             self._cut, self._news = self._none, False
         self._previous_actions, self._previous_rewards = actions, results.rewards.astype(np.float32)
         if anywhere(ended):
-            self._keep_what_was_given()
+            self._copy_shared_arrays()
             for lane in np.flatnonzero(ended).tolist():
                 row = self._begin(lane)
                 if row is not None:
@@ -389,8 +356,8 @@ class VectorRunner:
         return stepped
 
     def _begin(self, lane: int) -> Tree:
-        """Reset a lane for its next episode; its first observation, or None where the lane rests."""
-        reset = bool(self._resets[lane])  # still to be done, of an episode that failed before its first step
+        """Reset a lane for its next episode and return the first observation, or None if the lane rests."""
+        reset = bool(self._resets[lane])  # still due if the previous episode failed before its first step
         while (turn := self.schedule(lane)) is not None:
             reset |= turn.reset
             self._set_task(lane, turn)
@@ -435,7 +402,7 @@ class VectorRunner:
         return np.zeros((len(self.envs), *self.action_space.shape), dtype=np.float32)  # type: ignore[misc]  # a Box
 
     def _placed(self, leaf: torch.Tensor | None) -> torch.Tensor | None:
-        # In memory of its own: products round otherwise where a file's bytes are not aligned as an allocation is.
+        # A copy has the usual alignment, which a file's bytes lack and on which rounding in matrix products depends.
         return None if leaf is None else leaf.to(self.device, copy=True)
 
     def _tensor(self, array: Array) -> torch.Tensor:
@@ -443,24 +410,24 @@ class VectorRunner:
         return tensor if self._on_host else tensor.to(self.device)
 
     def _checked(self, chosen: Any) -> Array:
-        """The policy's actions as arrays in the flat action space. Raises ValueError or PolicyFailed."""
+        """Convert the policy's actions to an array in the flat action space. Raises ValueError or PolicyFailed."""
         actions: Array = chosen.numpy(force=True) if isinstance(chosen, torch.Tensor) else np.asarray(chosen)
         space = self.action_space
         expected = self._previous_actions
         if actions.shape != expected.shape:
             raise ValueError(f"expected actions of shape {expected.shape} for {space}, the policy gave {actions.shape}")
         if isinstance(space, spaces.Discrete):
-            numbers = actions.tolist()  # of so few Python is quicker than NumPy
+            numbers = actions.tolist()  # faster than NumPy for few lanes
             if actions.dtype.kind not in "iu" or min(numbers) < space.start or max(numbers) >= space.start + space.n:
                 raise ValueError(f"expected actions in {space}, the policy gave {numbers}")
             return actions.astype(np.int64)
         if not np.isfinite(actions).all():
             raise PolicyFailed(f"the policy gave an action that is not finite: {actions.tolist()}")
         assert isinstance(space, spaces.Box)
-        return np.minimum(np.maximum(actions.astype(np.float32), space.low), space.high)  # half of np.clip's time
+        return np.minimum(np.maximum(actions.astype(np.float32), space.low), space.high)  # twice as fast as np.clip
 
     def _raw_actions(self, actions: Array) -> list[Any]:
-        """One action per lane in the environment's own shape and type."""
+        """One action per lane in the environment's shape and type."""
         space = self.raw_action_space
         if isinstance(space, spaces.Discrete):
             return list(actions.tolist())
@@ -468,7 +435,7 @@ class VectorRunner:
         return list(actions.reshape(-1, *space.shape).astype(space.dtype))
 
     def _not_finite(self, results: _Results) -> dict[int, EnvironmentFailed]:
-        """Which lanes gave what is not finite, also those that were stepped before another one failed."""
+        """Lanes with a non-finite reward or observation, including lanes that stepped before another lane failed."""
         leaves = _leaves(results.observations)
         if all(map(math.isfinite, results.rewards.tolist())) and all(map(_finite, leaves)):
             return {}
@@ -481,29 +448,27 @@ class VectorRunner:
         return failed
 
     def _failed(self, lane: int, what: str) -> EnvironmentFailed:
-        return EnvironmentFailed(
-            f"{_name(self.envs[lane])} {what} (episode {self._episodes[lane]}, reset seed {self._seeds[lane]}, "
-            f"step {self._lengths[lane]})"
-        )
+        episode, seed, step = self._episodes[lane], self._seeds[lane], self._lengths[lane]
+        return EnvironmentFailed(f"{_name(self.envs[lane])} {what} (episode {episode}, reset seed {seed}, step {step})")
 
 
 class _Results:
-    """What one step of the environments gave, by lane."""
+    """Results of one step of the environments, by lane."""
 
     def __init__(self, lanes: int) -> None:
         self.rewards = np.zeros(lanes)
         self.terminated, self.truncated = np.zeros((2, lanes), dtype=np.bool_)
         self.rows: list[Tree] = [None] * lanes
-        self.observations: Tree = None  # the rows together, `[lanes, …]`, once no lane has failed
+        self.observations: Tree = None  # the stacked rows, `[lanes, …]`, once no lane fails
 
     def forget(self, lane: int) -> None:
-        """What a lane gave that failed."""
+        """Clear the results of a failed lane."""
         self.rewards[lane], self.terminated[lane], self.truncated[lane] = 0, False, False
         self.rows[lane] = None
 
 
 def _merged(lanes: list[int], old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
-    """A carry's leaf `[lanes, …]`, None without one: the new one in some lanes."""
+    """A leaf `[lanes, …]` of a carry, with new values in some lanes."""
     if old is None or new is None:
         return None
     merged = old.clone()
@@ -520,15 +485,19 @@ def _finite(leaf: Array) -> bool:
 
 
 def anywhere(lanes: Array) -> bool:
-    """Whether a mask `[lanes]` has any True: of so few Python's list is ten times as quick as NumPy's `any`."""
+    """True if a mask `[lanes]` is True anywhere. For few lanes, a list is ten times as fast as NumPy's `any`."""
     return True in lanes.tolist()
 
 
 def stack_rows(rows: list[Any]) -> Tree:
-    """Trees of arrays as one, with a leading axis: one observation per lane to leaves `[lanes, …]`."""
+    """Stack one tree of arrays per lane to leaves `[lanes, …]`."""
     if isinstance(rows[0], dict):
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    return np.array(rows)  # a third of np.stack's time
+    return np.array(rows)  # three times as fast as np.stack
+
+
+def _padded(rows: list[Tree], padding: Tree) -> Tree:
+    return stack_rows([padding if row is None else row for row in rows])
 
 
 def _name(env: Env) -> str:
@@ -536,30 +505,24 @@ def _name(env: Env) -> str:
 
 
 def _declares_limit(env: Env) -> bool:
-    if env.spec is not None and env.spec.max_episode_steps is not None:
-        return True
-    if env.spec is not None and env.spec.kwargs.get("max_num_frames_per_episode"):  # Atari games count frames
-        return True
+    spec = env.spec
+    if spec is not None and (spec.max_episode_steps is not None or spec.kwargs.get("max_num_frames_per_episode")):
+        return True  # Atari games count frames
     return env.has_wrapper_attr("_max_episode_steps")
 
 
 def _check_spaces(spec: Spec, env: Env) -> None:
-    """Raise EnvironmentUnavailable unless the environment has the spaces that the data had."""
-    wanted = spec.observation_space
-    found = flat_space(env.observation_space, spec.observation_keys)
+    """Raise EnvironmentUnavailable if the environment's spaces differ from those of the data."""
+    advice = "check the environment's id, version and keyword arguments"
+    wanted, found = spec.observation_space, flat_space(env.observation_space, spec.observation_keys)
     if not alike(wanted, found):
+        expected = f"expected observations in {wanted}, as in the data"
+        raise EnvironmentUnavailable(f"{_name(env)}: {expected}, got {found}; {advice}")
+    wanted, found = spec.action_space, flat_action_space(env.action_space)
+    same = alike(wanted, found)
+    if same and isinstance(wanted, spaces.Box) and isinstance(found, spaces.Box):
+        same = np.allclose(found.low, wanted.low) and np.allclose(found.high, wanted.high)
+    if not same:
         raise EnvironmentUnavailable(
-            f"{_name(env)}: expected observations in {wanted}, as in the data, got {found}; "
-            "check the environment's id, version and keyword arguments"
-        )
-    actions = flat_action_space(env.action_space)
-    same_bounds = (
-        not isinstance(actions, spaces.Box)
-        or not isinstance(spec.action_space, spaces.Box)
-        or (np.allclose(actions.low, spec.action_space.low) and np.allclose(actions.high, spec.action_space.high))
-    )
-    if not alike(spec.action_space, actions) or not same_bounds:
-        raise EnvironmentUnavailable(
-            f"{_name(env)}: expected actions in {spec.action_space}, as in the data, got {actions}; "
-            "check the environment's id, version and keyword arguments"
+            f"{_name(env)}: expected actions in {wanted}, as in the data, got {found}; {advice}"
         )

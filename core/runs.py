@@ -1,4 +1,4 @@
-"""Run directories: `config.json`, the JSONL files, the checkpoints, and reading them back."""
+"""Run directories: writing and reading `config.json`, the JSONL files and the checkpoints."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _PACKAGES = ("herdbook", "torch", "numpy", "gymnasium", "minari")
 
 
 class RunError(ValueError):
-    """A run directory cannot be used as asked; the message says what to do."""
+    """A run directory cannot be used as requested; the message says what to do."""
 
 
 class RunFailed(RuntimeError):
-    """A run could not go on: every seed's loss is not finite, or the disk is full."""
+    """A run had to stop: no seed is left, the disk is full, or the environment keeps failing."""
 
 
 def to_json(value: Any) -> Any:
-    """A value that strict JSON can hold: numbers that are not finite become null, arrays and tuples lists."""
+    """Convert a value to strict JSON: non-finite numbers become null, arrays and tuples become lists."""
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -45,20 +45,19 @@ def to_json(value: Any) -> Any:
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:
-    """An unbuffered file may take a part at a time."""
-    while data:
+    while data:  # an unbuffered file may write only a part
         data = data[file.write(data) :]
 
 
 class JSONLines:
-    """An append-only file of one JSON object per line, each handed to the system as soon as it is written."""
+    """An append-only file with one JSON object per line, without buffering."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab", buffering=0)  # nothing is left over that closing could fail to write
+        self._file = path.open("ab", buffering=0)  # so closing cannot fail on a full disk
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; numbers that are not finite are written as null. Raises RunFailed on a full disk."""
+        """Append one record, with non-finite numbers as null. Raises RunFailed on a full disk."""
         line = (json.dumps(to_json(record), allow_nan=False, ensure_ascii=False) + "\n").encode()
         try:
             _write_all(self._file, line)
@@ -66,7 +65,7 @@ class JSONLines:
             raise RunFailed(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def sync(self) -> int:
-        """Have the disk hold every line so far; returns the number of bytes."""
+        """Flush the file to disk and return its length in bytes. Raises RunFailed on a full disk."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -86,10 +85,12 @@ class JSONLines:
 
 
 class Run:
-    """One run on disk: what `train` returns, and what `resume`, `eval` and `compare` read."""
+    """One run on disk, as returned by `train` and read by `resume`, `eval` and `compare`.
+
+    Raises RunError if there is no run at `path` or its config.json cannot be read.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises RunError if there is no run at `path`, or its config.json cannot be read."""
         self.path = Path(path)
         file = self.path / "config.json"
         if not file.is_file():
@@ -107,7 +108,7 @@ class Run:
         return f"Run({str(self.path)!r}: {self.algorithm}, seeds {list(self.seeds)}, step {self.checkpoints.last()})"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; what was not finite is None."""
+        """The lines of metrics.jsonl, with None for non-finite numbers."""
         return _read_lines(self.path / "metrics.jsonl")
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -115,7 +116,7 @@ class Run:
         return _read_lines(self.path / "evaluations.jsonl")
 
     def update_config(self, **changes: Any) -> None:
-        """Replace top-level entries of config.json, whole or not at all."""
+        """Replace top-level entries of config.json atomically."""
         self.config |= changes
         self.options = dict(self.config["run"])
         temporary = self.path / f".config.json.tmp-{os.getpid()}"
@@ -124,7 +125,7 @@ class Run:
 
 
 def create_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
-    """Make a run directory with its config.json. Raises RunError if there is a run in it, or it cannot be made."""
+    """Make a run directory with its config.json. Raises RunError if it already holds a run or cannot be made."""
     path = Path(path)
     refuse_existing_run(path)
     try:
@@ -132,7 +133,7 @@ def create_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
         with (path / "config.json").open("xb", buffering=0) as file:
             try:
                 _write_all(file, json.dumps(to_json(config), indent=2, allow_nan=False).encode() + b"\n")
-            except OSError:  # a full disk: no half of one stays, which would look like a run
+            except OSError:  # a truncated config.json would look like a run
                 (path / "config.json").unlink()
                 raise
     except OSError as error:
@@ -155,7 +156,7 @@ def refuse_existing_run(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a run directory, so that two processes cannot write one run. Raises RunError if another holds it."""
+    """Lock a run directory against other processes. Raises RunError if another process holds the lock."""
     if sys.platform == "win32":
         yield
         return
@@ -175,7 +176,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def next_free_directory(root: str | os.PathLike[str], name: str) -> Path:
-    """`root/name`, or the first of `name-2`, `name-3`, … where nothing is yet."""
+    """`root/name`, or the first of `name-2`, `name-3`, … that does not exist."""
     path, number = Path(root) / name, 1
     while path.exists():
         number += 1
@@ -184,7 +185,7 @@ def next_free_directory(root: str | os.PathLike[str], name: str) -> Path:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of Python and the packages that results depend on, and the git commit of the working directory."""
+    """Versions of Python and of packages that affect results, and the git commit of the working directory."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
@@ -209,4 +210,4 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed run's last line may be half
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may truncate the last line

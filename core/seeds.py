@@ -1,4 +1,4 @@
-"""Several seeds of an algorithm that trains one seed at a time: recurrent networks, learning with environments."""
+"""Several seeds of an algorithm that trains one seed at a time: recurrent networks, learning by interaction."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from herdbook.core.types import Metrics, Policy
 
 
 class SeedBySeed:
-    """Algorithms of one seed each, which look like one algorithm of several seeds.
+    """Combines algorithms of one seed each to an algorithm of several seeds.
 
-    `sample` gives a list of batches, one per seed, and `update` takes it; its metrics are `[S]`.
+    A batch is a list with one batch per seed. The metrics of an update are `[S]`.
     """
 
     def __init__(self, algorithms: Sequence[Any]) -> None:
@@ -21,18 +21,15 @@ class SeedBySeed:
         self.config, self.needs = self.algorithms[0].config, self.algorithms[0].needs
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> list[Any]:
-        """Every seed's batch, from the same replay."""
-        return [
-            algorithm.sample(replay, [generator])
-            for algorithm, generator in zip(self.algorithms, generators, strict=True)
-        ]
+        """Sample one batch per seed from the same replay."""
+        return [a.sample(replay, [generator]) for a, generator in zip(self.algorithms, generators, strict=True)]
 
     def update(self, batches: Sequence[Any]) -> Metrics:
-        """One update of every seed."""
+        """Update every seed once."""
         return stacked([a.update(batch) for a, batch in zip(self.algorithms, batches, strict=True)])
 
     def policy(self, seed_index: int = 0, **options: Any) -> Policy:
-        """What the seed's own algorithm gives."""
+        """The policy of one seed's algorithm."""
         chosen: Policy = self.algorithms[seed_index].policy(0, **options)
         return chosen
 
@@ -40,7 +37,7 @@ class SeedBySeed:
         return {"seed_by_seed": [algorithm.state_dict() for algorithm in self.algorithms]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError for the state of another number of seeds, or of another algorithm."""
+        """Raises ValueError if the number of seeds or the algorithm differs."""
         saved = state.get("seed_by_seed", ())
         if len(saved) != len(self.algorithms):
             raise ValueError(f"expected the state of {len(self.algorithms)} seeds, got {len(saved)}")
@@ -49,9 +46,9 @@ class SeedBySeed:
 
 
 def stacked(metrics: Sequence[Metrics], active: Sequence[int] | None = None) -> Metrics:
-    """Metrics of single seeds, each a scalar, as `[S]` (a scalar for one seed): those that every active seed has.
+    """Stack the scalar metrics of S seeds to `[S]` (a scalar for S = 1), for names that every active seed has.
 
-    active: indices, by default all; where another seed lacks one of them, it is NaN.
+    active: Indices of the active seeds, by default all. Values missing for other seeds are NaN.
     """
     if len(metrics) == 1:
         return metrics[0]

@@ -1,7 +1,7 @@
-"""Observation and action spaces: what the networks see of them.
+"""Flattening of observation and action spaces to the inputs and outputs of networks.
 
-A Dict or Tuple of vectors is one vector, by Gymnasium's own rule (`gymnasium.spaces.utils.flatten`): parts in the
-space's order, discrete parts one-hot. One that holds an image becomes a flat Dict whose images keep their shape.
+A Dict or Tuple of vectors becomes one vector by Gymnasium's rule (`gymnasium.spaces.utils.flatten`): parts in the
+space's order, discrete parts one-hot. A composite with an image becomes a flat Dict whose images keep their shape.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from gymnasium import Space, spaces
 from herdbook.core.needs import ActionKind
 from herdbook.core.types import Array, Tree
 
-Keys = Sequence[str] | None
-"""Which parts of a Dict observation are used; None for all of them."""
+Keys = Sequence[str] | None  # parts of a Dict observation to use; None uses all
 
 
 class BadValues(ValueError):
-    """Values that do not fit: what was expected, what came, in which part of the tree, and in which row first."""
+    """Invalid values; names what was expected, what came, the part of the tree and the first bad row."""
 
     def __init__(self, expected: str, got: Any, *, part: str = "", row: int | None = None) -> None:
         place = "" if row is None else f" in row {row}"
@@ -30,11 +29,11 @@ class BadValues(ValueError):
 
 
 def cast(values: Any, dtype: Any, part: str = "") -> Array:
-    """A contiguous array of `dtype` that holds the same values; a copy only where the type differs.
+    """Convert values to a contiguous array of `dtype` without changing them; copies only if the type differs.
 
-    Floats are rounded; one beyond `dtype` becomes infinite, for `check_finite` to report.
+    Floats are rounded; a float beyond the range of `dtype` becomes infinite, which `check_finite` reports.
 
-    Raises `BadValues` for what is ragged or no number, for integers that are not whole or beyond `dtype`, and for
+    Raises `BadValues` for ragged or non-numeric values, for integers that are fractional or out of range, and for
     booleans other than 0 and 1.
     """
     wanted = np.dtype(dtype)
@@ -65,9 +64,9 @@ def cast(values: Any, dtype: Any, part: str = "") -> Array:
 
 
 def is_image(space: Space[Any]) -> TypeGuard[spaces.Box]:
-    """Whether observations are pictures: `[height, width, channels]` uint8, or grey ones `[height, width]`.
+    """True if observations are images: uint8 `[height, width, channels]`, or grey `[height, width]`.
 
-    Of the latter only those that use the whole range: a board whose cells are numbered has a smaller one.
+    A grey image must span the range 0 to 255, since a board with numbered cells is no image.
     """
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return False
@@ -75,16 +74,16 @@ def is_image(space: Space[Any]) -> TypeGuard[spaces.Box]:
 
 
 def flat_space(space: Space[Any], keys: Keys = None) -> Space[Any]:
-    """The space that the networks see.
+    """The input space of the networks.
 
-    Box (not an image), MultiDiscrete, MultiBinary, Dict and Tuple become a Box `[D]` float32; Discrete and images pass
-    through; a composite that holds an image becomes a Dict of such spaces, one level deep (`"wrist.camera"`).
+    Box (not an image), MultiDiscrete, MultiBinary, Dict and Tuple become a Box `[D]` float32. Discrete and images are
+    unchanged. A composite with an image becomes a Dict of such spaces, one level deep (`"wrist.camera"`).
 
-    Raises ValueError for a key that the space does not have and for spaces of varying size (Text, Graph, Sequence).
+    Raises ValueError for a key that the space does not have and for spaces of variable size (Text, Graph, Sequence).
     """
     space = select_keys(space, keys)
-    if _holds_image(space) and not is_image(space):
-        return spaces.Dict({name: flat_space(part) for name, part in _parts(space)})
+    if _has_image_part(space):
+        return spaces.Dict({name: flat_space(part) for name, _, part in _parts(space)})
     if isinstance(space, spaces.Discrete) or is_image(space):
         return space
     _check_fixed_size(space)
@@ -94,7 +93,7 @@ def flat_space(space: Space[Any], keys: Keys = None) -> Space[Any]:
 
 
 def flatten(space: Space[Any], observation: Tree, keys: Keys = None) -> Tree:
-    """One observation of `space` as `flat_space(space, keys)` gives it: `[D]` float32, an image, an int64 scalar."""
+    """Convert one observation of `space` to `flat_space(space, keys)`: `[D]` float32, an image or an int64 scalar."""
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return np.asarray(observation, dtype=np.float32)
     if isinstance(observation, np.ndarray) and observation.dtype == np.uint8 and is_image(space):
@@ -104,18 +103,24 @@ def flatten(space: Space[Any], observation: Tree, keys: Keys = None) -> Tree:
 
 
 def flatten_batch(space: Space[Any], observations: Tree, keys: Keys = None) -> Tree:
-    """Many observations at once: every leaf of `observations` is `[N, …]`, and so is every leaf of the result.
+    """Convert N observations at once, given and returned with leaves `[N, …]`.
 
-    Raises `BadValues` for a part that is missing, has another shape or length, or holds what its space cannot hold:
-    fractions or NaN among integers, a category outside it.
+    Raises `BadValues` if a part is missing, has a wrong shape or length, or holds invalid values: fractions or NaN as
+    integers, or a category outside the space.
     """
     return _flatten(select_keys(space, keys), observations, "")
 
 
 def _flatten(space: Space[Any], observations: Tree, at: str) -> Tree:
-    """`at`: where in the tree `observations` are, as it is written behind a field's name: `['arm']['angle']`."""
-    if _holds_image(space) and not is_image(space):
-        return {name: _flatten(part, values, place) for name, part, values, place in _parts_of(space, observations, at)}
+    """`at`: path to `observations` in the tree for error messages, such as `['arm']['angle']`."""
+    if _has_image_part(space):
+        flat = {}
+        for name, path, part in _parts(space):
+            values, place = observations, at
+            for index in path:
+                values, place = _part(values, index, place), f"{place}[{index!r}]"
+            flat[name] = _flatten(part, values, place)
+        return flat
     if isinstance(space, spaces.Discrete) or is_image(space):
         return cast(observations, np.uint8 if is_image(space) else np.int64, at)
     _check_fixed_size(space)
@@ -127,7 +132,7 @@ def _flatten(space: Space[Any], observations: Tree, at: str) -> Tree:
 
 def unflatten_batch(space: Space[Any], values: Tree) -> Tree:
     """The inverse of `flatten_batch(space, …)`: observations `[N, …]` in the structure and types of `space`."""
-    if _holds_image(space) and not is_image(space):
+    if _has_image_part(space):
         return _unflatten_dict(space, values, "")
     if isinstance(space, spaces.Discrete) or is_image(space):
         return np.asarray(values, dtype=space.dtype)
@@ -135,9 +140,9 @@ def unflatten_batch(space: Space[Any], values: Tree) -> Tree:
 
 
 def flat_action_space(space: Space[Any]) -> Space[Any]:
-    """The space of stored actions: Box of any shape -> Box `[A]` float32; Discrete passes through.
+    """The space of stored actions: any Box becomes a Box `[A]` float32, Discrete is unchanged.
 
-    Raises ValueError for anything else.
+    Raises ValueError for other spaces.
     """
     if isinstance(space, spaces.Discrete):
         return space
@@ -147,12 +152,12 @@ def flat_action_space(space: Space[Any]) -> Space[Any]:
 
 
 def leaf_spaces(space: Space[Any]) -> list[Space[Any]]:
-    """The spaces of the leaves of values of a flat space."""
+    """The leaves of a flat space."""
     return list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
 
 
 def zeros(space: Space[Any], *lead: int) -> Tree:
-    """Arrays `[*lead, …]` for values of a flat space."""
+    """Zeros `[*lead, …]` of a flat space."""
     if isinstance(space, spaces.Dict):
         return {name: zeros(part, *lead) for name, part in space.spaces.items()}
     return np.zeros((*lead, *(space.shape or ())), dtype=space.dtype)
@@ -161,13 +166,13 @@ def zeros(space: Space[Any], *lead: int) -> Tree:
 def check_action_space(space: Space[Any], kind: ActionKind, algorithm: str) -> None:
     """Raise ValueError unless `algorithm`, which handles actions of `kind`, can learn in `space`.
 
-    A Box must be bounded and no dimension of it empty, because actions are rescaled to [-1, 1].
+    A Box must be bounded with low < high, because actions are rescaled to [−1, 1].
     """
     if kind != "discrete" and isinstance(space, spaces.Box):
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        if not space.is_bounded():
             raise ValueError(f"{algorithm}: expected bounded actions, got {space}; give the action space finite bounds")
         if not (space.low < space.high).all():
-            raise ValueError(f"{algorithm}: expected low < high for every action, got {space}; leave out what is fixed")
+            raise ValueError(f"{algorithm}: expected low < high for every action, got {space}; remove fixed dimensions")
         return
     if kind != "box" and isinstance(space, spaces.Discrete):
         return
@@ -181,7 +186,7 @@ def check_action_space(space: Space[Any], kind: ActionKind, algorithm: str) -> N
 
 
 def select_keys(space: Space[Any], keys: Keys) -> Space[Any]:
-    """The parts of a Dict space named by `keys`, in the space's own order."""
+    """The parts of a Dict space named by `keys`, in the space's order. Raises ValueError for unknown or no keys."""
     if keys is None:
         return space
     if not isinstance(space, spaces.Dict):
@@ -196,38 +201,26 @@ def select_keys(space: Space[Any], keys: Keys) -> Space[Any]:
     return spaces.Dict({key: part for key, part in space.spaces.items() if key in keys})
 
 
-def _holds_image(space: Space[Any]) -> bool:
-    if isinstance(space, spaces.Dict):
-        return any(map(_holds_image, space.spaces.values()))
-    if isinstance(space, spaces.Tuple):
-        return any(map(_holds_image, space.spaces))
-    return is_image(space)
+def _has_image_part(space: Space[Any]) -> bool:
+    """True if a space is a Dict or Tuple with an image at any depth."""
+    return any(is_image(part) or _has_image_part(part) for _, _, part in _children(space))
 
 
 def _children(space: Space[Any]) -> Iterator[tuple[str, str | int, Space[Any]]]:
-    """(name, how to index an observation, subspace) of each part of a Dict or Tuple."""
+    """(name, index into an observation, subspace) of each part of a Dict or Tuple; nothing for other spaces."""
     if isinstance(space, spaces.Dict):
         yield from ((key, key, part) for key, part in space.spaces.items())
     elif isinstance(space, spaces.Tuple):
         yield from ((str(i), i, part) for i, part in enumerate(space.spaces))
 
 
-def _parts_of(space: Space[Any], observations: Tree, at: str) -> Iterator[tuple[str, Space[Any], Tree, str]]:
-    """The leaves of the flat Dict of a composite that holds an image: its images, and its parts without one."""
+def _parts(space: Space[Any]) -> Iterator[tuple[str, tuple[str | int, ...], Space[Any]]]:
+    """(name, path, subspace) of the leaves of a composite's flat Dict: its images, and its parts without images."""
     for name, index, part in _children(space):
-        values, place = _part(observations, index, at), f"{at}[{index!r}]"
-        if _holds_image(part) and not is_image(part):
-            yield from ((f"{name}.{inner}", *leaf) for inner, *leaf in _parts_of(part, values, place))
+        if _has_image_part(part):
+            yield from ((f"{name}.{inner}", (index, *path), leaf) for inner, path, leaf in _parts(part))
         else:
-            yield name, part, values, place
-
-
-def _parts(space: Space[Any]) -> Iterator[tuple[str, Space[Any]]]:
-    for name, _, part in _children(space):
-        if _holds_image(part) and not is_image(part):
-            yield from ((f"{name}.{inner}", leaf) for inner, leaf in _parts(part))
-        else:
-            yield name, part
+            yield name, (index,), part
 
 
 def _part(values: Tree, index: str | int, at: str) -> Tree:
@@ -239,7 +232,7 @@ def _part(values: Tree, index: str | int, at: str) -> Tree:
 
 
 def _columns(space: Space[Any], values: Tree, at: str) -> list[Array]:
-    """The blocks `[N, d]` float32 whose concatenation is the flat vector."""
+    """Blocks `[N, d]` float32 whose concatenation is the flat vector."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         parts = ((part, _part(values, index, at), f"{at}[{index!r}]") for _, index, part in _children(space))
         return [block for part, inner, place in parts for block in _columns(part, inner, place)]
@@ -284,12 +277,10 @@ def _from_columns(space: Space[Any], columns: Iterator[Array]) -> Tree:
 def _unflatten_dict(space: Space[Any], values: Mapping[str, Tree], prefix: str) -> Tree:
     parts: dict[str, Tree] = {}
     for name, _, part in _children(space):
-        inner = _holds_image(part) and not is_image(part)
-        parts[name] = (
-            _unflatten_dict(part, values, f"{prefix}{name}.")
-            if inner
-            else unflatten_batch(part, values[f"{prefix}{name}"])
-        )
+        if _has_image_part(part):
+            parts[name] = _unflatten_dict(part, values, f"{prefix}{name}.")
+        else:
+            parts[name] = unflatten_batch(part, values[f"{prefix}{name}"])
     return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
 
 
@@ -304,7 +295,7 @@ def _one_hot(values: Array, start: int, n: int, space: Space[Any], at: str) -> A
 
 
 def _expand(space: Space[Any], observation: Tree) -> Tree:
-    """A leading axis of one for every leaf."""
+    """Add a leading axis of one to every leaf."""
     if isinstance(space, spaces.Dict):
         assert isinstance(observation, Mapping)
         return {key: _expand(part, observation[key]) for key, part in space.spaces.items() if key in observation}
@@ -324,7 +315,7 @@ def _check_fixed_size(space: Space[Any]) -> None:
 
 
 def alike(a: Space[Any], b: Space[Any]) -> bool:
-    """Equal up to the bounds of boxes, which environments declare loosely."""
+    """True if two spaces are equal apart from the bounds of Boxes, which environments declare loosely."""
     if isinstance(a, spaces.Dict) and isinstance(b, spaces.Dict):
         return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
     if isinstance(a, spaces.Box) and isinstance(b, spaces.Box):

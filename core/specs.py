@@ -1,4 +1,4 @@
-"""Specs as checkpoint state, so that a policy can be rebuilt without its dataset."""
+"""Specs as checkpoint state, so that a policy can be restored without its dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from herdbook.core.types import Array, Spec
 
 
 def spec_state(spec: Spec) -> dict[str, Any]:
-    """A Spec as dicts, lists and tensors. Raises TypeError for spaces that are not gymnasium's own."""
+    """A Spec as dicts, lists and tensors. Raises TypeError for spaces that `space_state` does not support."""
     raw, keys = spec.raw_observation_space, spec.observation_keys
     return {
         "observation_space": space_state(spec.observation_space),
@@ -40,7 +40,7 @@ def spec_from_state(state: Mapping[str, Any]) -> Spec:
 
 
 def joint_spec_state(spec: JointSpec) -> dict[str, Any]:
-    """A JointSpec as dicts, lists and tensors. Raises TypeError for spaces that are not gymnasium's own."""
+    """A JointSpec as dicts, lists and tensors. Raises TypeError for spaces that `space_state` does not support."""
     return {
         "agents": [
             [agent, space_state(spec.observation_spaces[agent]), space_state(spec.action_spaces[agent])]
@@ -64,18 +64,8 @@ def joint_spec_from_state(state: Mapping[str, Any]) -> JointSpec:
     )
 
 
-def any_spec_state(spec: Spec | JointSpec) -> dict[str, Any]:
-    """`spec_state` or `joint_spec_state`."""
-    return joint_spec_state(spec) if isinstance(spec, JointSpec) else spec_state(spec)
-
-
-def any_spec_from_state(state: Mapping[str, Any]) -> Spec | JointSpec:
-    """The inverse of `any_spec_state`."""
-    return joint_spec_from_state(state) if "agents" in state else spec_from_state(state)
-
-
 def space_state(space: Space[Any]) -> dict[str, Any]:
-    """A space as dicts, lists and tensors; bounds are kept in full, infinite ones too."""
+    """A space as dicts, lists and tensors. Raises TypeError unless it is one of Gymnasium's array spaces."""
     if isinstance(space, spaces.Box):
         return {"type": "Box", "low": _tensor(space.low), "high": _tensor(space.high), "dtype": str(space.dtype)}
     if isinstance(space, spaces.Discrete):
@@ -88,7 +78,7 @@ def space_state(space: Space[Any]) -> dict[str, Any]:
         return {"type": "Dict", "spaces": [[key, space_state(part)] for key, part in space.spaces.items()]}
     if isinstance(space, spaces.Tuple):
         return {"type": "Tuple", "spaces": [space_state(part) for part in space.spaces]}
-    raise TypeError(f"expected one of gymnasium's array spaces, got {space}")
+    raise TypeError(f"expected one of Gymnasium's array spaces, got {space}")
 
 
 def space_from_state(state: Mapping[str, Any]) -> Space[Any]:

@@ -1,8 +1,7 @@
-"""Interacting step by step, or in rollouts of fixed length, in the learner's process.
+"""Collection of single steps, or of rollouts of fixed length, in the learner's process.
 
-In every round each seed takes some steps in all its environments, with the parameters that it has then: few, or a
-whole rollout, as the algorithm's `round_steps` says. What is played is a function of (parameters, run seed, steps so
-far).
+In every round each seed makes the algorithm's `round_steps` steps in all its environments, with its current
+parameters. The steps are a function of (parameters, run seed, steps so far).
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from herdbook.core.types import Spec, Steps, Stepwise, to_numpy, tree_map
 
 @dataclass
 class StepRound:
-    """What one seed played in a round: steps of all lanes, and what the episodes that ended came to."""
+    """Experience of one seed in a round: steps of all lanes, and returns and lengths of finished episodes."""
 
     steps: list[VectorStep] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
@@ -51,11 +50,11 @@ class StepRound:
 
     @property
     def episodes(self) -> int:
-        """How many ended."""
+        """Number of finished episodes."""
         return len(self.lengths)
 
     def add_to(self, replay: Growing) -> None:
-        """Append everything to a replay, in blocks between cuts. Raises ValueError for a block that it cannot hold."""
+        """Append all steps to a replay, in blocks between cuts. Raises ValueError if it cannot hold a block."""
         cuts = [number for number, step in enumerate(self.steps) if anywhere(step.cut)]
         for begin, end in pairwise(sorted({0, *cuts, len(self.steps)})):
             first, *others = self.steps[begin:end]
@@ -63,14 +62,11 @@ class StepRound:
                 replay.cut(first.cut)
             if others:
                 replay.extend(stack_steps([step.played for step in (first, *others)]))
-            else:  # nothing to copy
+            else:  # avoids a copy
                 replay.add(first.played)
 
     def state_dict(self) -> dict[str, Any]:
-        """As dicts, lists and tensors, for a checkpoint.
-
-        The tensors are those of all steps together, `[T, …]`: each costs a checkpoint more than its bytes do.
-        """
+        """Dicts, lists and tensors for a checkpoint; all steps are stacked to `[T, …]`, because tensors are costly."""
         columns: dict[str, Any] = {}
         if self.steps:
             played = stack_steps([step.played for step in self.steps])
@@ -85,9 +81,7 @@ class StepRound:
     def from_state(cls, state: Mapping[str, Any]) -> StepRound:
         """The inverse of `state_dict`."""
         if isinstance(state["steps"], list):
-            raise ValueError(
-                "expected a tensor for each field of what was played, the checkpoint is of an older version"
-            )
+            raise ValueError("expected a tensor for each field of the steps; the checkpoint is of an older version")
         columns, steps = to_numpy(state["steps"]), list[VectorStep]()
         for number in range(len(columns["first"]) if columns else 0):
             row = tree_map(lambda leaf, at=number: leaf[at], columns)
@@ -100,24 +94,24 @@ _LANES = ("first", "cut", "active", "episodes")
 
 
 def stack_steps(steps: Sequence[Steps]) -> Steps:
-    """Steps `[lanes, …]` one after the other, as `[T, lanes, …]`."""
+    """Stack T steps `[lanes, …]` to `[T, lanes, …]`."""
     given = [name for name in STEP_FIELDS if getattr(steps[0], name) is not None]
     return Steps(**{name: stack_rows([getattr(step, name) for step in steps]) for name in given})
 
 
 class StepCollector:
-    """Plays rounds of steps: the `Collector` of algorithms for one agent.
+    """The `Collector` of algorithms for one agent, which collects rounds of steps.
 
     Args:
-        source: What `make_environment` takes.
-        spec: The spaces that the algorithms were made for.
-        seeds: Of the run.
-        num_envs: Lanes of each seed.
-        device: Where the policies' tensors live.
+        source: The environment, as `make_environment` takes it.
+        spec: The spaces of the algorithms.
+        seeds: The seeds of the run.
+        num_envs: The number of lanes per seed.
+        device: The device of the policies' tensors.
 
     Raises:
-        EnvironmentUnavailable: The environment cannot be made, or its spaces are not those of `spec`.
-        RunFailed: It keeps failing.
+        EnvironmentUnavailable: The environment cannot be made, or its spaces differ from those of `spec`.
+        RunFailed: The environment keeps failing.
     """
 
     def __init__(
@@ -132,19 +126,18 @@ class StepCollector:
         self._members: Mapping[int, Member[Stepwise]] = {}
 
     def start(self, members: Mapping[int, Member[Stepwise]]) -> None:
-        """Who plays in the next round, by index."""
+        """Choose the seeds of the next round, by index. `finish` collects it."""
         self._members = members
 
     def finish(self) -> dict[int, StepRound]:
-        """Play the round that was started last, by the index of the seed."""
+        """Collect the current round and return the experience of each seed, by index."""
         return {index: self.runners[index].play(member) for index, member in self._members.items()}
 
     def restored(self, state: Mapping[str, Any]) -> StepRound:
-        """A round from a checkpoint."""
         return StepRound.from_state(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that has been begun: episodes, returns so far, generators."""
+        """Unfinished episodes with their returns so far, and generators."""
         return {"seats": [runner.state_dict() for runner in self.runners]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -153,7 +146,6 @@ class StepCollector:
             runner.load_state_dict(saved)
 
     def close(self) -> None:
-        """Close the environments."""
         for runner in self.runners:
             runner.runner.close()
 
@@ -171,7 +163,7 @@ class _SeedRunner:
         self, source: EnvironmentSource, spec: Spec, seed: int, num_envs: int, device: str | torch.device
     ) -> None:
         self.seed, self.failures, self.lost_in_a_row = seed, list[str](), 0
-        self.replay_ends_at: int | None = None  # failures, while unfinished episodes are replayed
+        self.replay_ends_at: int | None = None  # failures left while unfinished episodes are replayed
         self.schedule = EndlessEpisodes(seed, RESETS)
         self.runner = VectorRunner(source, num_envs, self.schedule, spec=spec, device=device, on_failure=self._lost)
         self.generator = generator(seed, NOISE, device=device)
@@ -182,7 +174,7 @@ class _SeedRunner:
             warnings.warn(f"an episode that was unfinished at the checkpoint is lost: {failure}", stacklevel=2)
             self.replay_ends_at -= 1
             if self.replay_ends_at == 0:
-                raise RunFailed(f"the environment fails where the run goes on: {failure}") from failure
+                raise RunFailed(f"the environment fails when the run is resumed: {failure}") from failure
             return
         self.failures.append(str(failure))
         self.lost_in_a_row += 1
@@ -227,7 +219,7 @@ class _SeedRunner:
         self.schedule.begun = {int(lane): count for lane, count in state["begun"].items()}
         self.returns, self.lengths = state["returns"].numpy().copy(), state["lengths"].numpy().copy()
         restore_generator(self.generator, state["generator"], self.seed, NOISE, sum(self.schedule.begun.values()))
-        self.failures.clear()  # of the episodes that were begun when this was made, which are other ones
-        self.replay_ends_at = len(self.lengths) + FAILURES  # one of each lane may not be had back
+        self.failures.clear()  # they concern episodes from before the checkpoint was loaded
+        self.replay_ends_at = len(self.lengths) + FAILURES  # each lane may lose its unfinished episode
         self.runner.load_state_dict(state["rollout"])
         self.replay_ends_at = None

@@ -1,7 +1,7 @@
-"""The types that every layer shares: batches, what a policy sees, and the protocols between the layers.
+"""Types shared by all layers: batches, the input of a policy, and the protocols between layers.
 
 Batches are frozen dataclasses of tensors registered as pytrees, so that `torch.vmap`, `torch.compile` and
-`tree_map` see through them. A field that is None is absent from the tree. Any number of leading axes is allowed:
+`tree_map` can traverse them. A field that is None is left out of the tree. Any number of leading axes is allowed:
 `[B, …]` for one seed, `[S, B, …]` for S seeds that train together.
 """
 
@@ -20,22 +20,18 @@ from torch.utils import _pytree as pytree
 
 from herdbook.core.needs import Needs
 
-Tree = Any
-"""A tensor (or an array), or a dict or tuple of trees: observations and actions of composite spaces."""
+Tree = Any  # a tensor or array, or a dict or tuple of trees: observations and actions of composite spaces
 Array = NDArray[Any]
-Metrics = dict[str, Tensor]
-"""Name (`loss/critic`, `q`) to a scalar, or to `[S]` for S seeds. Stays on the device until it is logged."""
-Carry = Any
-"""What a policy remembers between steps: None, a recurrent state, a context. Leaves are `[environments, …]`."""
-TimeLimit = Literal["bootstrap", "terminal"]
-"""Whether values are bootstrapped through a truncation, or the time limit is part of the task and ends it."""
+Metrics = dict[str, Tensor]  # name (`loss/critic`, `q`) to a scalar, or `[S]` for S seeds; on the device until logged
+Carry = Any  # memory of a policy: None, a recurrent state or a context; leaves are `[environments, …]`
+TimeLimit = Literal["bootstrap", "terminal"]  # a truncation is bootstrapped, or it is part of the task and ends it
 
 Batch = TypeVar("Batch")
 _T = TypeVar("_T")
 
 
 def batch_type(cls: type[_T]) -> type[_T]:
-    """Register a frozen dataclass of tensors as a pytree; fields that are None are left out of it."""
+    """Register a frozen dataclass of tensors as a pytree without the fields that are None."""
     names = tuple(f.name for f in fields(cls))  # type: ignore[arg-type]  # every caller is a dataclass
 
     def flatten(batch: Any) -> tuple[list[Any], tuple[str, ...]]:
@@ -52,117 +48,92 @@ def batch_type(cls: type[_T]) -> type[_T]:
 @batch_type
 @dataclass(frozen=True, slots=True)
 class Transitions:
-    """Steps drawn from a replay. Every field is `[*B, …]`; an update reads `rewards + discounts * next_value`."""
+    """Transitions sampled from a replay, `[*B, …]` each; the value target is `rewards + discounts * next_value`."""
 
     observations: Tree
     actions: Tree
-    rewards: Tensor
-    """The reward, or the n-step return when n > 1."""
-    discounts: Tensor
-    """γⁿ · (1 − terminated), n the real length of the window. Truncation zeroes it only if time_limit="terminal"."""
+    rewards: Tensor  # n-step returns if n > 1
+    discounts: Tensor  # γⁿ · (1 − terminated), n the actual length; a truncation zeroes it if time_limit="terminal"
     next_observations: Tree
-    next_actions: Tree | None = None
-    """The action taken in `next_observations`; undefined where `next_action_mask` is False (the episode ended)."""
+    next_actions: Tree | None = None  # undefined where `next_action_mask` is False: the episode has ended
     next_action_mask: Tensor | None = None
-    indices: Tensor | None = None
-    """Step numbers in the replay, `[*B]` int64."""
-    weights: Tensor | None = None
-    """Importance weights of prioritised replay."""
+    indices: Tensor | None = None  # step numbers in the replay, `[*B]` int64
+    weights: Tensor | None = None  # importance weights of prioritised replay
     task: Tensor | None = None
 
 
 @batch_type
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Windows of T successive steps of one episode, padded at the end. Every field is `[*B, T, …]`.
+    """Windows of T consecutive steps of one episode, padded at the end. Every field is `[*B, T, …]`.
 
-    A rollout is T steps of each lane, which may be of several episodes: the flags and `timesteps` tell them apart.
+    A rollout holds T steps of each lane (environment). Its windows may span several episodes, as the flags and
+    `timesteps` show.
     """
 
     observations: Tree
     actions: Tree
     rewards: Tensor
-    mask: Tensor
-    """False where the window reaches beyond its episode's last step."""
+    mask: Tensor  # False in the padding
     terminated: Tensor
     truncated: Tensor
     next_observations: Tree
-    returns_to_go: Tensor | None = None
-    """Undiscounted sum of rewards from this step to the episode's end."""
-    timesteps: Tensor | None = None
-    """Position of the step in its episode, from 0."""
-    reset: Tensor | None = None
-    """In rollouts: the policy's carry was forgotten before this step, as in `Step`."""
-    task: Tensor | None = None
-    """In rollouts: the task of the step, int64, where the schedule gave any."""
+    returns_to_go: Tensor | None = None  # undiscounted sum of rewards from this step to the end of the episode
+    timesteps: Tensor | None = None  # position of the step in its episode, from 0
+    reset: Tensor | None = None  # in rollouts: the policy's carry was reset before this step, as in `Step`
+    task: Tensor | None = None  # in rollouts: the task of the step, int64, if the schedule has tasks
 
 
 @batch_type
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a policy sees. Every leaf is `[environments, …]`; of many agents with an agent axis after it, by kind."""
+    """Input of a policy, leaves `[environments, …]`; for many agents, one leaf per kind `[environments, N_kind, …]`."""
 
     observations: Tree
-    previous_actions: Tree
-    """Of the step before; zeros where `reset`."""
+    previous_actions: Tree  # zeros where `reset`
     previous_rewards: Tensor
-    first: Tensor
-    """A new episode begins here."""
-    reset: Tensor
-    """Forget the carry here: `first`, except inside a meta-RL trial."""
-    action_mask: Tree | None = None
-    """Legal actions."""
-    alive: Tensor | None = None
-    """Many agents: `[environments, N]`, who acts now."""
+    first: Tensor  # True at the first step of an episode
+    reset: Tensor  # True where the policy must reset its carry: `first`, except inside a meta-RL trial
+    action_mask: Tree | None = None  # legal actions
+    alive: Tensor | None = None  # many agents: `[environments, N]`, True for the agents that act now
 
 
 class Turn(NamedTuple):
-    """An episode that a schedule gives to a lane that is free."""
+    """The next episode of a free lane, as a schedule assigns it."""
 
-    number: int
-    """The episode's number, which its record is known by."""
-    seed: int
-    """The environment is reset with it."""
-    reset: bool = True
-    """The policy's carry is forgotten before the episode: always, except inside a meta-RL trial."""
-    task: int | None = None
-    """The task that the episode is of; a schedule has tasks in every turn or in none."""
+    number: int  # identifies the episode in records
+    seed: int  # the environment is reset with this seed
+    reset: bool = True  # the policy's carry is reset before the episode: always, except inside a meta-RL trial
+    task: int | None = None  # the episode's task; a schedule sets it in every turn or in none
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Played steps, as arrays on the host: leaves `[T, lanes, …]`, or `[lanes, …]` for one step of every lane."""
+    """Environment steps as arrays on the host: leaves `[T, lanes, …]`, or `[lanes, …]` for one step of every lane."""
 
-    observations: Tree
-    """What was acted on."""
-    actions: Tree
-    """`[…, A]` float32, clipped to the action space, or `[…]` int64."""
-    rewards: Array
-    """float64, as the environment gave them."""
+    observations: Tree  # before the action
+    actions: Tree  # `[…, A]` float32, clipped to the action space, or `[…]` int64
+    rewards: Array  # float64, unscaled
     terminated: Array
     truncated: Array
-    next_observations: Tree
-    """What the step led to: at an episode's end its own final observation."""
-    reset: Array | None = None
-    """The policy's carry was forgotten before this step. None: wherever an episode begins."""
-    task: Array | None = None
-    """The task of each step, int64. None: there are no tasks."""
+    next_observations: Tree  # after the action; at the end of an episode, its final observation
+    reset: Array | None = None  # the policy's carry was reset before this step; None: at the start of every episode
+    task: Array | None = None  # the task of each step, int64; None without tasks
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What an algorithm must know of its task: the spaces, and statistics of the data.
+    """Spaces of a task and statistics of its data, from which an algorithm is built.
 
-    `observation_space` is what the networks see: a Dict or Tuple of vectors is already flattened. The environment's
-    own space is `raw_observation_space`, and `observation_keys` the parts of it that are used.
+    `observation_space` is the input space of the networks: a Dict or Tuple of vectors is already flattened.
+    `raw_observation_space` is the environment's own space, and `observation_keys` selects the parts of it to use.
     """
 
     observation_space: Space[Any]
     action_space: Space[Any]
     raw_observation_space: Space[Any] | None = None
     observation_keys: tuple[str, ...] | None = None
-    observation_mean: Array | None = None
-    """Mean of each observation dimension over the data; None where the observations are not a vector."""
+    observation_mean: Array | None = None  # `[D]`, over the data; None without data and unless observations are vectors
     observation_std: Array | None = None
 
 
@@ -175,7 +146,7 @@ class Distribution(Protocol):
 
 
 class Policy(Protocol):
-    """Raw observations in, raw actions out; the carry serves recurrent nets, contexts and planners."""
+    """Maps raw observations to raw actions; the carry is the memory of recurrent networks, contexts and planners."""
 
     def initial(self, num_envs: int) -> Carry: ...
     def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tree, Carry]: ...
@@ -183,7 +154,7 @@ class Policy(Protocol):
 
 
 class Replay(Protocol):
-    """Recorded steps that can be sampled: index drawing (the only randomness), then a pure gather."""
+    """Recorded steps to sample from: indices are drawn (the only randomness), then gathered."""
 
     def sample(
         self,
@@ -199,7 +170,6 @@ class Replay(Protocol):
 
         frame_stack: k > 1 gives stacks of observations, `[B, k, …]`, oldest first.
         """
-        ...
 
     def sample_segments(self, batch_size: int, length: int, generators: Sequence[torch.Generator]) -> Segments: ...
 
@@ -207,7 +177,7 @@ class Replay(Protocol):
 
 
 class Algorithm(Protocol):
-    """What every algorithm offers. Built as `Name(config, spec, *, seeds, device, networks=None)`."""
+    """Interface of every algorithm. The constructor is `Name(config, spec, *, seeds, device, networks=None)`."""
 
     needs: Needs
 
@@ -222,103 +192,77 @@ class OffPolicy(Algorithm, Protocol[Batch]):
     """An algorithm that learns from batches of a replay."""
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Batch:
-        """Draw what one `update` needs, one generator per seed."""
-        ...
+        """Sample the batch of one `update`, with one generator per seed."""
 
     def update(self, batch: Batch) -> Metrics:
-        """One update of every parameter. The batch is raw: the algorithm scales it as its policy does."""
-        ...
+        """Update every parameter once. The batch is raw: the algorithm scales it as its policy does."""
 
 
 class OnPolicy(Algorithm, Protocol):
     """An algorithm that learns once from each rollout of its own policy."""
 
     def update(self, rollout: Segments) -> Metrics:
-        """Every update that one rollout gives, `[lanes, T, ...]`."""
-        ...
+        """Make all updates from one rollout `[lanes, T, …]`."""
 
 
 class GoesOnline(Protocol):
-    """An offline algorithm that changes where fine-tuning in an environment begins."""
+    """An offline algorithm that changes when fine-tuning in an environment begins."""
 
     def go_online(self) -> None: ...
 
 
 class Interactive(Algorithm, Protocol):
-    """An algorithm of one seed that learns from what its own policies play; it is `OffPolicy` or `OnPolicy`, too.
+    """An algorithm of one seed that learns from the steps of its own policies; also an `OffPolicy` or `OnPolicy`.
 
-    Its config says how many `replay_steps` are kept, and its needs how it plays.
+    Its config has `replay_steps`, the capacity of its replay, and its `needs` declare how it interacts.
     """
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """Greedy, or exploring as its schedule says at environment step `step`."""
-        ...
+        """The greedy policy, or the exploration policy at environment step `step` of its schedule."""
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many episodes and environment steps."""
-        ...
+        """Number of updates due in total after so many episodes and environment steps."""
 
 
 class Stepwise(Interactive, Protocol):
-    """An interactive algorithm whose rounds are steps: few of them, or a rollout of fixed length."""
+    """An interactive algorithm whose rounds are a few steps long, or a rollout of fixed length."""
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each of its environments takes between updates."""
-        ...
+        """Number of steps of each environment between updates."""
 
 
 class Networks(Protocol):
-    """Holds networks by name; `core.learner.Learner` does."""
+    """Networks by name, as `core.learner.Learner` holds them."""
 
     def parameters_of(self, name: str, seed_index: int = 0) -> Mapping[str, Tensor]: ...
 
 
 class Episodic(Interactive, Protocol):
-    """An interactive algorithm whose rounds are whole episodes, played with the networks of `needs.acting`."""
+    """An interactive algorithm whose rounds are whole episodes; the networks `needs.acting` act in them."""
 
     @property
     def learner(self) -> Networks: ...
 
 
 class Round(Protocol):
-    """What one seed played between two updates."""
+    """Experience that one seed collected between two updates."""
 
     @property
-    def failures(self) -> list[str]:
-        """Why episodes were lost."""
-        ...
-
+    def failures(self) -> list[str]: ...  # why episodes were lost
     @property
-    def policy_failed(self) -> str | None:
-        """Why the policy could not act; None: it could."""
-        ...
-
+    def policy_failed(self) -> str | None: ...  # why the policy could not act; None if it could
     @property
-    def returns(self) -> list[float]:
-        """The return of each episode that ended, of all agents together."""
-        ...
-
+    def returns(self) -> list[float]: ...  # of each finished episode, summed over agents
     @property
-    def lengths(self) -> list[int]:
-        """The length of each episode that ended."""
-        ...
-
+    def lengths(self) -> list[int]: ...  # of each finished episode
     @property
-    def count(self) -> int:
-        """Environment steps."""
-        ...
-
-    def add_to(self, replay: Any) -> None:
-        """Append everything to a replay of the domain. Raises ValueError where it cannot hold it."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """As dicts, lists and tensors, for a checkpoint."""
-        ...
+    def count(self) -> int: ...  # environment steps
+    def add_to(self, replay: Any) -> None: ...  # raises ValueError if the replay cannot hold the steps
+    def state_dict(self) -> dict[str, Any]: ...  # dicts, lists and tensors for a checkpoint
 
 
 def to_numpy(tree: Tree) -> Tree:
-    """Every tensor of a tree as an array on the host."""
+    """Convert every leaf of a tree to an array on the host."""
     return pytree.tree_map(lambda x: x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x), tree)
 
 

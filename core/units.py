@@ -1,4 +1,4 @@
-"""The units of what an agent sees and earns, which follow what it has seen and earned so far."""
+"""Normalisation of observations and rewards by running statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from herdbook.core.types import Array, Segments, Spec, Steps, Transitions, Tree
 
 
 class RunningSettings(Protocol):
-    """What `RunningUnits` reads of an algorithm's config."""
+    """Config fields that `RunningUnits` reads."""
 
     @property
     def discount(self) -> float: ...
@@ -27,13 +27,13 @@ class RunningSettings(Protocol):
 
 
 class RunningUnits(Growing):
-    """`Scaling`, by running moments of the observations, and a running scale of rewards, where they are asked for.
+    """A `Scaling` by running moments of the observations, and a running scale of the rewards, each if requested.
 
-    What learns from a replay hands it each step once, as to the replay itself (`extend`, `cut`), and each batch when it
-    is read: the replay stays raw, and old steps are seen in the newest units. So the moments are those of what was
-    played; were they those of the batches instead, a step would count as often as it is drawn.
+    Off-policy algorithms pass every environment step once (`extend`, `cut`), as to the replay, and every batch when it
+    is sampled. The replay stays raw, and old steps are converted to the newest units. Thus every step counts once in
+    the moments, no matter how often it is sampled.
 
-    Raises ValueError where observations are to be normalised that are not a vector.
+    Raises ValueError if observations shall be normalised and are not vectors.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class RunningUnits(Growing):
 
     @property
     def follows(self) -> RunningUnits | None:
-        """Itself where there is anything to follow: what `core.member.Member` hands every step to."""
+        """The receiver of every step (see `core.member.Member`): itself, or None if it keeps no statistics."""
         return None if self.moments is None and self.reward_scale is None else self
 
     def __call__(self, batch: Transitions) -> Transitions:
-        """A batch of the replay in the networks' units. The scale is linear: it fits n-step returns too."""
+        """Convert a batch to the networks' units. The reward scale is linear, so it also fits n-step returns."""
         batch = self.scaling(batch)
         return batch if self.reward_scale is None else replace(batch, rewards=self.reward_scale.scaled(batch.rewards))
 
     def rollout(self, rollout: Segments) -> Segments:
-        """A rollout in the networks' units, before its observations are seen; its rewards enter their scale first."""
+        """Convert a rollout to the networks' units; its rewards update their scale first, its observations do not."""
         rewards = rollout.rewards
         if self.reward_scale is not None:
             assert rollout.timesteps is not None  # a rollout has them
@@ -73,13 +73,13 @@ class RunningUnits(Growing):
         )
 
     def see(self, observations: Tree) -> None:
-        """Take observations [*B, D], as the environment gave them, into account from now on."""
+        """Update the moments with raw observations [*B, D]."""
         if self.moments is not None:
             self.moments.update(observations)
             self._apply(self.moments)
 
     def extend(self, steps: Steps) -> None:
-        """Take T successive steps of every lane into account, leaves `[T, lanes, …]`."""
+        """Update the statistics with T consecutive steps of every lane, leaves `[T, lanes, …]`."""
         if not len(steps.rewards):
             return
         if self.moments is not None:
@@ -91,7 +91,7 @@ class RunningUnits(Growing):
             self.reward_scale.end(over[:, -1])
 
     def cut(self, lanes: Array) -> None:
-        """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last is their last."""
+        """End the episodes of these lanes (a mask `[lanes]`) after the last step, because they were abandoned."""
         if self.reward_scale is not None:
             self.reward_scale.end(torch.as_tensor(lanes))
 
@@ -102,23 +102,21 @@ class RunningUnits(Growing):
             self.scaling.mean = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and sums of rewards, those of unfinished episodes too; None where they are not asked for."""
+        """Moments and reward sums, also of unfinished episodes; None for those that are not kept."""
         return {
             "moments": None if self.moments is None else self.moments.state_dict(),
             "reward_scale": None if self.reward_scale is None else self.reward_scale.state_dict(),
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError if the `units` of an algorithm's state are others."""
+        """Raise ValueError if the `units` in an algorithm's state keep other statistics."""
         for name, own in self.state_dict().items():
             saved = state.get("units", {}).get(name)
             if (saved is None) != (own is None):
-                raise ValueError(
-                    f"the state does not fit: its units are {'without' if saved is None else 'with'} {name}"
-                )
+                having = "without" if saved is None else "with"
+                raise ValueError(f"the state does not fit: its units are {having} {name}")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave, where there is anything to restore."""
         if self.moments is not None:
             self.moments.load_state_dict(state["moments"])
             self._apply(self.moments)

@@ -1,10 +1,10 @@
-"""Wrappers of Gymnasium environments: rewards made sparse or shaped, observations and actions perturbed.
+"""Gymnasium wrappers for sparse, delayed and shaped rewards and for perturbed observations and actions.
 
-    r′ = r + γ Φ(s′) − Φ(s),   Φ = 0 where the episode terminates        (1)  Ng, Harada & Russell 1999
+    r′ = r + γ Φ(s′) − Φ(s),   Φ(s′) = 0 at termination                  (1)  Ng, Harada & Russell 1999
     o′ = o + clip(ν(o) − o, −ε, ε)                                       (2)  Zhang et al. 2020, arXiv:2003.08938
     a′ = ν(a) with probability α, else a                                 (3)  Tessler et al. 2019, arXiv:1901.09184
 
-What they draw is a function of the reset seed, and apart from what the environment draws.
+Their randomness is a function of the reset seed and independent of the environment's.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 Env = gymnasium.Env[Any, Any]
-Perturbation = Callable[[Any, np.random.Generator], Any]
-"""ν of eq. 2 and 3: what is put in the place of an observation or an action."""
-
-_STREAM = 0x9E3779B9  # keeps the wrappers' randomness apart from the environment's, which has the same seed
+Perturbation = Callable[[Any, np.random.Generator], Any]  # ν of eq. 2 and 3, of an observation or action
+_STREAM = 0x9E3779B9  # separates the wrappers' randomness from the environment's, which has the same seed
 
 
 class DelayedReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Rewards are kept back and paid together: every `every` steps, and at the end of the episode (None: only there).
+    """Pays the accumulated rewards every `every` steps and at the end of the episode (None: only at the end).
 
-    The return stays what it is, if no wrapper outside this one cuts the episode: what is owed then is lost. Raises
+    The return is unchanged, unless an outer wrapper truncates the episode: then unpaid rewards are lost. Raises
     ValueError for `every` < 1.
     """
 
@@ -54,7 +52,7 @@ class DelayedReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
 
 
 class SparseReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """The reward is 1 where `success(observation, reward, info)` of the step is true, else 0."""
+    """Reward 1 if `success(observation, reward, info)` is true for the step, else 0."""
 
     def __init__(self, env: Env, success: Callable[[Any, float, dict[str, Any]], bool]) -> None:
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, success=success)
@@ -67,14 +65,12 @@ class SparseReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
 
 
 class ShapedReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Potential-based shaping, eq. 1, which leaves the optimal policies what they are.
+    """Potential-based reward shaping, eq. 1, which preserves the optimal policies. Truncation keeps Φ(s′).
 
     Args:
         env: The environment.
-        potential: Φ of an observation, which must hold the whole state.
-        discount: γ of the algorithm that learns.
-
-    An episode that is cut off keeps Φ of its final observation.
+        potential: Φ as a function of the observation, which must determine the state.
+        discount: γ of the learning algorithm, in [0, 1]; else raises ValueError.
     """
 
     def __init__(self, env: Env, potential: Callable[[Any], float], discount: float) -> None:
@@ -98,12 +94,12 @@ class ShapedReward(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
 
 
 class _Drawing(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """A wrapper with a generator that each seeded reset makes anew."""
+    """A wrapper with a generator that every seeded reset seeds again."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
         self.generator = np.random.default_rng()
-        self._stream = (_STREAM, _drawing_beneath(env))  # two of them must not draw the same
+        self._stream = (_STREAM, _drawing_beneath(env))  # differs between nested wrappers
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
@@ -112,7 +108,7 @@ class _Drawing(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _drawing_beneath(env: Env) -> int:
-    """How many wrappers of an environment draw."""
+    """Number of `_Drawing` wrappers of an environment."""
     count = 0
     while isinstance(env, gymnasium.Wrapper):
         count += isinstance(env, _Drawing)
@@ -121,14 +117,14 @@ def _drawing_beneath(env: Env) -> int:
 
 
 class PerturbedObservations(_Drawing, RecordConstructorArgs):
-    """Observations that a noise or an adversary changes, eq. 2, kept within their space; the state stays as it is.
+    """Perturbs observations by noise or an adversary, eq. 2, within their space. The state is unchanged.
 
     Args:
-        env: With Box observations.
-        perturb: ν, of an observation and a generator.
-        radius: ε, of each component; None: no bound.
+        env: An environment with Box observations.
+        perturb: ν, a function of an observation and a generator.
+        radius: ε for each component; None: unbounded.
 
-    Raises ValueError for other observations, and for a radius that is not positive, of whole numbers below 1.
+    Raises ValueError for other observation spaces, and unless ε > 0 (ε >= 1 for integer observations).
     """
 
     def __init__(self, env: Env, perturb: Perturbation, radius: float | None = None) -> None:
@@ -159,15 +155,15 @@ class PerturbedObservations(_Drawing, RecordConstructorArgs):
 
 
 class PerturbedActions(_Drawing, RecordConstructorArgs):
-    """Actions that a noise or an adversary changes, eq. 3: dynamics that are not as planned.
+    """Perturbs actions by noise or an adversary, eq. 3. Box actions are clipped to their space.
 
     Args:
-        env: With Box or Discrete actions.
-        perturb: ν, of an action and a generator.
-        probability: α of each step.
+        env: An environment with Box or Discrete actions.
+        perturb: ν, a function of an action and a generator.
+        probability: α, for each step.
 
-    Box actions are clipped to their space. Raises ValueError for other actions and an α outside [0, 1], and, when it
-    steps, for a Discrete action outside its space.
+    Raises ValueError for other action spaces and for α outside [0, 1]; `step` raises it if ν returns a Discrete action
+    outside the space.
     """
 
     def __init__(self, env: Env, perturb: Perturbation, probability: float = 1.0) -> None:
@@ -192,8 +188,8 @@ class PerturbedActions(_Drawing, RecordConstructorArgs):
         return observation, float(reward), terminated, truncated, info
 
 
-class GaussianNoise:  # no dataclass: an EnvSpec would write it down as a dict, and not make it again
-    """ν(x) = x + scale · N(0, 1), of each component. Raises ValueError for a negative scale."""
+class GaussianNoise:  # no dataclass: an EnvSpec would store it as a dict and could not make it again
+    """ν(x) = x + scale · N(0, 1) for each component. Raises ValueError for a negative scale."""
 
     def __init__(self, scale: float) -> None:
         if not scale >= 0:
@@ -205,7 +201,7 @@ class GaussianNoise:  # no dataclass: an EnvSpec would write it down as a dict, 
 
 
 class UniformAction:
-    """ν(a): uniform over a Discrete space or a bounded Box. Raises ValueError for any other."""
+    """ν(a): uniform over a Discrete space or a bounded Box. Raises ValueError for other spaces."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         if not isinstance(space, spaces.Discrete) and not (isinstance(space, spaces.Box) and space.is_bounded()):
@@ -220,7 +216,7 @@ class UniformAction:
 
 
 def _within(space: spaces.Box, values: NDArray[np.float64]) -> NDArray[Any]:
-    """Values clipped to a Box, in its type; whole numbers are rounded."""
+    """Clip values to a Box and convert them to its type; integers are rounded first."""
     if np.issubdtype(space.dtype, np.integer):
         values = values.round()
     return np.clip(values, space.low, space.high).astype(space.dtype)

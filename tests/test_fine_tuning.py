@@ -407,7 +407,7 @@ def test_a_collapse_is_told_and_recorded(capsys: pytest.CaptureFixture[str], mon
     assert lines == [(5, 5.0, None), (15, 1.25, True)]
     said = capsys.readouterr().out
     assert "warning: seed 0 has collapsed at step 15: 1.2, it began with 5.0" in said
-    assert "run: goes on from step 5" in said
+    assert "run: continues from step 5" in said
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------

@@ -38,24 +38,21 @@ def test_contradictions_are_refused(wrong: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "environment", "plays", "demonstrates"),
+    ("data", "environment", "plays"),
     [
-        (True, False, (None, False), (None, False)),
-        (False, True, (True, None), (False, None)),
-        (True, True, (None, True), (None, True)),
-        ("optional", True, (True, True), (False, True)),
-        ("optional", "optional", (True, False), (False, False)),
+        (True, False, (None, False)),
+        (False, True, (True, None)),
+        (True, True, (None, True)),
+        ("optional", True, (True, True)),
+        ("optional", "optional", (True, False)),
     ],
 )
-def test_who_plays_and_who_gets_demonstrations(
-    data: Any, environment: Any, plays: tuple[Any, Any], demonstrates: tuple[Any, Any]
-) -> None:
+def test_which_needs_make_an_algorithm_play(data: Any, environment: Any, plays: tuple[Any, Any]) -> None:
     """Without a dataset, and with one; None where that does not occur."""
     needs = Needs(data=data, environment=environment)
     for has_data in (False, True):
         if plays[has_data] is not None:
             assert needs.plays(has_data) is plays[has_data]
-            assert needs.demonstrates(has_data) is demonstrates[has_data]
 
 
 class Silent:

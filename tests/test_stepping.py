@@ -675,7 +675,7 @@ def test_an_environment_that_no_longer_resets_ends_a_resume_with_the_cause() -> 
         ):
             resume("run", steps=80, env=Worn, quiet=True)
         told.append(str(caught.value))
-    assert any("fails where the run goes on" in each for each in told)
+    assert any("fails when the run is resumed" in each for each in told)
 
 
 def test_a_policy_that_fails_stops_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
