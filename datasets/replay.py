@@ -177,12 +177,7 @@ class ReplayBuffer(Growing):
         """`gather(draw(…), …)`: `[B, …]` for one generator, `[S, B, …]` for S."""
         indices = self.draw(batch_size, generators)
         return self.gather(
-            indices,
-            discount=discount,
-            n_step=n_step,
-            next_actions=next_actions,
-            frame_stack=frame_stack,
-            reward=reward,
+            indices, discount=discount, n_step=n_step, next_actions=next_actions, frame_stack=frame_stack, reward=reward
         )
 
     def gather(

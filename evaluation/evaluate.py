@@ -8,11 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from herdbook.core.environments import (
-    EnvironmentSource,
-    ReferenceScores,
-    describe_environment,
-)
+from herdbook.core.environments import EnvironmentSource, ReferenceScores, describe_environment
 from herdbook.core.random import generator as make_generator
 from herdbook.core.runner import VectorRunner, VectorStep, fixed_episodes
 from herdbook.core.types import Array, Policy, Spec, tree_map

@@ -151,11 +151,7 @@ class AgentNetworks(nn.Module):
             )
 
     def forward(
-        self,
-        observations: ByKind,
-        extra: Tensor | None = None,
-        state: Tensor | None = None,
-        held: Tensor | None = None,
+        self, observations: ByKind, extra: Tensor | None = None, state: Tensor | None = None, held: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Recurrent ones take [B, T, …], their state [B, N, H] and `held` [B, T, N] bool, and return the last state."""
         outputs, states = [], []

@@ -176,12 +176,7 @@ class JointRunner:
             env.close()
 
     def _begin(
-        self,
-        lane: int,
-        current: dict[int, _Begun],
-        waiting: Iterator[Turn],
-        log: _Log,
-        played: PlayedEpisodes,
+        self, lane: int, current: dict[int, _Begun], waiting: Iterator[Turn], log: _Log, played: PlayedEpisodes
     ) -> None:
         """Reset a lane with the next seed that its environment can be reset with; it rests when there is none."""
         for turn in waiting:

@@ -78,10 +78,7 @@ class JointEpisodes(Recorded[JointEpisode]):
         ):
             if kinds:
                 of = getattr(self, name)
-                put(
-                    name,
-                    {k.name: _cast(source, name, at, k.agents, of[k.name], _kind_cast(name, k)) for k in kinds},
-                )
+                put(name, {k.name: _cast(source, name, at, k.agents, of[k.name], _kind_cast(name, k)) for k in kinds})
         for name, at, dtype in (
             ("rewards", starts, np.float64),
             ("terminated", starts, np.bool_),

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from herdbook.datasets.recipes.cartpole import CARTPOLE
-from herdbook.datasets.recipes.learners import (
-    ACROBOT_EXPERT,
-    ACROBOT_MEDIUM,
-    PENDULUM_MEDIUM_EXPERT,
-    PENDULUM_REPLAY,
-)
+from herdbook.datasets.recipes.learners import ACROBOT_EXPERT, ACROBOT_MEDIUM, PENDULUM_MEDIUM_EXPERT, PENDULUM_REPLAY
 from herdbook.datasets.recipes.pendulum import PENDULUM
 from herdbook.datasets.recipes.pointmaze import LARGE, MEDIUM, UMAZE
 from herdbook.datasets.recipes.recipe import Recipe
