@@ -121,7 +121,8 @@ class Actors:
         return self.outputs(parameters, batch.next_observations, batch.timesteps + 1)
 
     def outputs(self, parameters: Parameters, observations: ByKind, timesteps: Tensor) -> Tensor:
-        outputs: Tensor = self.network(parameters, observations, self.time(timesteps))[0]
+        time = self.time(timesteps)
+        outputs: Tensor = self.network(parameters, observations, *([] if time is None else [time]))[0]
         return outputs
 
     def make_critic(self) -> JointCritic:
