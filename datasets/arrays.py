@@ -27,16 +27,16 @@ def from_arrays(
     action_space: Space[Any] | None = None,
     **fields: Any,
 ) -> Episodes:
-    """Episodes from arrays over N steps, the episodes one after the other.
+    """Episodes from arrays over N steps, with the episodes concatenated.
 
-    Either `observations` has the T+1 rows of each episode, or it has N rows, as `next_observations` has, of which only
-    the last of each episode is kept. Episode e is the steps `offsets[e]:offsets[e + 1]`; without offsets, an episode
-    ends wherever a flag is set, and at the end of the data. `fields` are further fields of `Episodes`.
+    `observations` has T+1 rows for each episode. With `next_observations` both have N rows, and only the last next
+    observation of each episode is kept. Episode e is steps `offsets[e]:offsets[e + 1]`. Without offsets, an episode
+    ends at a flag or at the end of the data. `fields` are further fields of `Episodes`.
 
-    Spaces are those of the environment, or are inferred: uint8 `[N, H, W, C]` as images, other arrays as vectors,
-    integers `[N]` as Discrete, actions within [-1, 1] as a Box with these bounds.
+    Spaces that are not given are inferred: uint8 `[N, H, W, C]` as images, integers `[N]` as Discrete, other
+    observations as vectors, and actions within [-1, 1] as a Box with these bounds.
 
-    Raises `DataError` for what does not satisfy `Episodes`, and for actions beyond [-1, 1] without an action space.
+    Raises DataError for data that do not satisfy `Episodes`, and for actions beyond [-1, 1] without an action space.
     """
     source = fields.setdefault("source", "arrays")
     named = {"actions": actions, "rewards": rewards, "terminated": terminated, "truncated": truncated}
@@ -77,13 +77,13 @@ def from_arrays(
 
 
 def episode_offsets(ends: Array) -> Array:
-    """`[N]` bool, True at the last step of an episode -> offsets; the end of the data ends an episode too."""
+    """Offsets from `ends` `[N]` bool, the last steps of episodes; the end of the data ends an episode too."""
     offsets = np.concatenate([[0], np.flatnonzero(ends) + 1])
     return offsets if offsets[-1] == len(ends) else np.append(offsets, len(ends))
 
 
 def with_final_rows(source: str, observations: Array, next_observations: Array, offsets: Array) -> Array:
-    """`[N, …]` and the observations that followed -> T+1 rows per episode, the last its own final one."""
+    """T+1 rows per episode from observations `[N, …]` and the last next observation of each episode."""
     if len(observations) != offsets[-1] or observations.shape != next_observations.shape:
         raise DataError(
             f"{source}: expected observations and next_observations of {offsets[-1]} steps, "
@@ -98,19 +98,17 @@ def with_final_rows(source: str, observations: Array, next_observations: Array, 
 
 
 def infer_action_space(source: str, actions: Array) -> Space[Any]:
-    """Integers `[N]` -> Discrete(largest + 1); floats within [-1, 1] -> Box. Raises `DataError` for others."""
+    """Discrete(largest + 1) for integers `[N]`, Box for numbers `[N, …]` within [-1, 1]. Raises DataError otherwise."""
     if actions.dtype.kind in "iu" and actions.ndim == 1:
         if actions.min() < 0:
             raise DataError(f"{source}: expected actions from 0 on, got {actions.min()}; give the action_space")
         return spaces.Discrete(int(actions.max()) + 1)
     if actions.ndim < 2 or actions.dtype.kind not in "iuf":
-        raise DataError(
-            f"{source}: expected actions [N, A] of floats or [N] of integers, got {actions.dtype} {actions.shape}"
-        )
+        came = f"{actions.dtype} {actions.shape}"
+        raise DataError(f"{source}: expected actions [N, A] of floats or [N] of integers, got {came}")
     if np.abs(actions).max() > 1 + ACTION_TOLERANCE:
-        raise DataError(
-            f"{source}: expected actions in [-1, 1], got [{actions.min():g}, {actions.max():g}]; give the action_space"
-        )
+        came = f"[{actions.min():g}, {actions.max():g}]"
+        raise DataError(f"{source}: expected actions in [-1, 1], got {came}; give the action_space")
     return spaces.Box(-1.0, 1.0, actions.shape[1:], np.float32)
 
 

@@ -1,9 +1,9 @@
-"""D4RL: its HDF5 layouts and its reference scores, neither of which needs the `d4rl` package.
+"""D4RL datasets and reference scores, without the `d4rl` package.
 
-The layouts (Fu et al. 2020, arXiv:2004.07219) hold `observations`, `actions`, `rewards`, `terminals` and `timeouts`,
-one row per step and all episodes in a row. The gym-mujoco files add `next_observations`, with which every step has its
-successor. The antmaze, maze2d and adroit files do not: of an episode that timed out, the last step has none and is
-dropped; of one that terminated it stays, since nothing is bootstrapped from what follows it.
+The HDF5 layouts (Fu et al. 2020, arXiv:2004.07219) hold `observations`, `actions`, `rewards`, `terminals` and
+`timeouts`, one row per step, with the episodes concatenated. The gym-mujoco files add `next_observations`. The antmaze,
+maze2d and adroit files do not, so the last step of an episode has no successor. That step is dropped if the episode
+timed out. It is kept if the episode terminated, because nothing is bootstrapped after a termination.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ D4RL_REFERENCES = {
     "door": (-56.512833, 2880.5693087298737),
     "kitchen": (0.0, 4.0),
 }
-"""Environment family -> (random, expert) return of Fu et al. 2020, arXiv:2004.07219 (d4rl/infos.py)."""
+"""(random, expert) return of each environment family, from Fu et al. 2020, arXiv:2004.07219 (d4rl/infos.py)."""
 
 _SOURCE = "D4RL (Fu et al. 2020)"
 _MUJOCO = ("halfcheetah", "hopper", "walker2d", "ant")
 
 
 def d4rl_references(name: str) -> ReferenceScores | None:
-    """The D4RL reference scores of a D4RL dataset (`hopper-medium-v2`) or a Gymnasium MuJoCo environment (`Hopper-v5`).
+    """D4RL's reference scores for a D4RL dataset (`hopper-medium-v2`) or a Gymnasium MuJoCo environment (`Hopper-v5`).
 
-    D4RL measured them in its own environments; for a Gymnasium environment they are a convention, and labelled so.
-    None for other names.
+    D4RL measured them in its own environments; their use for a Gymnasium environment is a convention, and the source
+    says so. None for other names.
     """
     found = re.fullmatch(r"([A-Za-z0-9]+)-v(\d+)", name)
     if found and found[1].lower() in _MUJOCO:
         return _by_convention(ReferenceScores(*D4RL_REFERENCES[found[1].lower()], source=_SOURCE), name)
-    if "-dense" in name:  # maze2d's dense rewards have references of their own
+    if "-dense" in name:  # maze2d's dense rewards have other references
         return None
     for family, scores in D4RL_REFERENCES.items():
         if re.match(rf"{family}\b", name.lower()):
@@ -81,23 +81,23 @@ _ENVIRONMENTS = {
     "hammer": "AdroitHandHammer-v1",
     "relocate": "AdroitHandRelocate-v1",
 }
-"""Environments of today with the observations of D4RL's. The others changed theirs (ant, antmaze, maze2d, kitchen)."""
+"""Current environments whose observations equal D4RL's; those of ant, antmaze, maze2d and kitchen have changed."""
 
 
 def read_d4rl(path: str | Path, *, name: str | None = None, action_space: Space[Any] | None = None) -> Episodes:
     """Read a D4RL HDF5 file; `infos/…` and `metadata/…` are ignored.
 
-    `name` (by default the file's own, `hopper_medium-v2.hdf5`) chooses the reference scores and the environment.
-    Actions lie in [-1, 1] unless `action_space` says otherwise.
+    `name` (default: the file's name, as in `hopper_medium-v2.hdf5`) selects the reference scores and the environment.
+    Actions lie in [-1, 1] unless an `action_space` is given.
 
-    Raises `DataError` for a truncated or corrupt file, a missing field, and data that does not satisfy `Episodes`.
+    Raises DataError for a truncated or corrupt file, a missing field, and data that do not satisfy `Episodes`.
     """
     path = Path(path)
     wanted = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
     try:
         with h5py.File(path, "r") as file:
             data = {field: file[field][()] for field in wanted if field in file}
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:  # as HDF5 sees fit
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:  # h5py raises any of these
         raise DataError(
             f"{path}: expected a D4RL HDF5 file, but it is missing, truncated or corrupt ({error}); download it again"
         ) from error
@@ -105,15 +105,15 @@ def read_d4rl(path: str | Path, *, name: str | None = None, action_space: Space[
 
 
 def read_d4rl_package(name: str) -> Episodes:
-    """The dataset of a D4RL environment through the `d4rl` package, where it can be imported.
+    """The dataset of a D4RL environment, through the `d4rl` package.
 
-    Raises `DataError` with the reason where it cannot: it fails at import on a machine without MuJoCo 2.1.
+    Raises DataError, with the reason, if the package cannot be imported: it needs MuJoCo 2.1.
     """
     try:
         gym = importlib.import_module("gym")
         importlib.import_module("d4rl")
         data = gym.make(name).get_dataset()
-    except Exception as error:  # mujoco_py raises plain Exceptions, old packages anything
+    except Exception as error:  # mujoco_py raises plain Exceptions, and old packages raise anything
         raise DataError(
             f"d4rl:{name}: the d4rl package cannot be used here ({type(error).__name__}: {error}); "
             "give the path of the dataset's .hdf5 file instead, which needs no package"
@@ -124,17 +124,15 @@ def read_d4rl_package(name: str) -> Episodes:
 def d4rl_episodes(
     data: Mapping[str, Any], *, name: str, source: str, action_space: Space[Any] | None = None
 ) -> Episodes:
-    """Episodes of the arrays of a D4RL dataset, `[N, …]` each. How many steps were dropped is logged and recorded.
+    """Episodes from the arrays `[N, …]` of a D4RL dataset. The number of dropped steps is logged and recorded.
 
-    name: the dataset's or its file's. Where an environment of today has its observations, that one is recorded, and
+    name: of the dataset or its file. A current environment with equal observations is recorded as the dataset's, and
     the reference scores are labelled as applied to it.
     """
-    for field in ("observations", "actions", "rewards", "terminals", "timeouts"):
-        if field not in data:
-            raise DataError(
-                f"{source}: expected the fields observations, actions, rewards, terminals and timeouts, "
-                f"got {', '.join(sorted(data))}: {field} is missing"
-            )
+    fields = ("observations", "actions", "rewards", "terminals", "timeouts")
+    if missing := [field for field in fields if field not in data]:
+        came = f"got {', '.join(sorted(data))}: {missing[0]} is missing"
+        raise DataError(f"{source}: expected the fields {', '.join(fields)}; {came}")
     observations = _single(source, data, "observations")
     steps = len(observations)
     actions, rewards = np.asarray(data["actions"]), _column(source, data, "rewards", steps)
@@ -154,20 +152,18 @@ def d4rl_episodes(
     else:
         offsets = episode_offsets(ends)
         last = offsets[1:] - 1
-        cut = last[~terminated[last]]  # no successor: it gives its observation as the final one of its episode
+        cut = last[~terminated[last]]  # no successor: its observation becomes the final one of its episode
         lone = np.zeros(steps, dtype=np.bool_)
-        lone[cut[np.isin(cut, offsets[:-1])]] = True  # nothing is left of an episode of one such step
+        lone[cut[np.isin(cut, offsets[:-1])]] = True  # an episode of one such step is dropped
         truncated[cut[~lone[cut]] - 1] = True
         repeats = np.ones(steps, dtype=np.int64)
-        repeats[terminated] = 2  # what follows a termination is never read: its own observation stands in
+        repeats[terminated] = 2  # the observation after a termination is never read: repeat the last one
         rows = np.repeat(observations, np.where(lone, 0, repeats), axis=0)
         kept = np.ones(steps, dtype=np.bool_)
         kept[cut] = False
         if not kept.any():
-            raise DataError(
-                f"{source}: the dataset is empty: its {steps} steps are one-step episodes that timed out, "
-                "without next_observations"
-            )
+            cause = f"its {steps} steps are one-step episodes that timed out, without next_observations"
+            raise DataError(f"{source}: the dataset is empty: {cause}")
         notes.append(f"dropped the last step of {len(cut)} episodes that did not terminate (no next_observations)")
         offsets = offsets_of(np.add.reduceat(kept.astype(np.int64), offsets[:-1]))
         offsets = offsets[np.append(True, np.diff(offsets) > 0)]
@@ -195,7 +191,7 @@ def d4rl_episodes(
 
 
 def _listed(name: str) -> str:
-    """A file's name as D4RL lists it: hopper_medium-v2 -> hopper-medium-v2, Ant_maze_… -> antmaze-…, mini_kitchen_…."""
+    """D4RL's dataset name for a file name: hopper_medium-v2 → hopper-medium-v2, Ant_maze_… → antmaze-…."""
     return re.sub(r"^(ant-maze|mini-kitchen)", lambda m: _SPELLINGS[m[0].lower()], name.replace("_", "-"), flags=re.I)
 
 
@@ -216,7 +212,7 @@ def _flags(source: str, columns: Mapping[str, Array]) -> Iterator[Array]:
 
 
 def _column(source: str, data: Mapping[str, Any], field: str, steps: int) -> Array:
-    """`[N]` or `[N, 1]` -> `[N]`."""
+    """The column `field`, `[N]` or `[N, 1]`, as `[N]`."""
     values = np.asarray(data[field])
     if values.size != steps or values.shape[:1] != (steps,):
         raise DataError(f"{source}: expected {field} for {steps} steps (as many as observations), got {values.shape}")
@@ -224,9 +220,9 @@ def _column(source: str, data: Mapping[str, Any], field: str, steps: int) -> Arr
 
 
 def _jumps(observations: Array, following: Array) -> Array:
-    """`[N - 1]`: steps whose next observation is not the next row, beyond rounding."""
+    """`[N - 1]` bool: steps whose next observation differs from the next row by more than rounding."""
     if observations.shape != following.shape:
-        return np.zeros(len(observations) - 1, dtype=np.bool_)  # reported where the rows are joined
+        return np.zeros(len(observations) - 1, dtype=np.bool_)  # `with_final_rows` raises
     difference = np.abs(following[:-1] - observations[1:])
     jumps: Array = (difference > 1e-4 * (1 + np.abs(observations[1:]))).any(axis=1)
     return jumps

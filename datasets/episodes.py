@@ -1,8 +1,8 @@
 """`Episodes`: a dataset in memory.
 
-Flat arrays over all steps, an offset per episode, and T+1 observations for T actions (`datasets.layout`): next
-observations are never stored twice. The boundary between episodes is the offset, not a flag; `terminated` and
-`truncated` say how each episode ended.
+Flat arrays over all steps, an offset per episode, and T+1 observations for T actions (`datasets.layout`), so next
+observations are never stored twice. Offsets, not flags, separate episodes; `terminated` and `truncated` record how each
+episode ended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from herdbook.core.spaces import cast
 from herdbook.core.types import Array, Spec, Tree
 from herdbook.datasets import validation
 from herdbook.datasets.layout import offsets_of, positions_in_episodes, row_offsets
-from herdbook.datasets.recorded import Recorded, digest, joined, space_text
+from herdbook.datasets.recorded import Recorded, digest, joined, space_text, summary
 from herdbook.datasets.validation import DataError, located
 
 __all__ = ["DataError", "Episodes"]
@@ -30,13 +30,13 @@ _REWARDS = "rewards: "
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Episodes(Recorded["Episodes"]):
-    """Recorded episodes; immutable, and validated once when built.
+    """Recorded episodes, immutable and validated when built.
 
-    Values are cast at the door (float32 observations and actions, float64 rewards); arrays of the right type are kept
-    without a copy. An episode whose last step carries neither flag counts as truncated, with a notice in the log.
+    Observations and actions are cast to float32, rewards to float64; arrays of the right type are not copied. An
+    episode whose last step has neither flag counts as truncated, with a warning in the log.
 
-    Raises `DataError`, naming the field, the episode and the step, for NaN or infinite values, lengths that disagree,
-    T instead of T+1 observations, values outside their space, a flag inside an episode, and empty data.
+    Raises DataError, with field, episode and step, for NaN or infinite values, lengths that disagree, T instead of T+1
+    observations, values outside their space, a flag inside an episode, and empty data.
     """
 
     step_fields: ClassVar[tuple[str, ...]] = ("actions", "rewards", "terminated", "truncated", "mask")
@@ -45,7 +45,7 @@ class Episodes(Recorded["Episodes"]):
     observations: Tree
     """Leaves `[steps + episodes, …]`: float32 vectors, uint8 images, int64 discrete; a dict of these for a Dict."""
     actions: Array
-    """`[steps, A]` float32, or `[steps]` int64 in the numbering of the Discrete space."""
+    """`[steps, A]` float32, or `[steps]` int64, numbered as in the Discrete space."""
     rewards: Array
     """`[steps]` float64."""
     terminated: Array
@@ -53,15 +53,15 @@ class Episodes(Recorded["Episodes"]):
     truncated: Array
     """`[steps]` bool: the episode was cut off here."""
     observation_space: Space[Any]
-    """The flat view (`core.spaces.flat_space`)."""
+    """The flat space of the observations (`core.spaces.flat_space`)."""
     action_space: Space[Any]
     raw_observation_space: Space[Any] | None = None
-    """The environment's own space; None where it is `observation_space`."""
+    """The environment's own space; None if it equals `observation_space`."""
     observation_keys: tuple[str, ...] | None = None
     transforms: tuple[str, ...] = ()
-    """What was done to the recorded values, in order: `"rewards: minus_one"`."""
+    """Changes of the recorded values, in order: `"rewards: minus_one"`."""
     mask: Array | None = None
-    """`[steps]` bool: the steps that a replay draws; None for all."""
+    """`[steps]` bool: the steps that a replay samples; None: all."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -90,10 +90,8 @@ class Episodes(Recorded["Episodes"]):
             with located(source, "mask", steps):
                 put("mask", cast(self.mask, np.bool_))
             if self.mask.shape != self.rewards.shape or not self.mask.any():
-                raise DataError(
-                    f"{source}: expected a mask of {self.num_steps} steps with at least one True, "
-                    f"got shape {self.mask.shape} with {int(self.mask.sum())}"
-                )
+                wanted, came = f"{self.num_steps} steps with at least one True", f"shape {self.mask.shape} with"
+                raise DataError(f"{source}: expected a mask of {wanted}, got {came} {int(self.mask.sum())}")
         self._check_metadata()
 
     def _truncated_at_open_ends(self) -> Array:
@@ -101,12 +99,8 @@ class Episodes(Recorded["Episodes"]):
         open_ends = last[~(self.terminated[last] | self.truncated[last])]
         if not len(open_ends):
             return self.truncated
-        logger.warning(
-            "%s: %d of %d episodes end with neither flag; they count as truncated",
-            self.source,
-            len(open_ends),
-            len(self),
-        )
+        counts = f"{len(open_ends)} of {len(self)} episodes"
+        logger.warning("%s: %s end with neither flag; they count as truncated", self.source, counts)
         truncated = self.truncated.copy()
         truncated[open_ends] = True
         return truncated
@@ -122,22 +116,20 @@ class Episodes(Recorded["Episodes"]):
     ) -> Episodes:
         """Build from one mapping per episode.
 
-        Each holds `observations` (leaves `[T + 1, …]`, in the form of `observation_space`), `actions` `[T, …]`,
-        `rewards` `[T]`, `terminated` and `truncated` (a bool for the last step, or `[T]`), and optionally `metadata`.
-        `fields` are further fields of `Episodes`.
+        Each mapping holds `observations` (leaves `[T + 1, …]`, in the structure of `observation_space`), `actions`
+        `[T, …]`, `rewards` `[T]`, `terminated` and `truncated` (a bool for the last step, or `[T]`), and optionally
+        `metadata`. `fields` are further fields of `Episodes`.
         """
-        items = list(episodes)
+        items, source = list(episodes), fields.get("source", "episodes")
         if not items:
-            raise DataError(f"{fields.get('source', 'episodes')}: the dataset is empty (0 episodes)")
-        lengths = np.array([len(item["rewards"]) for item in items])
-        source = fields.get("source", "episodes")
+            raise DataError(f"{source}: the dataset is empty (0 episodes)")
+        lengths = [len(item["rewards"]) for item in items]
         for number, (item, length) in enumerate(zip(items, lengths, strict=True)):
-            _check_episode(source, number, item, int(length))
+            _check_episode(source, number, item, length)
         metadata = tuple(item.get("metadata", {}) for item in items)
+        values = ("observations", "actions", "rewards")
         return cls(
-            observations=joined(source, "observations", [item["observations"] for item in items]),
-            actions=joined(source, "actions", [item["actions"] for item in items]),
-            rewards=joined(source, "rewards", [item["rewards"] for item in items]),
+            **{name: joined(source, name, [item[name] for item in items]) for name in values},
             terminated=np.concatenate([_flags(item["terminated"], n) for item, n in zip(items, lengths, strict=True)]),
             truncated=np.concatenate([_flags(item["truncated"], n) for item, n in zip(items, lengths, strict=True)]),
             offsets=offsets_of(lengths),
@@ -147,7 +139,7 @@ class Episodes(Recorded["Episodes"]):
         )
 
     def returns(self) -> Array:
-        """`[episodes]` float64: undiscounted sum of the rewards of each episode."""
+        """Undiscounted return of each episode. `[episodes]` float64"""
         return np.add.reduceat(self.rewards, self.offsets[:-1])
 
     def episode(self, number: int) -> Episodes:
@@ -155,7 +147,7 @@ class Episodes(Recorded["Episodes"]):
         return self.select([number])
 
     def with_rewards(self, rewards: Array | Callable[[Episodes], Array], name: str) -> Episodes:
-        """The same steps with other rewards `[steps]`, or a function of these episodes that gives them.
+        """The same steps with rewards `[steps]`, or with the result of a function of these episodes.
 
         `name` is recorded in `transforms`.
         """
@@ -163,9 +155,9 @@ class Episodes(Recorded["Episodes"]):
         return replace(self, rewards=values, transforms=(*self.transforms, f"{_REWARDS}{name}"))
 
     def subsample(self, every: int, offset: int | Array = 0) -> Episodes:
-        """Draw only every `every`-th step of each episode, from its step `offset` (one, or `[episodes]`) on.
+        """Sample only every `every`-th step of each episode, from its step `offset` (one, or `[episodes]`) on.
 
-        A mask over steps: the storage is unchanged, and next observations stay true.
+        This sets a mask over steps. Storage and next observations are unchanged.
         """
         if every < 1:
             raise ValueError(f"expected every >= 1, got {every}")
@@ -178,9 +170,9 @@ class Episodes(Recorded["Episodes"]):
     def concat(self, *others: Episodes) -> Episodes:
         """These episodes followed by those of `others`.
 
-        Spaces, observation keys and reward transforms must be equal (DataError otherwise); environment and reference
-        scores are kept where all agree, what reading noted (`transforms`) and who learned (`learned_by`) of every part.
-        A part without a mask counts as wholly drawn.
+        Environment and reference scores are kept if all parts agree. Notes in `transforms` and `learned_by` are joined.
+        A part without a mask counts as all True. Raises DataError unless spaces, observation keys and reward transforms
+        are equal.
         """
         parts = (self, *others)
         for other in others:
@@ -188,10 +180,11 @@ class Episodes(Recorded["Episodes"]):
                 mine, theirs = getattr(self, name), getattr(other, name)
                 if mine != theirs:
                     raise DataError(f"{other.source}: expected {name} {mine} as in {self.source}, got {theirs}")
-            if other._rewards_done() != self._rewards_done():
+            mine, theirs = self._reward_transforms(), other._reward_transforms()
+            if mine != theirs:
+                advice = "transform the rewards after concatenating"
                 raise DataError(
-                    f"{other.source}: expected the transforms {self._rewards_done()} as in {self.source}, "
-                    f"got {other._rewards_done()}; transform the rewards after concatenating"
+                    f"{other.source}: expected the transforms {mine} as in {self.source}, got {theirs}; {advice}"
                 )
         notes = dict.fromkeys((p.source, t) for p in parts for t in p.transforms if not t.startswith(_REWARDS))
         masks = [np.ones(p.num_steps, dtype=np.bool_) if p.mask is None else p.mask for p in parts]
@@ -200,31 +193,23 @@ class Episodes(Recorded["Episodes"]):
             self,
             **{name: joined(self.source, name, [getattr(p, name) for p in parts]) for name in recorded},
             mask=None if all(p.mask is None for p in parts) else np.concatenate(masks),
-            transforms=(*(note for _, note in notes), *self._rewards_done()),
+            transforms=(*(note for _, note in notes), *self._reward_transforms()),
             **self._followed_by(others),
         )
 
-    def _rewards_done(self) -> tuple[str, ...]:
-        """The transforms that changed values; the others note what reading did."""
+    def _reward_transforms(self) -> tuple[str, ...]:
+        """The transforms of rewards; the other entries are notes on how the data were read."""
         return tuple(t for t in self.transforms if t.startswith(_REWARDS))
 
     def statistics(self) -> dict[str, float]:
-        """Numbers that describe the data: steps, episodes, returns, lengths, rewards, how episodes end."""
-        returns, lengths = self.returns(), self.lengths()
+        """Summary statistics: steps, episodes, returns, lengths, rewards, and ends of episodes."""
         last = self.offsets[1:] - 1
         numbers = {
             "episodes": len(self),
             "steps": self.num_steps,
-            "return_mean": returns.mean(),
-            "return_std": returns.std(),
-            "return_min": returns.min(),
-            "return_max": returns.max(),
-            "length_mean": lengths.mean(),
-            "length_min": lengths.min(),
-            "length_max": lengths.max(),
-            "reward_mean": self.rewards.mean(),
-            "reward_min": self.rewards.min(),
-            "reward_max": self.rewards.max(),
+            **summary("return", self.returns(), "mean", "std", "min", "max"),
+            **summary("length", self.lengths(), "mean", "min", "max"),
+            **summary("reward", self.rewards, "mean", "min", "max"),
             "terminated_episodes": self.terminated[last].sum(),
             "truncated_episodes": (self.truncated[last] & ~self.terminated[last]).sum(),
         }
@@ -234,10 +219,10 @@ class Episodes(Recorded["Episodes"]):
         return {name: float(value) for name, value in numbers.items()}
 
     def spec(self) -> Spec:
-        """What an algorithm must know of this task.
+        """Specification of the task for an algorithm.
 
-        Mean and standard deviation are over the observations that are acted in (no episode's final one; only the
-        steps in `mask`), for vector observations; None for others.
+        The mean and standard deviation of vector observations are over the steps in `mask`, without final
+        observations; None for other observations.
         """
         mean = std = None
         if isinstance(self.observation_space, spaces.Box) and len(self.observation_space.shape) == 1:
@@ -252,16 +237,15 @@ class Episodes(Recorded["Episodes"]):
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of every array and of both spaces; it changes when one value changes."""
+        """SHA-256 (hex) of every array and of both spaces."""
         arrays = self._arrays(("observations", "actions", "rewards", "terminated", "truncated", "offsets", "mask"))
         parts = (("observation", self.observation_space), ("action", self.action_space))
         return digest(arrays, [f"{name} {space_text(part)};" for name, part in parts])
 
 
 def _check_episode(source: str, number: int, item: Mapping[str, Any], length: int) -> None:
-    """Lengths within one episode agree; named by episode, which the flat arrays could not."""
-    observations = item["observations"]
-    for name, leaf in validation.leaves(observations):
+    """Check the lengths within one episode, before the arrays are concatenated."""
+    for name, leaf in validation.leaves(item["observations"]):
         if len(leaf) != length + 1:
             raise DataError(
                 f"{source}: expected T+1 = {length + 1} {name} for the T = {length} rewards of episode {number}, "
@@ -275,7 +259,7 @@ def _check_episode(source: str, number: int, item: Mapping[str, Any], length: in
 
 
 def _flags(flag: Any, length: int) -> Array:
-    """A bool for the last step, or one per step -> one per step; what is no bool stays, for `Episodes` to refuse."""
+    """One flag per step, from one per step or from that of the last step; `Episodes` checks the type."""
     flags = np.asarray(flag)
     if not flags.ndim:
         flags = np.zeros(length, dtype=flags.dtype)
@@ -284,7 +268,7 @@ def _flags(flag: Any, length: int) -> Array:
 
 
 def _moments(values: Array, rows: Array, chunk: int = 65_536) -> tuple[Array, Array]:
-    """Mean and standard deviation `[D]` float32 over `rows`, summed in float64 without a copy of the data."""
+    """Mean and standard deviation `[D]` float32 over `rows`, computed in float64 without a copy of the data."""
     chunks = [rows[i : i + chunk] for i in range(0, len(rows), chunk)]
     mean = np.sum([values[c].sum(axis=0, dtype=np.float64) for c in chunks], axis=0) / len(rows)
     variance = np.sum([np.square(values[c] - mean).sum(axis=0) for c in chunks], axis=0) / len(rows)

@@ -1,8 +1,8 @@
-"""The T+1 layout of recorded episodes: arithmetic on the offset of each episode.
+"""The T+1 layout of recorded episodes: arithmetic on episode offsets.
 
-Episodes lie one after the other in flat arrays. An episode of T steps has T entries of what is taken (actions, rewards,
-flags) and T+1 rows of what is seen, so step t, counted over all episodes, reads rows t+e and t+e+1, e the number of its
-episode. `offsets` `[episodes + 1]` holds the first step of each episode, and the number of steps.
+Episodes are concatenated in flat arrays. An episode of T steps has T entries of actions, rewards and flags, and T+1
+rows of observations. Step t, counted over all episodes, reads rows t+e and t+e+1, where e is the number of its episode.
+`offsets` `[episodes + 1]` holds the first step of each episode, and at its end the number of steps.
 """
 
 from __future__ import annotations
@@ -18,30 +18,35 @@ def offsets_of(lengths: Array | list[int]) -> Array:
 
 
 def row_offsets(offsets: Array) -> Array:
-    """`[episodes + 1]`: the first row of each episode, and the number of rows."""
+    """Row offsets `[episodes + 1]`: the first row of each episode, and the number of rows."""
     starts: Array = offsets + np.arange(len(offsets))
     return starts
 
 
 def rows_of_steps(offsets: Array) -> Array:
-    """`[steps]` int64: the row of each step; what it led to is one row further."""
+    """`[steps]` int64: the observation row of each step; its next observation is in the following row."""
     return np.arange(offsets[-1]) + np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
 def positions_in_episodes(offsets: Array) -> Array:
-    """`[steps]` int64: how many steps of its episode precede each step."""
+    """`[steps]` int64: number of earlier steps in the same episode."""
     positions: Array = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
     return positions
 
 
 def ranges(starts: Array, lengths: Array) -> Array:
-    """The numbers `starts[i] … starts[i] + lengths[i] - 1`, one range after the other."""
+    """The ranges `starts[i], …, starts[i] + lengths[i] - 1`, concatenated."""
     ends = np.cumsum(lengths)
     numbers: Array = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
     return numbers
 
 
 def locate(row: int, starts: Array) -> tuple[int, int]:
-    """Row number -> (episode, row within the episode), where episode e begins at `starts[e]`."""
+    """(episode, row within the episode) of a row; episode e begins at `starts[e]`."""
     episode = int(np.searchsorted(starts, row, side="right")) - 1
     return episode, int(row - starts[episode])
+
+
+def place(row: int, starts: Array) -> str:
+    """A row's episode and step, for error messages."""
+    return "episode {}, step {}".format(*locate(row, starts))

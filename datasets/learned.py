@@ -1,6 +1,6 @@
-"""Who acted in a dataset, where that was a learned policy, and how Minari's metadata say it.
+"""The learned policies that acted in a dataset, and their record in Minari's metadata.
 
-`algorithm_name` is Minari's own field; steps and seeds have none there, and stand under a key of ours.
+`algorithm_name` is Minari's field. Minari has none for steps and seeds, which `herdbook_learned_by` holds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEARNED_BY = "herdbook_learned_by"
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedBy:
-    """One policy: the algorithm that learned it, at which step of its run, and from which seed; None: not known."""
+    """A policy by its algorithm, the step of its run and its seed; None: unknown."""
 
     algorithm: str
     step: int | None = None
@@ -25,12 +25,12 @@ class LearnedBy:
 
     def __str__(self) -> str:
         known = {"step": None if self.step is None else f"{self.step:,}", "seed": self.seed}
-        told = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
-        return f"{self.algorithm} ({told})" if told else self.algorithm
+        text = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
+        return f"{self.algorithm} ({text})" if text else self.algorithm
 
 
 def learned_metadata(learned_by: Iterable[LearnedBy]) -> dict[str, Any]:
-    """What metadata.json says of them; nothing where there are none."""
+    """The entries of metadata.json for these policies; empty if there are none."""
     policies = list(learned_by)
     if not policies:
         return {}
@@ -39,9 +39,9 @@ def learned_metadata(learned_by: Iterable[LearnedBy]) -> dict[str, Any]:
 
 
 def read_learned(source: str, metadata: Mapping[str, Any]) -> tuple[LearnedBy, ...]:
-    """The inverse of `learned_metadata`; of other people's data, what `algorithm_name` says.
+    """The inverse of `learned_metadata`; from `algorithm_name` alone in datasets of other libraries.
 
-    Raises `DataError` for a record that we did not write.
+    Raises DataError for a malformed record.
     """
     recorded = metadata.get(LEARNED_BY)
     if recorded is None:

@@ -1,4 +1,4 @@
-"""Datasets by name: a Minari id, a recipe, the path of a D4RL file or of a Minari dataset's folder."""
+"""Loading datasets by name: a Minari id, a recipe, or the path of a D4RL file or a Minari dataset's folder."""
 
 from __future__ import annotations
 
@@ -36,22 +36,20 @@ def load_dataset(
     observation_keys: Sequence[str] | None = None,
     download: bool = True,
 ) -> Episodes | JointEpisodes:
-    """The episodes of a dataset by name; `JointEpisodes` where its metadata says that it is one of many agents.
+    """Load the episodes of a dataset by name; `JointEpisodes` if its metadata declares many agents.
 
-    - a Minari id (`D4RL/pointmaze/umaze-v2`): from this machine, else downloaded where `download` allows it; without a
-      version, the newest on this machine;
-    - a recipe (`classic/pendulum`, or `herdbook/classic/pendulum-v0`), made on first use and stored as an ordinary
-      Minari dataset; where its policies are trained first, with their progress shown, an interrupted first use leaves
-      the run, and the next one goes on from there;
+    - a Minari id (`D4RL/pointmaze/umaze-v2`): from this machine, else downloaded if `download`; an id without a version
+      means the newest version on this machine;
+    - a recipe (`classic/pendulum`, or `herdbook/classic/pendulum-v0`): made on first use and stored as a Minari
+      dataset. If its policies must be trained, an interrupted first use keeps the run, and the next use resumes it;
     - the path of a D4RL file (`.hdf5`) or of a Minari dataset's folder;
-    - `d4rl:hopper-medium-v2`, through the `d4rl` package where it can be imported.
+    - `d4rl:hopper-medium-v2`: through the `d4rl` package.
 
-    data_dir: where datasets are looked for and stored, instead of the Minari root.
+    data_dir: folder in which datasets are looked up and stored, instead of the Minari root.
     observation_keys: the parts of a Dict observation that are used.
 
-    Raises `DataError` for an unknown name (the nearest ones are named), a dataset that cannot be fetched without a
-    network (it says how to make or place one), and data that is corrupt or invalid. Of a recipe, what `Recipe.make`
-    raises.
+    Raises DataError for an unknown name (with the nearest ones), a dataset that cannot be downloaded (with ways to get
+    one), and corrupt or invalid data. For a recipe, raises what `Recipe.make` raises.
     """
     text = str(name)
     if text.startswith("d4rl:"):
@@ -61,10 +59,10 @@ def load_dataset(
 
 
 def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None) -> EnvironmentSpec | None:
-    """The environment that a dataset was made in; None where nothing says so.
+    """The environment of a dataset; None if it is not recorded.
 
-    A dataset that is not on this machine is fetched or made, as by `load_dataset`. Raises `DataError` as that does for
-    names, and for metadata that are damaged.
+    A dataset that is not on this machine is downloaded or made, as by `load_dataset`. Raises DataError for unknown
+    names and damaged metadata.
     """
     folder = None if str(name).startswith("d4rl:") else _located(name, data_dir, download=True)
     if folder is None or folder.suffix in _D4RL:
@@ -75,11 +73,11 @@ def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None
 
 
 def _located(name: str | Path, data_dir: str | Path | None, download: bool) -> Path:
-    """The D4RL file or the Minari folder that a name means, fetched or made if need be. Raises `DataError`."""
+    """The D4RL file or Minari folder of a name, downloaded or made if missing. Raises DataError."""
     text, path = str(name), local_path(name)
     if path is not None:
         if path.suffix in _D4RL and not path.is_file():
-            raise DataError(f"{path}: there is no such file; expected the path of a D4RL HDF5 file")
+            raise DataError(f"{path}: expected the path of a D4RL HDF5 file, but there is no such file")
         return path
     found = find_dataset(text, data_dir=data_dir) or _make_recipe(text, data_dir) or _newest_version(text, data_dir)
     if found is not None:
@@ -92,14 +90,14 @@ def _located(name: str | Path, data_dir: str | Path | None, download: bool) -> P
 
 
 def local_path(name: str | Path) -> Path | None:
-    """The path that a name means: of a D4RL file, by its ending, or a folder with a Minari dataset; None: an id."""
+    """The path of a D4RL file (by its ending) or a folder with a Minari dataset; None if the name is an id."""
     path = Path(name).expanduser()
     is_dataset = path.suffix in _D4RL or any((path / sub / "metadata.json").is_file() for sub in ("data", "."))
     return path if is_dataset else None
 
 
 def dataset_roots(data_dir: str | Path | None = None) -> list[Path]:
-    """Where datasets are looked for: `data_dir` alone, else the Minari root and the user's cache."""
+    """The folders in which datasets are looked up: `data_dir` alone, else the Minari root and the user's cache."""
     if data_dir is not None:
         return [minari_root(data_dir)]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -107,11 +105,9 @@ def dataset_roots(data_dir: str | Path | None = None) -> list[Path]:
 
 
 def find_dataset(dataset_id: str, *, data_dir: str | Path | None = None) -> Path | None:
-    """The folder of a dataset on this machine; None where it is not there."""
-    for root in dataset_roots(data_dir):
-        if (root / dataset_id / "data" / "metadata.json").is_file():
-            return root / dataset_id
-    return None
+    """The folder of a dataset on this machine; None if there is none."""
+    folders = (root / dataset_id for root in dataset_roots(data_dir))
+    return next((folder for folder in folders if (folder / "data" / "metadata.json").is_file()), None)
 
 
 def list_datasets(data_dir: str | Path | None = None) -> list[str]:
@@ -120,24 +116,23 @@ def list_datasets(data_dir: str | Path | None = None) -> list[str]:
 
 
 def _read(folder: Path, observation_keys: Sequence[str] | None) -> Episodes | JointEpisodes:
-    """The Minari dataset in a folder, of one agent or of many."""
     _, metadata = read_metadata(folder)
     if JOINT not in metadata:
         return read_minari(folder, observation_keys=observation_keys)
     if observation_keys is not None:
-        raise DataError(f"{folder}: observation_keys chooses parts of a single agent's; these are many agents'")
+        raise DataError(f"{folder}: expected no observation_keys, which are for one agent; the data are of many")
     return read_joint(folder)
 
 
 def _whole(episodes: Episodes, observation_keys: Sequence[str] | None) -> Episodes:
     if observation_keys is not None:
-        raise DataError(f"{episodes.source}: observation_keys chooses parts of a Dict observation; these are vectors")
+        raise DataError(f"{episodes.source}: expected no observation_keys, which select from a Dict; got vectors")
     return episodes
 
 
 def _make_recipe(name: str, data_dir: str | Path | None) -> Path | None:
-    """The folder of a recipe's dataset, made where it is not there yet; None for a name that is no recipe's."""
-    from herdbook.datasets.recipes.registry import resolve  # recipes need environments; loading a file does not
+    """The folder of a recipe's dataset, made if missing; None if the name is not a recipe's."""
+    from herdbook.datasets.recipes.registry import resolve  # recipes import environments; loading a file does not
 
     recipe = resolve(name)
     if recipe is None:
@@ -148,11 +143,11 @@ def _make_recipe(name: str, data_dir: str | Path | None) -> Path | None:
     root = next((r for r in dataset_roots(data_dir) if _writable(r)), None)
     if root is None:
         tried = ", ".join(map(str, dataset_roots(data_dir)))
-        raise DataError(f"{recipe.id}: no folder to store it in is writable ({tried}); give one with data_dir")
+        raise DataError(f"{recipe.id}: expected a writable folder among {tried}, got none; give one with data_dir")
     logger.info("making %s in %s", recipe.id, root)
-    with _workplace(recipe, root) as folder:
+    with _training_folder(recipe, root) as folder:
         try:
-            if (found := find_dataset(recipe.id, data_dir=root)) is not None:  # since we asked
+            if (found := find_dataset(recipe.id, data_dir=root)) is not None:  # another process made it meanwhile
                 return found
             episodes = recipe.make(folder)
             return write_minari(episodes, recipe.id, data_dir=root, description=recipe.description, author="herdbook")
@@ -164,10 +159,10 @@ def _make_recipe(name: str, data_dir: str | Path | None) -> Path | None:
 
 
 @contextmanager
-def _workplace(recipe: Recipe, root: Path) -> Iterator[Path | None]:
-    """Where the run of a recipe that is trained first lies until its data are stored; None for any other.
+def _training_folder(recipe: Recipe, root: Path) -> Iterator[Path | None]:
+    """The folder of a recipe's training run, kept until its data are stored; None for a recipe without training.
 
-    It stays where that is interrupted. Raises `DataError` where another process trains it.
+    Raises DataError if another process trains the same recipe.
     """
     if recipe.training is None:
         yield None
@@ -184,7 +179,7 @@ def _workplace(recipe: Recipe, root: Path) -> Iterator[Path | None]:
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             with suppress(OSError):
-                folder.rmdir()  # where nothing was begun
+                folder.rmdir()  # if it is empty
 
 
 def _writable(root: Path) -> bool:
@@ -193,7 +188,7 @@ def _writable(root: Path) -> bool:
 
 
 def _newest_version(name: str, data_dir: str | Path | None) -> Path | None:
-    """The newest version on this machine of an id without one."""
+    """The folder of the newest version on this machine, for an id without a version."""
     versions = (re.fullmatch(rf"{re.escape(name)}-v(\d+)", known) for known in list_datasets(data_dir))
     numbers = [int(match[1]) for match in versions if match]
     return find_dataset(f"{name}-v{max(numbers)}", data_dir=data_dir) if numbers else None
@@ -209,15 +204,12 @@ def _not_here(name: str, data_dir: str | Path | None) -> str:
 
 
 def _how_to_get(name: str, data_dir: str | Path | None) -> str:
-    return (
-        f"to place one, copy the dataset's folder to {dataset_roots(data_dir)[0] / name} "
-        f"(`minari download {name}` fetches it where there is a network); "
-        "to make one, use a recipe such as classic/pendulum"
-    )
+    copy = f"copy the dataset's folder to {dataset_roots(data_dir)[0] / name} (`minari download {name}` fetches it)"
+    return f"to place one, {copy}; to make one, use a recipe such as classic/pendulum"
 
 
 def _download(name: str, data_dir: str | Path | None) -> Path:
-    """Fetch a dataset into the first root; an interrupted download leaves none there."""
+    """Download a dataset into the first root; an interrupted download leaves nothing there."""
     import minari
 
     root = dataset_roots(data_dir)[0]
@@ -231,24 +223,22 @@ def _download(name: str, data_dir: str | Path | None) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             (Path(scratch) / name).rename(target)
     except Exception as error:  # no network, no huggingface_hub, an unknown id: each library has its own exceptions
-        raise DataError(
-            f"{_not_here(name, data_dir)}, and it cannot be downloaded "
-            f"({type(error).__name__}: {error}); {_how_to_get(name, data_dir)}"
-        ) from error
+        cause = f"it cannot be downloaded ({type(error).__name__}: {error})"
+        raise DataError(f"{_not_here(name, data_dir)}, and {cause}; {_how_to_get(name, data_dir)}") from error
     return target
 
 
 def _check_network() -> None:
-    """Raise at once where the hub cannot be reached: its client tries five times, for half a minute."""
+    """Raise at once if the hub cannot be reached: its client would try for half a minute."""
     if os.environ.get("MINARI_REMOTE", "hf://").startswith("hf://"):
         from huggingface_hub import constants, get_session
 
-        get_session().head(constants.ENDPOINT, timeout=5)  # whatever the status
+        get_session().head(constants.ENDPOINT, timeout=5)  # any status is an answer
 
 
 @contextmanager
 def _minari_root_set_to(folder: str) -> Iterator[None]:
-    """Minari takes its root from the environment only."""
+    """Set Minari's root, which it reads from an environment variable only."""
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = folder
     try:

@@ -1,4 +1,4 @@
-"""Datasets of one agent as Minari datasets, in and out. Minari validates nothing of what it stores: `Episodes` does."""
+"""Reading and writing single-agent datasets as Minari datasets; Minari does not validate data, `Episodes` does."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ TRANSFORMS = "herdbook_transforms"
 def read_minari(
     dataset: str | Path, *, data_dir: str | Path | None = None, observation_keys: Sequence[str] | None = None
 ) -> Episodes:
-    """Read a Minari dataset from this machine: its folder, or its id under `minari_root(data_dir)`.
+    """Read a Minari dataset from this machine, by its folder or its id under `minari_root(data_dir)`.
+
+    Code that the files name is never imported: spaces that are not stored are those of a registered environment.
 
     observation_keys: the parts of a Dict observation that are used.
 
-    Raises `DataError` for a folder without a dataset, a truncated or corrupt file, and data that does not satisfy
-    `Episodes`; ValueError for an unknown observation key. Code that the files name is never imported: where spaces are
-    not stored, they are those of a registered environment.
+    Raises DataError for a folder without a dataset, a truncated or corrupt file, and data that do not satisfy
+    `Episodes`; ValueError for an unknown observation key.
     """
     folder, metadata = storage.read_metadata(dataset, data_dir=data_dir)
     source = str(metadata.get("dataset_id", folder))
@@ -72,7 +73,7 @@ def read_minari(
 
 
 def environment_of(source: str, metadata: Mapping[str, Any]) -> EnvironmentSpec | None:
-    """What metadata.json says of the environment, that to evaluate in first. Raises `DataError` where it has no id."""
+    """The environment in metadata.json, the evaluation environment if there is one. Raises DataError without an id."""
     text = metadata.get("eval_env_spec") or metadata.get("env_spec")
     try:
         return EnvironmentSpec.from_json(text) if text else None
@@ -90,7 +91,7 @@ def _spaces(
         raise DataError(f"{source}: metadata.json holds neither both spaces nor an environment to take them from")
     try:
         env = make_environment(registered_only(environment))
-    except (ValueError, KeyError, TypeError) as error:  # it is unavailable, or the spec is malformed
+    except (ValueError, KeyError, TypeError) as error:  # unavailable, or a malformed spec
         raise DataError(f"{source}: metadata.json does not hold both spaces, and {error}") from error
     return env.observation_space, env.action_space
 
@@ -98,23 +99,22 @@ def _spaces(
 def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | None = None, **metadata: Any) -> Path:
     """Write `episodes` as a Minari dataset under `minari_root(data_dir)` and return its folder.
 
-    It opens in plain Minari, in the structure of the environment's own observations, and reads back to equal
-    `Episodes`: images are stored without loss. `metadata` is added to metadata.json (`description`, `algorithm_name`,
+    It opens in plain Minari, with observations in the structure of the environment's own space, and reads back to equal
+    `Episodes`; images are stored losslessly. `metadata` is added to metadata.json (`description`, `algorithm_name`,
     `author`, …). An interrupted write leaves no dataset.
 
-    Raises `DataError` where the id is malformed or taken, or the episodes carry a mask (select episodes instead).
+    Raises DataError if the id is malformed or taken, or the episodes have a mask (select episodes instead).
     """
     if episodes.mask is not None:
         raise DataError(f"{episodes.source}: subsampled steps cannot be stored; write the whole episodes")
-    raw_space = episodes.raw_observation_space or episodes.observation_space
-    raw_space = select_keys(raw_space, episodes.observation_keys)
+    space = select_keys(episodes.raw_observation_space or episodes.observation_space, episodes.observation_keys)
     known: dict[str, Any] = {}
     if episodes.environment is not None:
         known["env_spec"] = episodes.environment.to_json()
     if episodes.transforms:
         known[TRANSFORMS] = list(episodes.transforms)
     columns = [
-        *storage.space_columns(raw_space, "observations", unflatten_batch(raw_space, episodes.observations), extra=1),
+        *storage.space_columns(space, "observations", unflatten_batch(space, episodes.observations), extra=1),
         storage.Column("actions", episodes.actions),
         storage.Column("rewards", episodes.rewards),
         storage.Column("terminations", episodes.terminated),
@@ -123,7 +123,7 @@ def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | 
     return storage.write_dataset(
         dataset_id,
         data_dir=data_dir,
-        observation_space=raw_space,
+        observation_space=space,
         action_space=episodes.action_space,
         offsets=episodes.offsets,
         columns=columns,

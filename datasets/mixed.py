@@ -1,4 +1,4 @@
-"""`MixedReplay`: a dataset and the steps that are played after it, sampled as one replay, for fine-tuning online."""
+"""`MixedReplay`: a dataset and newly played steps, sampled as one replay, for online fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from herdbook.datasets.sampling import drawn_numbers
 
 
 class MixedReplay(Growing):
-    """Uniform over the steps of both (Kostrikov et al. 2021, arXiv:2110.06169), or with a fixed share of the new ones.
+    """Uniform over the steps of both (Kostrikov et al. 2021, arXiv:2110.06169), or with a fixed share of new steps.
 
-    offline: the dataset; it may be shared by several.
-    online: of one seed; it grows by `extend` and `add`.
-    share: of every batch that is new, as soon as there is a step: 0.5 is Ball et al. 2023 (arXiv:2302.02948); None:
-        every step is as likely.
+    offline: the dataset; several replays may share it.
+    online: the replay of one seed, which grows by `extend` and `add`.
+    share: fraction of new steps in every batch, once there are any; 0.5 in Ball et al. 2023 (arXiv:2302.02948). None:
+        every step is equally likely.
 
-    Raises ValueError for a share outside [0, 1], and replays that treat a time limit differently.
+    Raises ValueError for a share outside [0, 1], and for replays with different time limits.
     """
 
     def __init__(self, offline: ReplayBuffer, online: ReplayBuffer, share: float | None = None) -> None:
@@ -45,12 +45,12 @@ class MixedReplay(Growing):
     def sample(
         self, batch_size: int, generators: Sequence[torch.Generator], *, discount: float, n_step: int = 1, **gather: Any
     ) -> Transitions:
-        """Transitions `[B, …]`, those of the dataset first. `gather`: what `ReplayBuffer.gather` takes.
+        """Transitions `[B, …]`, those of the dataset first. `gather`: arguments of `ReplayBuffer.gather`.
 
-        Raises ValueError for more than one generator: the new steps are one seed's.
+        Raises ValueError for more than one generator: the new steps belong to one seed.
         """
         if len(generators) != 1:
-            raise ValueError(f"expected one generator, the new steps are one seed's; got {len(generators)}")
+            raise ValueError(f"expected one generator, as the new steps belong to one seed, got {len(generators)}")
         old, new = self._draw(batch_size, generators)
         parts = [
             replay.gather(replay.entries(numbers), discount=discount, n_step=n_step, **gather)
@@ -61,7 +61,7 @@ class MixedReplay(Growing):
         return batch
 
     def _draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Numbers of steps of the dataset, and of new ones, B in all."""
+        """Numbers of steps of the dataset, and numbers of new steps; B in total."""
         device = self.offline.device
         if self.share is None:
             numbers = drawn_numbers(len(self), batch_size, generators, device)
@@ -79,17 +79,14 @@ class MixedReplay(Growing):
         )
 
     def extend(self, steps: Steps) -> None:
-        """As `ReplayBuffer.extend`."""
         self.online.extend(steps)
 
     def cut(self, lanes: Array) -> None:
-        """As `ReplayBuffer.cut`."""
         self.online.cut(lanes)
 
     def state_dict(self) -> dict[str, Any]:
-        """The new steps; the dataset is its own, whose fingerprint runs record."""
+        """State of the online replay; runs record the dataset's fingerprint instead."""
         return self.online.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of a replay that was built alike. Raises ValueError as `ReplayBuffer`."""
         self.online.load_state_dict(state)

@@ -1,8 +1,8 @@
-"""`PrioritisedReplay`: an online replay whose steps are drawn in proportion to a priority (Schaul et al. 2016).
+"""`PrioritisedReplay`: an online replay with prioritised sampling (Schaul et al. 2016).
 
     P(i) = p_i^α / Σ_j p_j^α,   w_i = (N P(i))^−β / max_j w_j
 
-The sums are kept in a binary tree on the host, so that drawing and changing a batch costs a few passes over its depth.
+A binary tree on the host holds the sums, so sampling and updating a batch cost a few passes over its depth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from herdbook.datasets.replay import ReplayBuffer
 
 
 class SumTree:
-    """Non-negative numbers, all 0 at first, that can be drawn in proportion to themselves."""
+    """Non-negative numbers, initially 0, with prefix sums for sampling in proportion to them."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -47,12 +47,12 @@ class SumTree:
             self.nodes[nodes] = self.nodes[2 * nodes] + self.nodes[2 * nodes + 1]
 
     def find(self, heights: Array) -> Array:
-        """The first index up to which the numbers sum to more than each height in [0, total)."""
+        """For each height in [0, total), the first index whose prefix sum exceeds it."""
         nodes, heights = np.ones(len(heights), dtype=np.int64), heights.copy()
         while nodes[0] < self.leaves:
             left = 2 * nodes
             below = self.nodes[left]
-            right = (heights >= below) & (self.nodes[left + 1] > 0)  # rounding never leads to a number of 0
+            right = (heights >= below) & (self.nodes[left + 1] > 0)  # despite rounding, never select a number of 0
             heights -= np.where(right, below, 0)
             nodes = left + right
         indices: Array = nodes - self.leaves
@@ -60,9 +60,9 @@ class SumTree:
 
 
 class PrioritisedReplay(Growing):
-    """An online replay for one seed, drawn by priority; new steps have the largest that was ever given.
+    """An online replay for one seed with prioritised sampling; new steps get the largest priority so far.
 
-    exponent: α; 0 draws uniformly.
+    exponent: α; 0 samples uniformly.
     """
 
     def __init__(self, replay: ReplayBuffer, exponent: float = 0.6) -> None:
@@ -81,14 +81,12 @@ class PrioritisedReplay(Growing):
         return self.replay.nbytes + self.tree.nodes.nbytes
 
     def extend(self, steps: Steps) -> None:
-        """As `ReplayBuffer.extend`."""
         oldest, newest = self.rings.first, self.rings.added
         self.replay.extend(steps)
-        self.tree[self._entries(oldest, self.rings.first)] = 0  # they cannot be drawn any more
+        self.tree[self._entries(oldest, self.rings.first)] = 0  # these steps were overwritten
         self.tree[self._entries(max(newest, self.rings.first), self.rings.added)] = self.largest**self.exponent
 
     def cut(self, lanes: Array) -> None:
-        """As `ReplayBuffer.cut`."""
         self.replay.cut(lanes)
 
     def to_episodes(self, spec: Spec, **fields: Any) -> Episodes:
@@ -96,7 +94,7 @@ class PrioritisedReplay(Growing):
         return self.replay.to_episodes(spec, **fields)
 
     def _entries(self, first: int, last: int) -> Array:
-        """The entries of all lanes of the steps with these numbers."""
+        """The entries, in all lanes, of steps `first` to `last - 1`."""
         positions = np.arange(first, last) % self.rings.steps
         entries: Array = (positions[:, None] * self.rings.lanes + np.arange(self.rings.lanes)).reshape(-1)
         return entries
@@ -111,15 +109,15 @@ class PrioritisedReplay(Growing):
         importance_exponent: float = 1.0,
         frame_stack: int = 1,
     ) -> Transitions:
-        """Transitions `[B, …]` with their `indices` and `weights`; one from each of B equal parts of the total.
+        """Transitions `[B, …]` with `indices` and `weights`, stratified: one from each of B equal parts of the total.
 
         importance_exponent: β.
         frame_stack: as in `ReplayBuffer.gather`.
 
-        Raises ValueError for more than one generator, and for a replay that holds nothing.
+        Raises ValueError for more than one generator, and for an empty replay.
         """
         if len(generators) != 1:
-            raise ValueError(f"expected one generator, a replay with priorities is one seed's; got {len(generators)}")
+            raise ValueError(f"expected one generator, as priorities belong to one seed, got {len(generators)}")
         if not len(self.replay):
             raise ValueError("the replay is empty: add steps before sampling")
         drawn = torch.rand(batch_size, generator=generators[0], device=generators[0].device)
@@ -133,9 +131,9 @@ class PrioritisedReplay(Growing):
         return replace(batch, indices=entries, weights=scaled)
 
     def set_priorities(self, indices: Tensor, priorities: Tensor) -> None:
-        """New priorities `[B]` of the steps at `indices` `[B]`; of one that came twice, the last.
+        """Set the priorities `[B]` of the steps at `indices` `[B]`; the last one wins for a repeated index.
 
-        Steps that have left the replay since are passed over.
+        Steps that were overwritten since are ignored.
         """
         entries, values = indices.cpu().numpy(), priorities.double().cpu().numpy()
         there = self.tree[entries] > 0
@@ -143,13 +141,12 @@ class PrioritisedReplay(Growing):
         self.tree[entries[there]] = values[there] ** self.exponent
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that it holds."""
         filled = self.rings.filled_steps * self.rings.lanes
         numbers = self.tree.nodes[self.tree.leaves : self.tree.leaves + filled]
         return {**self.replay.state_dict(), "priorities": torch.from_numpy(numbers.copy()), "largest": self.largest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of a replay that was built alike. Raises ValueError as `ReplayBuffer`."""
+        """Continue from `state_dict()` of a replay with the same settings. Raises ValueError as `ReplayBuffer`."""
         self.replay.load_state_dict(state)
         assert self.replay.rings is not None  # see the constructor
         self.rings, self.largest = self.replay.rings, float(state["largest"])

@@ -1,4 +1,4 @@
-"""Recorded episodes, of one agent or of many: what holds of both, whatever a step consists of."""
+"""The common part of recorded episodes of one agent and of many."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ E = TypeVar("E")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recorded(ABC, Generic[E]):
-    """Episodes in flat arrays (`datasets.layout`); a subclass adds the arrays and names them."""
+    """Episodes in flat arrays (`datasets.layout`); a subclass adds the arrays and lists their fields."""
 
     step_fields: ClassVar[tuple[str, ...]]
     """Fields with one entry for each step."""
@@ -36,20 +36,19 @@ class Recorded(ABC, Generic[E]):
     """`[episodes + 1]` int64: the steps of episode e are `offsets[e]:offsets[e + 1]`."""
     environment: EnvironmentSpec | None = None
     reference_scores: ReferenceScores | None = None
-    """Returns, of many agents the team's."""
+    """Reference returns; the team's for many agents."""
     episode_metadata: tuple[Mapping[str, Any], ...] = ()
     """One mapping per episode (`seed`, `id`, …), or empty."""
     source: str = "episodes"
-    """Dataset id or path; begins every error message."""
+    """Dataset id or path, with which every error message begins."""
     learned_by: tuple[LearnedBy, ...] = ()
-    """The learned policies that acted, as far as is known."""
+    """The learned policies that acted, as far as known."""
 
     @abstractmethod
     def episode(self, number: int) -> E:
         """One episode. Raises IndexError outside `[0, len)`."""
 
     def __len__(self) -> int:
-        """Number of episodes."""
         return len(self.offsets) - 1
 
     @property
@@ -64,11 +63,11 @@ class Recorded(ABC, Generic[E]):
 
     @cached_property
     def step_rows(self) -> Array:
-        """`[steps]` int64: the row of each step; what it led to is one row further."""
+        """`[steps]` int64: the observation row of each step; its next observation is in the following row."""
         return rows_of_steps(self.offsets)
 
     def lengths(self) -> Array:
-        """`[episodes]` int64: steps of each episode."""
+        """Number of steps of each episode. `[episodes]` int64"""
         return np.diff(self.offsets)
 
     def select(self, numbers: Sequence[int] | Array) -> Self:
@@ -87,23 +86,21 @@ class Recorded(ABC, Generic[E]):
         )
 
     def split(self, fraction: float, generator: np.random.Generator | None = None) -> tuple[Self, Self]:
-        """Whole episodes into two parts: about `fraction` of them, and the rest.
+        """Split into about `fraction` of the episodes and the rest; each part holds at least one.
 
-        In stored order, or shuffled by `generator`. Each part holds at least one episode.
+        Episodes are in stored order, or shuffled by `generator`.
         """
         count = len(self)
         if not 0 < fraction < 1 or count < 2:
-            raise ValueError(
-                f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {count} episodes"
-            )
+            raise ValueError(f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {count}")
         order = np.arange(count) if generator is None else generator.permutation(count)
         first = min(max(round(fraction * count), 1), count - 1)
         return self.select(order[:first]), self.select(order[first:])
 
     def filter(self, keep: Array | Sequence[bool] | Callable[[E], bool]) -> Self:
-        """The episodes for which `keep` holds: `[episodes]` bool, or a function of one episode.
+        """The episodes selected by `keep`, `[episodes]` bool or a function of one episode.
 
-        Example: `episodes.filter(episodes.returns() > 1000)`. Raises `DataError` when none is left.
+        Example: `episodes.filter(episodes.returns() > 1000)`. Raises DataError if none is left.
         """
         chosen = np.array([keep(self.episode(i)) for i in range(len(self))]) if callable(keep) else np.asarray(keep)
         if chosen.dtype != np.bool_ or chosen.shape != (len(self),):
@@ -111,29 +108,26 @@ class Recorded(ABC, Generic[E]):
         return self.select(np.flatnonzero(chosen))
 
     def _at(self, steps: Array | slice, rows: Array | slice) -> dict[str, Any]:
-        """Field to what it holds at these steps or rows; None where it holds nothing."""
+        """Each field at these steps or rows; None for absent fields."""
         places = {**dict.fromkeys(self.step_fields, steps), **dict.fromkeys(self.row_fields, rows)}
         return {name: indexed(getattr(self, name), place) for name, place in places.items()}
 
     def _arrays(self, names: Iterable[str]) -> Iterator[tuple[str, Array]]:
-        """(name for messages, array) of each array of these fields that is there."""
+        """(name for messages, array) of each array in these fields."""
         for name in names:
             if getattr(self, name) is not None:
                 yield from leaves(getattr(self, name), name)
 
     def _followed_by(self, others: Sequence[Self]) -> dict[str, Any]:
-        """The fields of this class for a concatenation; what is said of the task is kept where all agree."""
+        """The fields of this class for a concatenation."""
         parts = (self, *others)
-        starts = np.cumsum([0, *(part.num_steps for part in parts)])
         metadata = tuple(m for part in parts for m in part.episode_metadata or ({},) * len(part))
         agreed = {
             name: value if all(getattr(other, name) == value for other in others) else None
             for name, value in (("environment", self.environment), ("reference_scores", self.reference_scores))
         }
         return {
-            "offsets": np.concatenate(
-                [[0], *(part.offsets[1:] + start for part, start in zip(parts, starts, strict=False))]
-            ),
+            "offsets": offsets_of(np.concatenate([part.lengths() for part in parts])),
             "episode_metadata": metadata if any(metadata) else (),
             "source": " + ".join(dict.fromkeys(part.source for part in parts)),
             "learned_by": tuple(dict.fromkeys(policy for part in parts for policy in part.learned_by)),
@@ -141,14 +135,13 @@ class Recorded(ABC, Generic[E]):
         }
 
     def _check_metadata(self) -> None:
-        if self.episode_metadata and len(self.episode_metadata) != len(self):
-            raise DataError(
-                f"{self.source}: expected metadata for {len(self)} episodes or none, got {len(self.episode_metadata)}"
-            )
+        count = len(self.episode_metadata)
+        if count not in (0, len(self)):
+            raise DataError(f"{self.source}: expected metadata for {len(self)} episodes or none, got {count}")
 
 
 def joined(source: str, name: str, values: Sequence[Tree]) -> Tree:
-    """The rows of all episodes, leaf by leaf. Raises `DataError` where they do not fit together."""
+    """Leaves concatenated over all episodes. Raises DataError if their structures or shapes differ."""
     try:
         if isinstance(values[0], dict):
             return {key: joined(source, f"{name}[{key!r}]", [v[key] for v in values]) for key in values[0]}
@@ -157,6 +150,11 @@ def joined(source: str, name: str, values: Sequence[Tree]) -> Tree:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{source}: expected {name} of the same form in every episode: {error}") from error
+
+
+def summary(name: str, values: Array, *statistics: str) -> dict[str, Any]:
+    """Statistics of `values` by name, such as `return_mean`; each is a method of the array."""
+    return {f"{name}_{statistic}": getattr(values, statistic)() for statistic in statistics}
 
 
 def digest(arrays: Iterable[tuple[str, Array]], texts: Iterable[str]) -> str:
@@ -171,7 +169,7 @@ def digest(arrays: Iterable[tuple[str, Array]], texts: Iterable[str]) -> str:
 
 
 def space_text(space: Space[Any]) -> str:
-    """A space in full; its repr abbreviates long bounds."""
+    """Complete text of a space; its repr abbreviates long bounds."""
     if isinstance(space, spaces.Dict):
         return "Dict" + str({name: space_text(part) for name, part in space.spaces.items()})
     if isinstance(space, spaces.Box):

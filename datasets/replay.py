@@ -1,8 +1,8 @@
-"""`ReplayBuffer`: recorded steps that can be sampled, offline and online with the same sampling code.
+"""`ReplayBuffer`: a replay buffer with the same sampling code offline and online.
 
-Two tables: observation rows (T+1 per episode), and steps, each of which holds the number of its row. Offline they are
+There are two tables: observation rows (T+1 per episode), and steps, each with the number of its row. Offline they are
 the arrays of `Episodes`, on the device. Online they are rings: every environment is a lane, and position p of lane l
-is entry p · lanes + l, so that a vectorised step is written as one slice and the successor of an entry lies `lanes`
+is entry p · lanes + l. A vectorised step is therefore written as one slice, and the successor of an entry is `lanes`
 further. Sampling draws entries of the step table uniformly (the only randomness), then gathers; nothing is rejected.
 """
 
@@ -34,11 +34,11 @@ class ReplayBuffer(Growing):
     """Uniform sampling of transitions and segments; implements `core.types.Replay`.
 
     `ReplayBuffer(episodes)` is offline; `ReplayBuffer.online(spec, …)` begins empty and grows by `extend` and `add`. On
-    the CPU an offline replay shares the memory of its `Episodes`. Its length is the number of steps that can be drawn.
+    the CPU an offline replay shares the memory of its `Episodes`. Its length is the number of steps to sample from.
 
-    time_limit: "bootstrap" leaves the discount of a truncated step alone, "terminal" zeroes it.
+    time_limit: "terminal" zeroes the discount of a truncated step; "bootstrap" does not.
 
-    Raises `DataError` with episode and step for rewards, or sums of rewards, that float32 does not hold.
+    Raises DataError, with episode and step, if rewards or returns-to-go overflow float32.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class ReplayBuffer(Growing):
     ) -> ReplayBuffer:
         """An empty replay for `lanes` environments that step together and hold `capacity // lanes` steps each.
 
-        `frame_stack` is the largest that will be gathered: a step leaves once a frame that it needs has left. The ring
-        of observation rows has room for the final observations of episodes of 8 steps or more on average (of any
-        length up to 1024 steps a lane); where episodes are shorter, the oldest steps leave sooner. `reward_transform`
-        changes rewards `[N]` when they are gathered, not those that are stored.
+        `frame_stack` is the largest stack that will be gathered: a step is dropped with the first of its frames. The
+        ring of observation rows holds the final observations of episodes of 8 steps or more on average (of any length
+        up to 1024 steps a lane). With shorter episodes the oldest steps are dropped sooner. `reward_transform` maps
+        rewards `[N]` when they are gathered; stored rewards stay as they are.
 
-        Raises MemoryError with the number of bytes where it would not fit.
+        Raises MemoryError, with the number of bytes, if the replay does not fit.
         """
         actions = spec.action_space
         n_steps, n_rows = (size * lanes for size in ring_sizes(capacity, lanes, frame_stack))
@@ -119,20 +119,18 @@ class ReplayBuffer(Growing):
     def _fill(self, time_limit: TimeLimit, **tables: Any) -> None:
         self.time_limit = checked_time_limit(time_limit)
         self._reward_transform: Callable[[Tensor], Tensor] | None = None
-        self._tables: dict[str, Any] = {}  # online: each as `Table`, the observations as a tree of them
+        self._tables: dict[str, Any] = {}  # online: each table as a `Table`, the observations as a tree of them
         self._observations: Tree = tables["observations"]  # leaves [rows, …]
-        self._rows: Tensor = tables["rows"]  # [steps] the observation row of a step; its next observation follows
+        self._rows: Tensor = tables["rows"]  # [steps] the observation row of a step; its next one is `lanes` further
         self._actions: Tensor = tables["actions"]
         self._rewards: Tensor = tables["rewards"]
         self._terminated: Tensor = tables["terminated"]
         self._truncated: Tensor = tables["truncated"]
         self._last: Tensor = tables["last"]  # no later step of the same episode is stored
-        self._positions: Tensor = tables["positions"]  # steps since the episode's first
-        self._continues = (~self._ends(self._terminated, self._truncated)).float()
+        self._positions: Tensor = tables["positions"]  # earlier steps of the episode
+        ends = self._terminated if time_limit == "bootstrap" else self._terminated | self._truncated
+        self._continues = (~ends).float()
         self.device = self._rewards.device
-
-    def _ends(self, terminated: Tensor, truncated: Tensor) -> Tensor:
-        return terminated if self.time_limit == "bootstrap" else terminated | truncated
 
     def __len__(self) -> int:
         if self._rings is not None:
@@ -141,22 +139,22 @@ class ReplayBuffer(Growing):
 
     @property
     def rings(self) -> Rings | None:
-        """Where the next step goes and which can be drawn; None offline."""
+        """The counters of the online rings; None offline."""
         return self._rings
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tables; offline on the CPU those of the dataset are among them."""
+        """Bytes of all tables; offline on the CPU, this includes the dataset's arrays."""
         return table_bytes([self._observations, *(getattr(self, f"_{name}") for name in _STEP_TABLES)])
 
     # --- sampling: draw, then gather ---------------------------------------------------------------------------------
 
     def draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """Entries of the step table `[B]`, or `[S, B]` for S > 1 generators: uniform, with replacement."""
+        """Entries of the step table `[B]`, or `[S, B]` for S > 1 generators, uniform with replacement."""
         return self.entries(drawn_numbers(len(self), batch_size, generators, self.device))
 
     def entries(self, numbers: Tensor) -> Tensor:
-        """The entries of the steps with these numbers, counted from 0 among those that can be drawn. Any shape."""
+        """Entries of the steps with these numbers, counted from 0 among the steps that can be sampled. Any shape."""
         if self._drawable is not None:
             return self._drawable[numbers]
         if self._rings is not None and self._rings.first:
@@ -177,12 +175,7 @@ class ReplayBuffer(Growing):
         """`gather(draw(…), …)`: `[B, …]` for one generator, `[S, B, …]` for S."""
         indices = self.draw(batch_size, generators)
         return self.gather(
-            indices,
-            discount=discount,
-            n_step=n_step,
-            next_actions=next_actions,
-            frame_stack=frame_stack,
-            reward=reward,
+            indices, discount=discount, n_step=n_step, next_actions=next_actions, frame_stack=frame_stack, reward=reward
         )
 
     def gather(
@@ -197,16 +190,13 @@ class ReplayBuffer(Growing):
     ) -> Transitions:
         """The transitions at `indices` `[*B]` int64, without randomness.
 
-        n_step: rewards are summed over up to n steps of one episode; the discount is γ to the power of the real length.
-        next_actions: the action taken in the next observation, with a mask that is False where the episode ended.
-        frame_stack: observations are `[*B, k, …]`, oldest first; the first frame of an episode is repeated before it.
-        reward: replaces the stored reward of every single step before the n-step sum.
+        n_step: sum rewards over up to n steps of one episode; the discount is γ to the power of the real length.
+        next_actions: include the action taken at the next observation, with a mask that is False at an episode's end.
+        frame_stack: stack observations to `[*B, k, …]`, oldest first; an episode's first frame is repeated before it.
+        reward: function that replaces the reward of every single step, before the n-step sum.
         """
         check_discount(discount)
-        if n_step < 1 or not 1 <= frame_stack <= self.frame_stack:
-            raise ValueError(
-                f"expected n_step >= 1 and frame_stack in [1, {self.frame_stack}], got {n_step} and {frame_stack}"
-            )
+        self._check_window("n_step", n_step, frame_stack)
         first = indices.reshape(-1)
         if n_step == 1:
             final = first
@@ -234,19 +224,16 @@ class ReplayBuffer(Growing):
     def sample_segments(
         self, batch_size: int, length: int, generators: Sequence[torch.Generator], *, frame_stack: int = 1
     ) -> Segments:
-        """`gather_segments(draw(…), length)`: windows that begin at a uniformly drawn step."""
+        """`gather_segments(draw(…), length)`: windows that begin at uniformly drawn steps."""
         return self.gather_segments(self.draw(batch_size, generators), length, frame_stack=frame_stack)
 
     def gather_segments(self, indices: Tensor, length: int, *, frame_stack: int = 1) -> Segments:
         """Windows of `length` steps that begin at `indices` `[*B]`; every field is `[*B, T, …]`.
 
-        Where `mask` is False the episode is over: rewards, flags and returns-to-go are zero there, and the rest repeats
-        the last step. Returns-to-go are undiscounted, and None online, where an episode's return is not known yet.
+        `mask` is False after the episode's end. There rewards, flags and returns-to-go are zero, and the other fields
+        repeat the last step. Returns-to-go are undiscounted, and None online, where returns are not yet known.
         """
-        if length < 1 or not 1 <= frame_stack <= self.frame_stack:
-            raise ValueError(
-                f"expected length >= 1 and frame_stack in [1, {self.frame_stack}], got {length} and {frame_stack}"
-            )
+        self._check_window("length", length, frame_stack)
         window, mask = self._window(indices.reshape(-1), length)
         final = window.gather(1, mask.sum(1, keepdim=True) - 1)
         flat, real = torch.where(mask, window, final).reshape(-1), mask.reshape(-1)
@@ -269,21 +256,26 @@ class ReplayBuffer(Growing):
         windows: Segments = tree_map(lambda x: x.view(*indices.shape, length, *x.shape[1:]), segments)
         return windows
 
+    def _check_window(self, name: str, length: int, frame_stack: int) -> None:
+        if length < 1 or not 1 <= frame_stack <= self.frame_stack:
+            wanted = f"{name} >= 1 and frame_stack in [1, {self.frame_stack}]"
+            raise ValueError(f"expected {wanted}, got {length} and {frame_stack}")
+
     # --- the two tables ----------------------------------------------------------------------------------------------
 
     def _later(self, entries: Tensor, steps: int | Tensor) -> Tensor:
-        """The entries `steps` further in the same lanes; it wraps."""
+        """The entries `steps` further in the same lanes, modulo the ring's size."""
         return (entries + steps * self._lanes) % len(self._rewards)
 
     def _window(self, first: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Entries `[B, length]` from `first` on, and which of them belong to the episode."""
+        """Entries `[B, length]` from `first` on, and a mask of those in the same episode."""
         window = self._later(first[:, None], torch.arange(length, device=self.device))
         mask = torch.ones_like(window, dtype=torch.bool)
         mask[:, 1:] = (~self._last[window[:, :-1]]).cumprod(1)
         return window, mask
 
     def _observe(self, entries: Tensor, frame_stack: int, after: int = 0) -> Tree:
-        """The observation of each step, or (after=1) the one that followed it: leaves `[N, …]`, `[N, k, …]` stacked."""
+        """The observation of each step, or with after=1 the next one: leaves `[N, …]`, or `[N, k, …]` stacked."""
         rows = self._rows.index_select(0, entries)
         if after:
             rows = self._shift_rows(rows, 1)
@@ -295,7 +287,7 @@ class ReplayBuffer(Growing):
 
     def _shift_rows(self, rows: Tensor, by: int | Tensor) -> Tensor:
         shifted = rows + by * self._lanes
-        if self._rings is None or not self._rings.first:  # no row was written over yet, so none is behind the end
+        if self._rings is None or not self._rings.first:  # no row was overwritten yet, so rows do not wrap
             return shifted
         return shifted % (self._rings.rows * self._lanes)
 
@@ -315,10 +307,10 @@ class ReplayBuffer(Growing):
     def extend(self, steps: Steps) -> None:
         """Append T successive steps of every lane: leaves `[T, lanes, …]`, arrays or tensors.
 
-        `observations` is read only where an episode begins: later ones are the `next_observations` of the step before.
-        `reset` and `task` are not stored.
+        `observations` are read only where an episode begins; later ones equal the `next_observations` of the step
+        before. `reset` and `task` are not stored.
 
-        Raises ValueError, and adds nothing, for another shape, and for NaN, infinity or what the table cannot hold.
+        Raises ValueError, and adds nothing, for another shape, NaN, infinity, or values that the table cannot hold.
         """
         rings, count, tables = self._rings, tuple(np.shape(steps.rewards)[:1]), self._tables
         if rings is None:
@@ -334,10 +326,9 @@ class ReplayBuffer(Growing):
             return
         positions, began = positions_of(rings.position, over)
         starts = bool(began.any())
-        seen = (steps.observations, count, began)
-        first = self._checked("observations", tables["observations"], *seen) if starts else None
-        columns["last"] = np.ones_like(over)
-        columns["last"][:-1] = began[1:]
+        name = "observations"
+        first = self._checked(name, tables[name], steps.observations, count, began) if starts else None
+        columns["last"] = np.concatenate([began[1:], np.ones_like(over[:1])])
         columns["positions"] = positions
         for begin in range(0, len(over), rings.longest_block):
             block = slice(begin, begin + rings.longest_block)
@@ -353,18 +344,18 @@ class ReplayBuffer(Growing):
             write(tables["observations"], written.next_rows, indexed(following, block))
 
     def cut(self, lanes: Array) -> None:
-        """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last is their last.
+        """Give up the episodes of these lanes (a mask `[lanes]`): the newest step is their last.
 
-        Neither flag is set there, so values are bootstrapped from the observation that followed.
+        Neither flag is set there, so values are bootstrapped from its next observation.
         """
         if self._rings is None:
-            raise TypeError("an offline replay does not grow: none of its episodes goes on")
+            raise TypeError("an offline replay does not grow; its episodes are complete")
         self._rings.position[lanes] = 0
 
     def _checked(
         self, name: str, table: Tree, values: Tree, steps: tuple[int, ...], which: Array | None = None
     ) -> Tree:
-        """`values` `[T, lanes, …]` as `table` stores them, or those of some steps `[N, …]`. Raises ValueError."""
+        """`values` `[T, lanes, …]`, or the entries `which` `[N, …]`, in the type of `table`. Raises ValueError."""
         if isinstance(table, dict):
             if not isinstance(values, Mapping) or set(values) != set(table):
                 came = sorted(values) if isinstance(values, Mapping) else type(values).__name__
@@ -388,15 +379,15 @@ class ReplayBuffer(Growing):
         return stored
 
     def to_episodes(self, spec: Spec, **fields: Any) -> Episodes:
-        """All steps that an online replay holds, lane by lane, as `Episodes`; `fields` are further fields of it.
+        """All steps of an online replay, lane by lane, as `Episodes`; `fields` are further fields of `Episodes`.
 
-        The oldest episode of a lane may have lost its beginning, and one that goes on is truncated where it is.
+        The oldest episode of a lane may lack its first steps. An unfinished episode counts as truncated.
 
-        Raises TypeError offline, and DataError where nothing was added.
+        Raises TypeError offline, and DataError if the replay is empty.
         """
         if self._rings is None:
-            raise TypeError("an offline replay was made of Episodes: use those")
-        rings, rows = self._rings, []
+            raise TypeError("an offline replay was built from Episodes: use those")
+        rings, found = self._rings, []
         numbers = np.arange(rings.first, rings.added)
         for lane in range(self._lanes):
             entries = torch.from_numpy(numbers % rings.steps * self._lanes + lane).to(self.device)
@@ -406,17 +397,13 @@ class ReplayBuffer(Growing):
                 terminated, truncated = (table[steps].cpu().numpy() for table in (self._terminated, self._truncated))
                 truncated[-1] |= not terminated[-1]
                 seen, final = self._observe(steps, 1), self._observe(steps[-1:], 1, after=1)
-                rows.append(
-                    {
-                        "observations": tree_map(lambda *leaves: torch.cat(leaves).cpu().numpy(), seen, final),
-                        "actions": self._actions[steps].cpu().numpy(),
-                        "rewards": self._rewards[steps].double().cpu().numpy(),
-                        "terminated": terminated,
-                        "truncated": truncated,
-                    }
-                )
+                observations = tree_map(lambda *leaves: torch.cat(leaves).cpu().numpy(), seen, final)
+                actions, rewards = self._actions[steps].cpu().numpy(), self._rewards[steps].double().cpu().numpy()
+                values = (observations, actions, rewards, terminated, truncated)
+                names = ("observations", "actions", "rewards", "terminated", "truncated")
+                found.append(dict(zip(names, values, strict=True)))
         return Episodes.from_episodes(
-            rows,
+            found,
             observation_space=spec.observation_space,
             action_space=spec.action_space,
             raw_observation_space=spec.raw_observation_space,
@@ -425,7 +412,7 @@ class ReplayBuffer(Growing):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an online replay holds: the filled part of each table (not a copy), and the counters."""
+        """State of an online replay: the filled part of each table (not a copy), and the counters."""
         if self._rings is None:
             raise TypeError("an offline replay has no state: it is its dataset, whose fingerprint runs record")
         steps, rows = self._rings.filled_steps * self._lanes, self._rings.filled_rows * self._lanes
@@ -437,9 +424,9 @@ class ReplayBuffer(Growing):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of a replay that was built alike.
+        """Continue from `state_dict()` of a replay with the same settings.
 
-        Raises ValueError, and changes nothing, where capacity, lanes, frame_stack, time_limit or shapes differ.
+        Raises ValueError, and changes nothing, if capacity, lanes, frame_stack, time_limit or shapes differ.
         """
         rings = saved_rings(self._rings, self.time_limit, state)
         steps, rows = rings.filled_steps * self._lanes, rings.filled_rows * self._lanes
@@ -454,7 +441,7 @@ _STEP_TABLES = ("rows", "actions", "rewards", "terminated", "truncated", "last",
 
 
 def _returns_to_go(episodes: Episodes) -> Array:
-    """`[steps]` float32: the undiscounted sum of the rewards from each step to its episode's end."""
+    """Undiscounted return-to-go at each step. `[steps]` float32"""
     total = np.cumsum(episodes.rewards[::-1])[::-1]
     after = np.append(total, 0.0)[episodes.offsets[1:]]
     returns = total - np.repeat(after, episodes.lengths())

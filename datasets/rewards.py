@@ -1,4 +1,4 @@
-"""Named reward transforms: explicit steps that a dataset records and a run names."""
+"""Named reward transforms, which datasets and runs record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REWARD_TRANSFORMS = ("none", "minus_one", "clip", "return_range", "scale:X", "sh
 
 @dataclass(frozen=True, slots=True)
 class RewardMap:
-    """r · scale + shift, clipped to ± limit; `text` is what a dataset records of it."""
+    """r · scale + shift, clipped to ± limit; `text` is the record in a dataset's `transforms`."""
 
     text: str = "none"
     scale: float = 1.0
@@ -23,24 +23,24 @@ class RewardMap:
     limit: float | None = None
 
     def __call__(self, rewards: Any) -> Any:
-        """Rewards of any shape, an array or a tensor."""
+        """The transformed rewards, an array or a tensor of any shape."""
         mapped = rewards * self.scale + self.shift
         return mapped if self.limit is None else mapped.clip(-self.limit, self.limit)
 
 
 def reward_map(name: str, episodes: Episodes | None = None) -> RewardMap:
-    """The named transform, with what it takes from data; it fits rewards that are not of these data too.
+    """The transform of a name, with its numbers taken from `episodes` where it needs any; applies to other rewards too.
 
-    - `none`: as they are.
+    - `none`: unchanged.
     - `minus_one`: r − 1, for antmaze (Kostrikov et al. 2021, arXiv:2110.06169, section 5).
     - `clip`: r clipped to [−1, 1], for Atari (Mnih et al. 2015).
-    - `return_range`: r · 1000 / (max return − min return), for locomotion (the first again).
+    - `return_range`: r · 1000 / (max return − min return), for locomotion (Kostrikov et al. 2021).
     - `scale:X`, `shift:X`: r · X, r + X.
-    - `standardise`: (r − mean) / standard deviation. Subtracting a mean changes which policy is optimal wherever
-      episodes can terminate.
+    - `standardise`: (r − mean) / standard deviation. Subtracting the mean can change the optimal policy where episodes
+      can terminate.
 
-    Raises ValueError for an unknown name, and for one that takes something from data where none are given; `DataError`
-    where all returns or all rewards are equal.
+    Raises ValueError for an unknown name, and for a transform that needs episodes without any; DataError if all returns
+    or all rewards are equal.
     """
     kind, _, number = name.partition(":")
     if name == "none":
@@ -54,9 +54,8 @@ def reward_map(name: str, episodes: Episodes | None = None) -> RewardMap:
         return RewardMap(name, scale=value) if kind == "scale" else RewardMap(name, shift=value)
     if name in ("return_range", "standardise"):
         if episodes is None:
-            raise ValueError(
-                f"expected none, minus_one, clip, scale:X or shift:X where rewards are an environment's, got {name}"
-            )
+            usable = "none, minus_one, clip, scale:X or shift:X"
+            raise ValueError(f"expected {usable} where rewards are an environment's, got {name}")
         return _return_range(episodes) if name == "return_range" else _standardise(episodes)
     near = difflib.get_close_matches(kind, [n.split(":")[0] for n in REWARD_TRANSFORMS], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -64,7 +63,7 @@ def reward_map(name: str, episodes: Episodes | None = None) -> RewardMap:
 
 
 def transform_rewards(episodes: Episodes, name: str) -> Episodes:
-    """The same steps with transformed rewards; what was done is recorded in `transforms`. As `reward_map`."""
+    """The same steps with transformed rewards, recorded in `transforms`. Raises as `reward_map`."""
     mapping = reward_map(name, episodes)
     return episodes if name == "none" else episodes.with_rewards(mapping(episodes.rewards), mapping.text)
 

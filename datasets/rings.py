@@ -1,7 +1,7 @@
-"""Where the steps and observation rows of an online replay are written, and which of them can be drawn.
+"""Ring positions of an online replay's steps and observation rows, and the range of steps that can be sampled.
 
-Counting happens on the host, in ever-growing numbers; a position is the number modulo the ring's size. All lanes step
-together, so they share the step ring; rows differ, because every episode has one row more than it has steps.
+Counters live on the host and only grow; a position is a number modulo the ring's size. All lanes step together, so they
+share the counter of steps. Rows are counted per lane, because every episode has one more row than steps.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from herdbook.core.types import Array, TimeLimit
 
 
 class Written(NamedTuple):
-    """Where T steps of every lane go. Entries are position · lanes + lane."""
+    """The entries that T steps of every lane are written to. An entry is position · lanes + lane."""
 
     steps: slice | Array
-    """`[T · lanes]`: the entries of the steps."""
+    """Entries of the steps. `[T · lanes]`"""
     previous: slice | None
-    """The entries of the step before, None for the first ever."""
+    """Entries of the step before; None for the first step ever."""
     step_rows: Array
-    """`[T, lanes]`: the row entry of each step."""
+    """Row entry of each step. `[T, lanes]`"""
     next_rows: Array
-    """`[T, lanes]`: the row entry of each next observation."""
+    """Row entry of each next observation. `[T, lanes]`"""
 
 
 def positions_of(before: Array, ended: Array) -> tuple[Array, Array]:
-    """Where T steps stand in their episodes: (steps since the first, whether it is the first), both `[T, lanes]`.
+    """Positions of T steps in their episodes, counted from 0, and a mask of first steps; both `[T, lanes]`.
 
     before: `[lanes]`, the position of the first of these steps; ended: `[T, lanes]`, a step is its episode's last.
     """
@@ -44,17 +44,15 @@ def positions_of(before: Array, ended: Array) -> tuple[Array, Array]:
 
 
 def position_after(positions: Array, ended: Array) -> Array:
-    """Where the next step of each lane stands, `[lanes]`, after steps at these positions; both `[T, lanes]`."""
+    """Position of each lane's next step, `[lanes]`, after steps at `positions`; both arguments are `[T, lanes]`."""
     return np.where(ended[-1], 0, positions[-1] + 1)
 
 
 def ring_sizes(capacity: int, lanes: int, frame_stack: int) -> tuple[int, int]:
     """(steps, observation rows) of each lane. Raises ValueError unless every lane holds a step."""
     if lanes < 1 or capacity < lanes or frame_stack < 1:
-        raise ValueError(
-            f"expected lanes >= 1, a capacity of at least one step a lane and frame_stack >= 1, "
-            f"got {lanes} lanes, capacity {capacity}, frame_stack {frame_stack}"
-        )
+        came = f"{lanes} lanes, capacity {capacity}, frame_stack {frame_stack}"
+        raise ValueError(f"expected lanes >= 1, capacity >= lanes and frame_stack >= 1, got {came}")
     steps = capacity // lanes
     return steps, steps + max(steps // 8, min(steps, 1024)) + frame_stack
 
@@ -66,10 +64,10 @@ class Rings:
         self.lanes, self.frame_stack, self._lane = lanes, frame_stack, np.arange(lanes)
         self.steps, self.rows = ring_sizes(capacity, lanes, frame_stack)
         self.added = 0  # steps per lane
-        self.first = 0  # number of the oldest step that can be drawn
+        self.first = 0  # number of the oldest step that can be sampled
         self.rows_added = np.zeros(lanes, dtype=np.int64)
-        self.position = np.zeros(lanes, dtype=np.int64)  # of the step that comes next
-        self.needed = np.zeros((self.steps, lanes), dtype=np.int64)  # number of the oldest row that each step needs
+        self.position = np.zeros(lanes, dtype=np.int64)  # the next step's position in its episode
+        self.needed = np.zeros((self.steps, lanes), dtype=np.int64)  # number of the oldest row that each step reads
 
     def __len__(self) -> int:
         return (self.added - self.first) * self.lanes
@@ -88,13 +86,13 @@ class Rings:
 
     @property
     def longest_block(self) -> int:
-        """How many steps at most `append` takes, so that it writes no step or row twice."""
+        """Largest number of steps per `append`, which must not write a step or row twice."""
         return min(self.steps, self.rows // 2)
 
     def append(self, positions: Array, began: Array, ended: Array) -> Written:
         """Make room for up to `longest_block` steps of every lane; all arguments are `[T, lanes]`.
 
-        positions, began: what `positions_of` gave for them; ended: a step is its episode's last.
+        positions, began: from `positions_of`; ended: a step is its episode's last.
         """
         count, lanes, step = len(ended), self.lanes, self.added % self.steps
         assert count <= self.longest_block
@@ -119,7 +117,7 @@ class Rings:
         return written
 
     def append_episodes(self, step_rows: Array, rows: int) -> tuple[Array, Array]:
-        """Make room for whole episodes in the only lane: the entries of their steps, and of their `rows` rows.
+        """Make room for whole episodes in the only lane; returns the entries of their steps and of their `rows` rows.
 
         step_rows: `[steps]`, the row of each step, counted from 0.
         """
@@ -132,7 +130,7 @@ class Rings:
         return steps, (first + np.arange(rows)) % self.rows
 
     def _forget(self) -> None:
-        """The steps that were written over, and those whose rows were, can be drawn no more."""
+        """Drop the steps that were overwritten, or whose rows were."""
         self.first = max(self.first, self.added - self.steps)
         while (self.needed[self.first % self.steps] < self.rows_added - self.rows).any():
             self.first += 1
@@ -152,11 +150,9 @@ class Rings:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         size = [self.steps, self.rows, self.lanes, self.frame_stack]
-        if list(state["size"]) != size:
-            raise ValueError(
-                f"expected a replay of [steps, rows, lanes, frame_stack] {size}, got {list(state['size'])}; "
-                "build it with the same capacity, lanes and frame_stack"
-            )
+        if (saved := list(state["size"])) != size:
+            advice = "build it with the same capacity, lanes and frame_stack"
+            raise ValueError(f"expected a replay of [steps, rows, lanes, frame_stack] {size}, got {saved}; {advice}")
         self.added, self.first = int(state["added"]), int(state["first"])
         self.rows_added = np.array(state["rows_added"], dtype=np.int64)
         self.position = np.array(state["position"], dtype=np.int64)
@@ -166,14 +162,12 @@ class Rings:
 
 
 def saved_rings(rings: Rings | None, time_limit: TimeLimit, state: Mapping[str, Any]) -> Rings:
-    """New counters as a replay's `state` has them. Raises TypeError offline, ValueError for one built otherwise."""
+    """New counters from a replay's `state`. Raises TypeError offline, ValueError for other settings."""
     if rings is None:
         raise TypeError("an offline replay has no state to load")
-    if state.get("time_limit") != time_limit:
-        raise ValueError(
-            f'expected a replay with time_limit="{time_limit}", got {state.get("time_limit")!r}; '
-            "build it with the same time_limit"
-        )
+    if (saved := state.get("time_limit")) != time_limit:
+        advice = "build it with the same time_limit"
+        raise ValueError(f'expected a replay with time_limit="{time_limit}", got {saved!r}; {advice}')
     rings = copy.copy(rings)
     rings.load_state_dict(state["rings"])
     return rings

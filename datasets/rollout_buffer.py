@@ -1,4 +1,4 @@
-"""`RolloutBuffer`: the steps played since the last update, in order, for algorithms that learn on-policy."""
+"""`RolloutBuffer`: the steps since the last update, in order, for on-policy algorithms."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from herdbook.datasets.sampling import checked_time_limit
 
 
 class RolloutBuffer(Growing):
-    """Filled with `extend` and `add`, as `ReplayBuffer` is, and emptied by `take`.
+    """Filled by `extend` and `add`, as `ReplayBuffer`, and emptied by `take`.
 
-    time_limit: "terminal" makes every truncation a termination.
-    reward_transform: changes rewards `[T, lanes]` float32 as they are added.
+    time_limit: "terminal" turns every truncation into a termination.
+    reward_transform: maps rewards `[T, lanes]` float32 when they are added.
     """
 
     def __init__(
@@ -32,15 +32,15 @@ class RolloutBuffer(Growing):
         self.reward_transform = reward_transform
         self.device, self.time_limit = torch.device(device), checked_time_limit(time_limit)
         self._blocks: list[dict[str, Tree]] = []
-        self._positions: Array | None = None  # of each lane's next step in its episode
+        self._positions: Array | None = None  # position of each lane's next step in its episode
 
     def __len__(self) -> int:
         return sum(block["rewards"].size for block in self._blocks)
 
     def extend(self, steps: Steps) -> None:
-        """Append T successive steps of every lane, leaves `[T, lanes, …]`. They are kept, not copied.
+        """Append T successive steps of every lane, leaves `[T, lanes, …]`, without a copy.
 
-        Raises ValueError, and adds nothing, for a reward that float32 does not hold.
+        Raises ValueError, and adds nothing, for a reward that overflows float32.
         """
         if not len(steps.rewards):
             return
@@ -70,7 +70,7 @@ class RolloutBuffer(Growing):
         self._blocks.append(block if steps.task is None else {**block, "task": steps.task})
 
     def cut(self, lanes: Array) -> None:
-        """The episodes of these lanes (a mask `[lanes]`) were given up: the step that was added last truncates them."""
+        """Give up the episodes of these lanes (a mask `[lanes]`): the newest step truncates them."""
         if self._positions is not None:
             self._positions = np.where(lanes, 0, self._positions)
         if self._blocks:
@@ -79,12 +79,10 @@ class RolloutBuffer(Growing):
             block["truncated"][-1] |= lanes & ~block["terminated"][-1]
 
     def take(self) -> Segments:
-        """All steps since the last call, and none are left: `[lanes, T, …]`.
+        """Return all steps since the last call, `[lanes, T, …]`, and empty the buffer.
 
-        A lane's steps may be of several episodes: one ends with a flag, and the next begins at timestep 0. `reset` and
-        `task` are those that were played.
-
-        Raises ValueError if there are none.
+        A lane may hold several episodes: one ends with a flag, and the next begins at timestep 0. Raises ValueError if
+        there are no steps.
         """
         if not self._blocks:
             raise ValueError("no steps were added since the last update")
@@ -102,7 +100,6 @@ class RolloutBuffer(Growing):
         return torch.from_numpy(whole).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that it holds."""
         return {
             "time_limit": self.time_limit,
             "blocks": [tree_map(torch.from_numpy, block) for block in self._blocks],
@@ -110,12 +107,12 @@ class RolloutBuffer(Growing):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()`. Raises ValueError for another time limit, or an older version's."""
+        """Continue from `state_dict()`. Raises ValueError for another time limit or an older version's state."""
         if state["time_limit"] != self.time_limit:
             raise ValueError(f'expected time_limit="{self.time_limit}", got {state["time_limit"]!r}')
         if "blocks" not in state:
-            raise ValueError("expected a rollout of blocks, the checkpoint is of an older version")
+            raise ValueError("expected a rollout of blocks, got a checkpoint of an older version")
         self._blocks = [to_numpy(block) for block in state["blocks"]]
         for block in self._blocks:
-            block.setdefault("reset", block["timesteps"] == 0)  # of a version that did not store it
+            block.setdefault("reset", block["timesteps"] == 0)  # older versions did not store it
         self._positions = None if state["positions"] is None else to_numpy(state["positions"])

@@ -1,4 +1,4 @@
-"""Drawing from a replay, and the checks of what every replay is asked for."""
+"""Index drawing and argument checks shared by all replays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from herdbook.core.types import TimeLimit
 
 
 def checked_time_limit(time_limit: TimeLimit) -> TimeLimit:
-    """The same one. Raises ValueError for another word."""
+    """`time_limit`, unchanged. Raises ValueError for an unknown value."""
     if time_limit not in ("bootstrap", "terminal"):
         raise ValueError(f'expected time_limit "bootstrap" or "terminal", got {time_limit!r}')
     return time_limit
@@ -26,9 +26,9 @@ def check_discount(discount: float) -> None:
 def drawn_numbers(
     size: int, batch_size: int, generators: Sequence[torch.Generator], device: torch.device | str
 ) -> Tensor:
-    """Numbers below `size`, uniform and with replacement: `[B]`, or `[S, B]` for S > 1 generators.
+    """Numbers below `size`, uniform with replacement: `[B]`, or `[S, B]` for S > 1 generators.
 
-    Raises ValueError for a replay that holds nothing.
+    Raises ValueError for an empty replay.
     """
     if batch_size < 1:
         raise ValueError(f"expected a batch size of at least 1, got {batch_size}")

@@ -1,7 +1,7 @@
-"""Minari's files, in and out: arrays over all episodes, and metadata.json.
+"""Reading and writing Minari's files: arrays over all episodes, and metadata.json.
 
-Minari's own reader opens five HDF5 datasets per episode through its object layer and returns a list of episodes; this
-one reads each of them once, straight into flat arrays.
+Minari's reader opens five HDF5 datasets per episode through h5py's object layer and returns a list of episodes. This
+reader reads each dataset once, straight into flat arrays.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from herdbook.datasets.layout import offsets_of
 from herdbook.datasets.validation import DataError, located
 
 REFERENCE_SOURCE = "herdbook_reference_source"
-"""The metadata key that keeps where reference scores come from; Minari has none for it."""
+"""The metadata key of the source of reference scores, for which Minari has none."""
 JOINT = "herdbook_many_agents"
 """The metadata key of a dataset of many agents, which `datasets.joint.minari` reads."""
 
 
 class Field(NamedTuple):
-    """One array of each episode: its path in the file, and how many rows it has more than there are steps."""
+    """One array of each episode: its path in the file, its type, and its number of rows beyond the steps."""
 
     path: str
     dtype: type[np.generic]
@@ -45,7 +45,7 @@ STEPS = (Field("rewards", np.float64), Field("terminations", np.bool_), Field("t
 
 
 class Stored(NamedTuple):
-    """What was read: one array per path over all episodes, the offsets of the steps, and each episode's metadata."""
+    """The data read: one array per path over all episodes, the step offsets, and each episode's metadata."""
 
     arrays: Mapping[str, Array]
     offsets: Array
@@ -61,14 +61,14 @@ class Stored(NamedTuple):
 
 
 def minari_root(data_dir: str | Path | None = None) -> Path:
-    """Where Minari datasets lie: `data_dir`, else $MINARI_DATASETS_PATH, else ~/.minari/datasets. Not created."""
+    """The folder of Minari datasets: `data_dir`, else $MINARI_DATASETS_PATH, else ~/.minari/datasets. Not created."""
     if data_dir is not None:
         return Path(data_dir).expanduser()
     return Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
 
 
 def read_metadata(dataset: str | Path, *, data_dir: str | Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """The folder that holds a dataset's files, and its metadata.json. Raises `DataError` where there is none."""
+    """The folder of a dataset's files, and its metadata.json. Raises DataError if there is none."""
     candidates = [Path(dataset).expanduser(), minari_root(data_dir) / str(dataset)]
     for folder in (c / sub for c in candidates for sub in ("data", ".")):
         path = folder / "metadata.json"
@@ -91,7 +91,7 @@ def list_minari(data_dir: str | Path | None = None) -> list[str]:
 
 
 def read_space(source: str, text: Any) -> Space[Any]:
-    """A space as Minari stores it, the parts of a Dict in the order in which they were stored. Raises `DataError`."""
+    """A space from Minari's text, with the parts of a Dict in stored order. Raises DataError."""
     from minari.serialization import deserialize_space
 
     try:
@@ -101,7 +101,7 @@ def read_space(source: str, text: Any) -> Space[Any]:
 
 
 def _in_stored_order(space: Space[Any], stored: Mapping[str, Any]) -> Space[Any]:
-    """Gymnasium sorts the keys of a Dict that is made from a mapping, which moves the columns of its flat vector."""
+    """Restore the key order of Dict spaces: Gymnasium sorts keys, which would move columns of the flat vector."""
     if isinstance(space, spaces.Dict):
         parts = stored["subspaces"].items()
         return spaces.Dict([(key, _in_stored_order(space.spaces[key], part)) for key, part in parts])
@@ -113,7 +113,7 @@ def _in_stored_order(space: Space[Any], stored: Mapping[str, Any]) -> Space[Any]
 def reference_scores(
     source: str, metadata: Mapping[str, Any], environment: EnvironmentSpec | None
 ) -> ReferenceScores | None:
-    """The dataset's own; else D4RL's by the environment's family, which is a convention and labelled so."""
+    """The dataset's own reference scores, else D4RL's for the environment's family, labelled as a convention."""
     convention = None if environment is None else d4rl_references(environment.id)
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if low is None or high is None:
@@ -127,7 +127,7 @@ def reference_scores(
 
 
 def _has_jpeg(metadata: Mapping[str, Any], space: Space[Any]) -> bool:
-    """Whether some part is stored as JPEG, which Minari >= 0.5.3 does by default with images of 32x32 and more."""
+    """True if some part is stored as JPEG, Minari's default since 0.5.3 for images of 32x32 and more."""
     from minari.dataset.minari_storage import is_image_space
 
     return bool(metadata.get("jpeg_encoding", True)) and any(is_image_space(leaf) for _, leaf in _leaves(space, ""))
@@ -137,7 +137,7 @@ def _has_jpeg(metadata: Mapping[str, Any], space: Space[Any]) -> bool:
 
 
 def space_fields(space: Space[Any], path: str, extra: int = 0) -> list[Field]:
-    """The arrays of a value of `space` that is stored at `path`."""
+    """The fields of a value of `space` stored at `path`."""
     return [Field(at, _dtype(leaf), extra) for at, leaf in _leaves(space, path)]
 
 
@@ -162,17 +162,16 @@ def _dtype(space: Space[Any]) -> type[np.generic]:
 def read_fields(
     source: str, folder: Path, metadata: Mapping[str, Any], observation_space: Space[Any], wanted: Sequence[Field]
 ) -> Stored:
-    """The arrays `wanted` of a dataset's folder, `rewards` among them, which says how long each episode is.
+    """Read the fields `wanted` of a dataset; `rewards` must be among them and gives the episodes' lengths.
 
-    Raises `DataError` for a truncated or corrupt file, lengths that disagree, and values that a field cannot hold.
+    Raises DataError for a truncated or corrupt file, lengths that disagree, and values that a field cannot hold.
     """
     if metadata.get("data_format", "hdf5") == "hdf5" and not _has_jpeg(metadata, observation_space):
         return _read_hdf5(source, folder, wanted)
     if not (metadata.get("observation_space") and metadata.get("action_space")):
-        raise DataError(  # Minari would make the environment of env_spec, whatever code that names
-            f"{source}: expected both spaces in metadata.json, as datasets that Minari itself decodes (JPEG, Arrow) "
-            "need; add observation_space and action_space"
-        )
+        # Without them Minari would make the environment of env_spec, and so run whatever code that names.
+        wanted_for = "which datasets that Minari decodes (JPEG, Arrow) need; add observation_space and action_space"
+        raise DataError(f"{source}: expected both spaces in metadata.json, {wanted_for}")
     return _read_through_minari(source, folder, wanted)
 
 
@@ -183,11 +182,9 @@ def _read_hdf5(source: str, folder: Path, wanted: Sequence[Field]) -> Stored:
             return _read_open(source, file, wanted)
     except DataError:
         raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:  # as HDF5 sees fit
-        raise DataError(
-            f"{path}: expected a Minari HDF5 file, but it is truncated, corrupt or lacks a field ({error}); "
-            "download or make the dataset again"
-        ) from error
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:  # h5py raises any of these
+        cause = f"it is truncated, corrupt or lacks a field ({error}); download or make the dataset again"
+        raise DataError(f"{path}: expected a Minari HDF5 file, but {cause}") from error
 
 
 def _read_open(source: str, file: h5py.File, wanted: Sequence[Field]) -> Stored:
@@ -201,14 +198,14 @@ def _read_open(source: str, file: h5py.File, wanted: Sequence[Field]) -> Stored:
         shape = h5d.open(groups[0], field.path.encode()).shape[1:]
         columns.append((field, np.empty((offsets[-1] + field.extra * len(groups), *shape), field.dtype)))
     direct: dict[str, h5t.TypeID] = {}
-    for number, group in enumerate(groups):  # once through the file, in its order
+    for number, group in enumerate(groups):  # one pass through the file, in its order
         for field, array in columns:
             rows = array[offsets[number] + field.extra * number : offsets[number + 1] + field.extra * (number + 1)]
             stored = h5d.open(group, field.path.encode())
             _check_rows(source, field, number, rows.shape, stored.shape, lengths[number])
             kind = stored.get_type()
             if kind == direct.get(field.path) or _hdf5_converts(stored.dtype, rows.dtype):
-                direct[field.path] = kind  # comparing is fast, a dtype is not
+                direct[field.path] = kind  # comparing HDF5 types is fast, making a dtype is slow
                 stored.read(h5s.ALL, h5s.ALL, rows)
             else:
                 with located(source, field.path, episode=number):
@@ -216,7 +213,7 @@ def _read_open(source: str, file: h5py.File, wanted: Sequence[Field]) -> Stored:
     for field, array in columns:
         if field.dtype is np.bool_:
             with located(source, field.path, offsets + field.extra * np.arange(len(offsets))):
-                array[...] = cast(array.view(np.uint8), np.bool_)  # HDF5 stores a bool as a byte, and does not look
+                array[...] = cast(array.view(np.uint8), np.bool_)  # HDF5 stores bools as bytes and does not check them
     arrays = {field.path: array for field, array in columns}
     return Stored(arrays, offsets, _episode_metadata(_attributes(group) for group in groups))
 
@@ -232,19 +229,19 @@ def _check_rows(
 
 
 def _attributes(group: h5g.GroupID) -> dict[str, Any]:
-    """Reading attributes is slow, and most episodes have no more than `id` and `total_steps`."""
+    """An episode's attributes; empty, because reading is slow, if there are only `id` and `total_steps`."""
     return {} if h5a.get_num_attrs(group) <= 2 else dict(h5py.Group(group).attrs)
 
 
 def _hdf5_converts(stored: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Between floats, and from an integer to a wider one; elsewhere HDF5 clips and cuts, where `cast` refuses."""
+    """True between floats and from an integer to a wider one; otherwise HDF5 clips values that `cast` refuses."""
     if stored.kind == "f":
         return wanted.kind == "f"
     return stored == wanted or (stored.kind in "iu" and wanted.kind in "iu" and np.can_cast(stored, wanted))
 
 
 def _read_through_minari(source: str, folder: Path, wanted: Sequence[Field]) -> Stored:
-    """Formats that Minari decodes itself: JPEG images, Arrow."""
+    """Read a format that Minari decodes: JPEG images, Arrow."""
     from minari.dataset.minari_storage import MinariStorage
 
     try:
@@ -254,7 +251,7 @@ def _read_through_minari(source: str, folder: Path, wanted: Sequence[Field]) -> 
         metadata = _episode_metadata(storage.get_episode_metadata(numbers))
     except ImportError as error:
         raise DataError(f"{source}: {error}") from error
-    except Exception as error:  # whatever a decoder raises on a broken file
+    except Exception as error:  # decoders raise anything on a broken file
         raise DataError(f"{folder}: Minari cannot read this dataset ({type(error).__name__}: {error})") from error
     if not episodes:
         raise DataError(f"{source}: the dataset is empty (0 episodes)")
@@ -278,13 +275,13 @@ def _pick(source: str, number: int, episode: Mapping[str, Any], field: Field) ->
     try:
         values = _at(episode, field.path)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise DataError(f"{source}: expected {field.path} in episode {number}, but it is not there") from error
+        raise DataError(f"{source}: expected {field.path} in episode {number}, got none") from error
     with located(source, field.path, episode=number):
         return cast(values, field.dtype)
 
 
 def _episode_metadata(attributes: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """What Minari keeps of each episode, less what the arrays say; empty where there is nothing."""
+    """Each episode's metadata without `id` and `total_steps`; empty if no episode has any."""
     kept = []
     for stored in attributes:
         nested: dict[str, Any] = {}
@@ -301,7 +298,7 @@ def _episode_metadata(attributes: Iterable[Mapping[str, Any]]) -> tuple[Mapping[
 
 
 class Column(NamedTuple):
-    """One array over all episodes, of which each has its steps and `extra` rows, that goes to `path` of each."""
+    """One array over all episodes, written to `path` of each; an episode has its steps and `extra` rows."""
 
     path: str
     array: Array
@@ -309,7 +306,7 @@ class Column(NamedTuple):
 
 
 def space_columns(space: Space[Any], path: str, values: Tree, extra: int = 0) -> list[Column]:
-    """The arrays of `values`, which have the structure of `space`, below `path`."""
+    """The columns of `values`, in the structure of `space`, below `path`."""
     return [Column(at, _at(values, at[len(path) + 1 :]), extra) for at, _ in _leaves(space, path)]
 
 
@@ -325,9 +322,9 @@ def write_dataset(
     references: ReferenceScores | None,
     metadata: Mapping[str, Any],
 ) -> Path:
-    """Write a Minari dataset under `minari_root(data_dir)`, all of it or nothing, and return its folder.
+    """Write a Minari dataset under `minari_root(data_dir)`, completely or not at all, and return its folder.
 
-    Raises `DataError` where the id is malformed or taken.
+    Raises DataError if the id is malformed or taken.
     """
     from minari import __version__ as minari_version
     from minari.dataset.minari_dataset import DATASET_ID_RE
@@ -337,8 +334,7 @@ def write_dataset(
     if match is None or match["version"] is None:
         raise DataError(f"expected a Minari id such as 'namespace/name-v0', with a version, got {dataset_id!r}")
     root = minari_root(data_dir)
-    target = root / dataset_id
-    if target.exists():
+    if (target := root / dataset_id).exists():
         raise DataError(f"{dataset_id} exists at {target}; choose another id or version, or delete that folder")
     known: dict[str, Any] = {
         "total_episodes": len(offsets) - 1,
@@ -353,9 +349,8 @@ def write_dataset(
     if references is not None:
         low, high, source = references.minimum, references.maximum, references.source
         known |= {"ref_min_score": low, "ref_max_score": high, REFERENCE_SOURCE: source}
-    for name in ("author", "author_email"):  # Minari reads these back as sets
-        if isinstance(metadata.get(name), str):
-            known[name] = [metadata[name]]
+    authors = ("author", "author_email")  # Minari reads these back as sets
+    known |= {name: [metadata[name]] for name in authors if isinstance(metadata.get(name), str)}
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incomplete-", dir=root) as scratch:
         folder = Path(scratch) / "dataset" / "data"
@@ -369,7 +364,7 @@ def write_dataset(
         except OSError as error:
             if not target.exists():
                 raise
-            raise DataError(f"{dataset_id} exists at {target}: it was written meanwhile") from error
+            raise DataError(f"{dataset_id} exists at {target}: another process wrote it meanwhile") from error
     return target
 
 
@@ -386,7 +381,7 @@ def _write_hdf5(
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested metadata as Minari stores it: `options/x`. None is left out: HDF5 has no such value."""
+    """Nested metadata with Minari's flat keys, such as `options/x`; without None, which HDF5 cannot store."""
     flat: dict[str, Any] = {}
     for key, value in mapping.items():
         if isinstance(value, Mapping):

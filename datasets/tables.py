@@ -1,4 +1,4 @@
-"""The tables of a replay: trees of tensors, leaves `[rows, …]`, written to, gathered from, and restored."""
+"""The tables of a replay: trees of tensors, leaves `[rows, …]`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _NUMPY = {
 
 
 class Table:
-    """A tensor that rows are written to: on the CPU by NumPy, whose calls cost a fraction of torch's."""
+    """A tensor whose rows are written by NumPy on the CPU, because NumPy's calls cost a fraction of torch's."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.shape, self.dtype = tensor, tuple(tensor.shape[1:]), _NUMPY[tensor.dtype]
         self.array = tensor.numpy() if tensor.is_cpu else None  # the same memory
 
     def __reduce__(self) -> tuple[type[Table], tuple[Tensor]]:
-        return Table, (self.tensor,)  # so that a copy's array is that of the copied tensor
+        return Table, (self.tensor,)  # a copy's array must share the memory of the copied tensor
 
     def __setitem__(self, rows: slice | Array, values: Array) -> None:
-        """rows: N of them, in any shape; values: `[*N, …]`."""
+        """Write values `[*N, …]` to rows `[*N]`."""
         values = values.reshape(-1, *self.shape)
         if self.array is not None:
             self.array[rows if isinstance(rows, slice) else rows.reshape(-1)] = values
@@ -40,12 +40,12 @@ class Table:
 
 def to_table(array: Array, device: torch.device | str) -> Tensor:
     """An array as a tensor; on the CPU it shares the memory."""
-    writeable = array if array.flags.writeable else array.copy()  # torch warns of arrays that it cannot write to
+    writeable = array if array.flags.writeable else array.copy()  # torch warns of read-only arrays
     return torch.from_numpy(writeable).to(device)
 
 
 def empty_table(space: Space[Any], rows: tuple[int, ...], device: torch.device | str) -> Tree:
-    """Zeros `[*rows, …]` of a flat space, as they are stored."""
+    """Zeros `[*rows, …]` for values of a flat space, in their storage type."""
     if isinstance(space, spaces.Dict):
         return {name: empty_table(part, rows, device) for name, part in space.spaces.items()}
     if isinstance(space, spaces.Discrete):
@@ -61,18 +61,18 @@ def table_bytes(tables: Tree) -> int:
 
 
 def gathered(tables: Tree, index: Tensor) -> Tree:
-    """The entries `index` `[*B]` of every table, leaves `[*B, …]`."""
-    if isinstance(tables, dict):  # a batch has a dozen tables: torch's tree_map costs more than what it maps
+    """The entries `index` `[*B]` of every table: leaves `[*B, …]`."""
+    if isinstance(tables, dict):  # torch's tree_map costs more than gathering from a dozen tables
         return {name: gathered(table, index) for name, table in tables.items()}
     if index.dim() == 1:
         return tables.index_select(0, index)
-    return tables.index_select(0, index.reshape(-1)).view(*index.shape, *tables.shape[1:])  # a tenth of table[…]'s time
+    return tables.index_select(0, index.reshape(-1)).view(*index.shape, *tables.shape[1:])  # ten times faster than […]
 
 
 def restore(*saved: tuple[str, Tree, Tree, int]) -> None:
-    """Copy what was saved into the first rows of tables: (name, tables, what was saved, number of rows) of each.
+    """Copy saved tables into the first rows of tables. Each argument is (name, tables, saved tables, number of rows).
 
-    Raises ValueError for other shapes or types, before anything is changed.
+    Raises ValueError, and changes nothing, if shapes or types differ.
     """
     for table, values in [pair for part in saved for pair in _pairs(*part)]:
         table.copy_(values)
@@ -97,14 +97,12 @@ def check_memory(needed: int, device: torch.device | str, what: str) -> None:
     """Raise MemoryError where `needed` bytes for `what` are not free on `device`."""
     free = free_memory(torch.device(device))
     if free is not None and needed > free:
-        raise MemoryError(
-            f"a replay of {what} needs {needed:,} bytes on {device}, which has {free:,} free; "
-            "lower the capacity, or use smaller observations"
-        )
+        advice = "lower the capacity, or use smaller observations"
+        raise MemoryError(f"a replay of {what} needs {needed:,} bytes on {device}, which has {free:,} free; {advice}")
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Free bytes of a device; None where the system does not say."""
+    """Free bytes of a device; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -1,4 +1,4 @@
-"""What every dataset must satisfy, checked once at the door; errors name the field, the episode and the step."""
+"""Checks that every dataset must pass when it is built; errors give the field, the episode and the step."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from gymnasium import Space, spaces
 
 from herdbook.core.spaces import BadValues, cast, leaf_spaces
 from herdbook.core.types import Array, Tree
-from herdbook.datasets.layout import locate
+from herdbook.datasets.layout import locate, place
 
 ACTION_TOLERANCE = 1e-5
-"""How far a stored float32 action may lie outside its space before it is an error."""
+"""Largest distance of a stored float32 action from its space that is not an error."""
 
 
 class DataError(ValueError):
-    """A dataset that cannot be found, read or trusted."""
+    """A dataset that is missing, unreadable or invalid."""
 
 
 def leaves(tree: Tree, name: str = "observations") -> Iterator[tuple[str, Array]]:
-    """(field name for messages, array) of each leaf of an observation tree."""
+    """(name for messages, array) of each leaf of an observation tree."""
     if isinstance(tree, dict):
         for key, part in tree.items():
             yield from leaves(part, f"{name}[{key!r}]")
@@ -31,7 +31,7 @@ def leaves(tree: Tree, name: str = "observations") -> Iterator[tuple[str, Array]
 
 
 def cast_observations(space: Space[Any], observations: Tree, part: str = "") -> Tree:
-    """float32 vectors, uint8 images, int64 discrete observations; a copy only where the type differs."""
+    """Cast vectors to float32, images to uint8, discrete observations to int64; copy only if the type differs."""
     if isinstance(space, spaces.Dict):
         if not isinstance(observations, dict) or set(observations) != set(space.spaces):
             came = sorted(observations) if isinstance(observations, dict) else type(observations).__name__
@@ -45,18 +45,19 @@ def cast_observations(space: Space[Any], observations: Tree, part: str = "") -> 
 
 @contextmanager
 def located(source: str, name: str, starts: Array | None = None, *, episode: int | None = None) -> Iterator[None]:
-    """Make `BadValues` a `DataError` that names the field and the place.
+    """Turn `BadValues` into a `DataError` with the field and the place.
 
-    starts: the first row of each episode; or `episode`, where the rows are those of one.
+    starts: the first row of each episode. episode: the number of the only episode, if the rows are one episode's.
     """
     try:
         yield
     except BadValues as error:
-        place, row = "" if episode is None else f" in episode {episode}", error.row
-        if row is not None and (starts is not None or episode is not None):
-            number, step = locate(row, starts) if starts is not None else (episode, row)
-            place = f" at episode {number}, step {step}"
-        raise DataError(f"{source}: expected {name}{error.part} {error.expected}, got {error.got}{place}") from error
+        where = "" if episode is None else f" in episode {episode}"
+        if error.row is not None and starts is not None:
+            where = f" at {place(error.row, starts)}"
+        elif error.row is not None and episode is not None:
+            where = f" at episode {episode}, step {error.row}"
+        raise DataError(f"{source}: expected {name}{error.part} {error.expected}, got {error.got}{where}") from error
 
 
 def checked_offsets(source: str, values: Any) -> Array:
@@ -77,7 +78,7 @@ def checked_offsets(source: str, values: Any) -> Array:
 
 
 def check_steps(source: str, offsets: Array, fields: Iterable[tuple[str, Array]]) -> None:
-    """What there is of each step."""
+    """Check that the fields have one entry per step."""
     steps = int(offsets[-1])
     for name, values in fields:
         if len(values) != steps:
@@ -85,24 +86,19 @@ def check_steps(source: str, offsets: Array, fields: Iterable[tuple[str, Array]]
 
 
 def check_rows(source: str, offsets: Array, fields: Iterable[tuple[str, Array]]) -> None:
-    """What is seen: T+1 rows for T steps."""
+    """Check that the fields have T+1 rows for T steps."""
     steps, episodes = int(offsets[-1]), len(offsets) - 1
     for name, leaf in fields:
-        if len(leaf) == steps:
-            raise DataError(
-                f"{source}: expected T+1 observations for T actions ({steps + episodes} rows of {name} for {steps} "
-                f"steps in {episodes} episodes), got T ({steps}); append each episode's final observation, "
-                "or read the data with from_arrays(…, next_observations=…)"
-            )
         if len(leaf) != steps + episodes:
+            fix = "append each episode's final observation, or read the data with from_arrays(…, next_observations=…)"
             raise DataError(
-                f"{source}: expected {steps + episodes} rows of {name} (T+1 for each of {episodes} episodes, "
-                f"{steps} steps), got {len(leaf)}"
+                f"{source}: expected {steps + episodes} rows of {name} (T+1 observations for T actions: {steps} steps "
+                f"in {episodes} episodes), got " + (f"T ({steps}); {fix}" if len(leaf) == steps else f"{len(leaf)}")
             )
 
 
 def check_shape(source: str, name: str, space: Space[Any], tree: Tree, lead: tuple[int, ...] = ()) -> None:
-    """Every row of every leaf is `[*lead, …]` with the shape of its space."""
+    """Check that the rows of every leaf are `[*lead, …]` with the shape of its space."""
     for (leaf_name, leaf), part in zip(leaves(tree, name), leaf_spaces(space), strict=True):
         expected = (*lead, *(part.shape or ()))
         if leaf.shape[1:] != expected:
@@ -110,7 +106,7 @@ def check_shape(source: str, name: str, space: Space[Any], tree: Tree, lead: tup
 
 
 def check_inside(source: str, name: str, starts: Array, space: Space[Any], tree: Tree) -> None:
-    """What is seen is finite, and inside its space where that is discrete. `starts`: first row of each episode."""
+    """Check that observations are finite, and inside a discrete space. `starts`: first row of each episode."""
     for (leaf_name, leaf), part in zip(leaves(tree, name), leaf_spaces(space), strict=True):
         check_finite(source, leaf_name, leaf, starts)
         if isinstance(part, spaces.Discrete):
@@ -118,7 +114,7 @@ def check_inside(source: str, name: str, starts: Array, space: Space[Any], tree:
 
 
 def check_actions(source: str, offsets: Array, space: Any, actions: Array, name: str = "actions") -> None:
-    """Actions are finite and inside their space, up to `ACTION_TOLERANCE`."""
+    """Check that actions are finite and inside their space, up to `ACTION_TOLERANCE`."""
     if isinstance(space, spaces.Discrete):
         _check_discrete(source, name, actions, offsets, space)
         return
@@ -127,17 +123,16 @@ def check_actions(source: str, offsets: Array, space: Any, actions: Array, name:
     if (actions.min(axis=0) >= low).all() and (actions.max(axis=0) <= high).all():
         return
     step, dimension = np.argwhere((actions < low) | (actions > high))[0]
-    episode, inside = locate(step, offsets)
     column = actions[:, dimension]
     raise DataError(
         f"{source}: expected {name} in [{space.low[dimension]:g}, {space.high[dimension]:g}], got "
-        f"[{column.min():g}, {column.max():g}] in dimension {dimension}, first at episode {episode}, step {inside}; "
+        f"[{column.min():g}, {column.max():g}] in dimension {dimension}, first at {place(step, offsets)}; "
         "clip the actions or give the action space that they were taken in"
     )
 
 
 def check_flags(source: str, offsets: Array, terminated: Array, truncated: Array) -> None:
-    """Neither flag is set before an episode's last step."""
+    """Check that neither flag is set before an episode's last step."""
     last = np.zeros(len(terminated), dtype=bool)
     last[offsets[1:] - 1] = True
     for name, flags in (("terminated", terminated), ("truncated", truncated)):
@@ -152,7 +147,7 @@ def check_flags(source: str, offsets: Array, terminated: Array, truncated: Array
 
 
 def check_finite(source: str, name: str, values: Array, starts: Array) -> None:
-    """`starts`: first row of each episode, and the end."""
+    """Check that values are finite. `starts`: first row of each episode, and the number of rows."""
     if values.dtype.kind != "f":
         return
     with np.errstate(invalid="ignore", over="ignore"):
@@ -161,15 +156,14 @@ def check_finite(source: str, name: str, values: Array, starts: Array) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
-        episode, step = locate(row, starts)
         raise DataError(
-            f"{source}: expected finite {name}, got {values[row][bad[row]].flat[0]} at episode {episode}, step {step} "
+            f"{source}: expected finite {name}, got {values[row][bad[row]].flat[0]} at {place(row, starts)} "
             f"({int(bad.sum())} such values in all); remove those episodes"
         )
 
 
 def single(source: str, offsets: Array, name: str, values: Array) -> Array:
-    """`[steps, …]` float32. Raises `DataError` where that overflows."""
+    """`values` `[steps, …]` as float32. Raises DataError on overflow."""
     with np.errstate(over="ignore"):
         converted = values.astype(np.float32)
     check_finite(source, f"{name} as float32", converted, offsets)
@@ -180,8 +174,7 @@ def _check_discrete(source: str, name: str, values: Array, starts: Array, space:
     low, high = int(space.start), int(space.start + space.n) - 1
     outside = (values < low) | (values > high)
     if outside.any():
-        episode, step = locate(int(np.argmax(outside)), starts)
         raise DataError(
             f"{source}: expected {name} in [{low}, {high}] ({space}), got [{values.min()}, {values.max()}], "
-            f"first at episode {episode}, step {step}; correct the space or the data"
+            f"first at {place(int(np.argmax(outside)), starts)}; correct the space or the data"
         )

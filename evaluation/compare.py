@@ -1,9 +1,9 @@
-"""Run directories side by side: a table with intervals, and learning curves.
+"""Comparison of run directories: tables with intervals, and learning curves.
 
-Runs of one algorithm with equal settings are one row, their seeds together; a transform of the rewards that the run
-learned from and a user's own networks are settings too. A row never mixes datasets (by fingerprint), environments,
-time limits, references or numbers of updates: each combination of the former is a task with a section and a picture of
-its own. The score of a row is that of the final evaluation, never of the best.
+Runs of one algorithm with equal settings form a row over all their seeds; the reward transform and a user's own
+networks count as settings. Every combination of dataset (by fingerprint), environment, time limit and references is a
+task with its own section and picture. A row never mixes tasks or numbers of updates. Its score is that of the final
+evaluation, never of the best one.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from herdbook.evaluation.statistics import Estimate, bootstrap_interval, t_inter
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What rows of one section have in common; only these may be compared."""
+    """The conditions that the rows of a section share; only rows of one task may be compared."""
 
     dataset: str
-    """The data as they were given, before the run's own transform of the rewards."""
+    """The data before the run's own reward transform."""
     fingerprint: str
     environment: str
     time_limit: str
@@ -47,15 +47,13 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """What the runs of one row have in common."""
+    """The settings that the runs of one row share."""
 
     task: Task
     algorithm: str
-    config: str
-    """As JSON, for it is a key."""
+    config: str  # JSON, because a group is a dict key
     reward_transform: str
-    networks: tuple[str, ...]
-    """Those that are the user's own, by name."""
+    networks: tuple[str, ...]  # names of the user's own networks
     steps: int
 
 
@@ -66,25 +64,25 @@ class Row:
     task: Task
     algorithm: str
     steps: int
-    """Updates, or environment steps where the run learned in one, at the final evaluation."""
+    """Updates (environment steps for online runs) at the final evaluation."""
     seeds: tuple[int, ...]
-    """Those with a final evaluation."""
+    """Seeds with a final evaluation."""
     episodes: int
     """Evaluation episodes per seed."""
     interval_over: str
-    """What the intervals are over: `seeds`, or the `episodes` of the only seed."""
+    """Sample of the intervals: `seeds`, or the `episodes` of the only seed."""
     returns: Estimate | None
-    """Mean of the undiscounted return, with Student's t-interval; None without a final evaluation."""
+    """Mean undiscounted return, with Student's t-interval; None without a final evaluation."""
     score: Estimate | None
-    """The same of the normalised score; None without references."""
+    """Mean normalised score, with Student's t-interval; None without references."""
     iqm: Estimate | None
     """Interquartile mean of the normalised score, with a bootstrap interval."""
     curve: tuple[tuple[int, Estimate], ...]
-    """(step, mean over seeds) of the normalised score, or of the return without references."""
+    """(step, mean over seeds) of the normalised score; of the return without references."""
     runs: tuple[str, ...]
     notes: tuple[str, ...]
     joint: bool = False
-    """Of many agents: the return is the team's, the sum over the agents."""
+    """Many agents; the return is the team's, the sum over agents."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Comparison:
         return tuple(dict.fromkeys(row.task for row in self.rows))
 
     def markdown(self) -> str:
-        """A table per task; what was left out or could not be read is said below it."""
+        """A table per task, with notes on runs and evaluations that were left out."""
         sections = []
         for task in self.tasks:
             rows = [row for row in self.rows if row.task == task]
@@ -107,22 +105,21 @@ class Comparison:
             lines += [_line(list(_cells(row).values())) for row in rows]
             lines += ["", "Final evaluation, mean [95 % interval]. " + _reference_text(task)]
             if any(row.joint for row in rows):
-                lines[-1] += " The return is the team's: the sum over the agents."
+                lines[-1] += " The return is the team's, the sum over agents."
             lines += [f"- {row.algorithm}: {note}" for row in rows for note in row.notes]
             sections.append("\n".join(lines))
         return "\n\n".join(sections) + "\n"
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows as JSON values; numbers that are not finite are None."""
+        """The rows as JSON values, with None for numbers that are not finite."""
         return [to_json(asdict(row)) for row in self.rows]
 
     def write(self, out: str | os.PathLike[str]) -> dict[str, Path]:
-        """Write report.md, report.csv, report.json and learning_curves.png into a folder; returns where they are.
+        """Write report.md, report.csv, report.json and learning_curves.png into a folder, and return their paths.
 
-        Of runs of many agents also marl_eval.json, for the tools of marl-eval.
+        For runs of many agents also write marl_eval.json, for the tools of marl-eval.
 
-        Raises:
-            ValueError: `out`, or a part of its path, is a file.
+        Raises ValueError if `out`, or a part of its path, is a file.
         """
         folder = Path(out)
         try:
@@ -147,7 +144,7 @@ class Comparison:
         return paths
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Learning curves as PNG, one panel per task: the mean, and a band of its 95 % interval over seeds."""
+        """Save learning curves as PNG, one panel per task: the mean over seeds with its 95 % interval."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -156,19 +153,13 @@ class Comparison:
         FigureCanvasAgg(figure)
         for panel, task in enumerate(tasks):
             axes = figure.add_subplot(len(tasks), 1, panel + 1)
-            for row in self.rows:
-                if row.task != task or not row.curve:
-                    continue
-                steps = [step for step, _ in row.curve]
-                (line,) = axes.plot(
-                    steps,
-                    [e.value for _, e in row.curve],
-                    label=f"{row.algorithm}, {_count(row.seeds, 'seed')}",
-                    marker="." if len(steps) < 30 else None,
-                )
-                low, high = ([getattr(e, side) for _, e in row.curve] for side in ("low", "high"))
+            for row in [row for row in self.rows if row.task == task and row.curve]:
+                steps, label = [step for step, _ in row.curve], f"{row.algorithm}, {_count(row.seeds, 'seed')}"
+                mean, low, high = ([getattr(e, part) for _, e in row.curve] for part in ("value", "low", "high"))
+                (line,) = axes.plot(steps, mean, label=label, marker="." if len(steps) < 30 else None)
                 axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-            axes.set(title=task.title, xlabel="steps", ylabel=_quantity(task))
+            quantity = "return" if task.references is None else "normalised score"
+            axes.set(title=task.title, xlabel="steps", ylabel=quantity)
             axes.title.set_fontsize("small")
             if axes.get_legend_handles_labels()[1]:
                 axes.legend(fontsize="small")
@@ -185,11 +176,11 @@ def compare(run_dirs: Iterable[str | os.PathLike[str]]) -> Comparison:
     """
     runs = [Run(path) for path in run_dirs]
     if not runs:
-        raise ValueError("expected at least one run directory to compare")
+        raise ValueError("expected at least one run directory to compare, got none")
     places = [run.path.resolve() for run in runs]
     for run, place in zip(runs, places, strict=True):
         if places.count(place) > 1:
-            raise ValueError(f"{run.path} is given twice")
+            raise ValueError(f"expected distinct run directories, got {run.path} twice")
     groups: dict[_Group, list[Run]] = defaultdict(list)
     for run in runs:
         groups[_group(run)].append(run)
@@ -197,30 +188,24 @@ def compare(run_dirs: Iterable[str | os.PathLike[str]]) -> Comparison:
 
 
 def _group(run: Run) -> _Group:
+    settings = dict(run.config.get("config") or {})
+    if not run.config.get("dataset") and "num_envs" in run.options:  # it sets the size of an online round
+        settings["num_envs"] = run.options["num_envs"]
     return _Group(
         task=_task(run),
         algorithm=run.algorithm,
-        config=json.dumps(_settings(run), sort_keys=True),
+        config=json.dumps(settings, sort_keys=True),
         reward_transform=run.options.get("reward_transform") or "none",
         networks=tuple(sorted(run.config.get("networks") or ())),
         steps=int(run.options.get("steps", 0)),
     )
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """The config; of a run that learned in its environment also how many episodes a round had."""
-    settings = dict(run.config.get("config") or {})
-    if not run.config.get("dataset") and "num_envs" in run.options:
-        settings["num_envs"] = run.options["num_envs"]
-    return settings
-
-
 def _task(run: Run) -> Task:
     dataset, environment = run.config.get("dataset") or {}, run.config.get("environment") or {}
     references = run.config.get("references")
     name = environment.get("id", "no environment")
-    kwargs = environment.get("kwargs") or {}
-    if kwargs:
+    if kwargs := environment.get("kwargs"):
         name += f" {_arguments(kwargs)}"
     if environment.get("max_episode_steps"):
         name += f", {environment['max_episode_steps']} steps"
@@ -228,7 +213,7 @@ def _task(run: Run) -> Task:
         name += f", {wrapper['name']}({_arguments(wrapper.get('kwargs') or {})})"
     if learn := run.options.get("learn"):
         name += f", learning: {' '.join(learn)}, others: {run.options.get('others')}"
-    given = dataset.get("given") or dataset  # evaluation returns are the environment's, whatever a run learned from
+    given = dataset.get("given") or dataset  # evaluation returns do not depend on the run's reward transform
     return Task(
         dataset=" | ".join([dataset.get("source", "no dataset"), *(given.get("transforms") or ())]),
         fingerprint=given.get("fingerprint") or "",
@@ -243,7 +228,7 @@ def _arguments(kwargs: Mapping[str, Any]) -> str:
 
 
 def _label(group: _Group, groups: Iterable[_Group]) -> str:
-    """The algorithm's name, settings in which its rows differ, the transform of rewards and the user's own networks."""
+    """The algorithm's name, the settings in which its rows differ, the reward transform and the user's networks."""
     others = [other for other in groups if other.algorithm == group.algorithm]
     mine: dict[str, Any] = json.loads(group.config)
     configs = [json.loads(other.config) for other in others]
@@ -265,10 +250,8 @@ def _row(task: Task, label: str, runs: Sequence[Run]) -> Row:
     for run in runs:
         for seed in run.seeds:
             if seed in holders:
-                raise ValueError(
-                    f"{run.path} and {holders[seed]} both hold seed {seed} of {label} with equal settings; "
-                    "give one of them, since a seed counted twice narrows the interval"
-                )
+                cause = f"{run.path} and {holders[seed]} both hold seed {seed} of {label} with equal settings"
+                raise ValueError(f"{cause}; give one of them, since a seed counted twice narrows the interval")
             holders[seed], lines[seed] = str(run.path), {}
         for line in run.evaluations():
             if line.get("return_mean") is None:
@@ -320,7 +303,7 @@ def _floats(values: Any) -> NDArray[np.float64]:
 
 
 def _cells(row: Row) -> dict[str, str]:
-    """The row as the Markdown table shows it."""
+    """The cells of the Markdown table."""
     return {
         "algorithm": row.algorithm,
         "steps": str(row.steps),
@@ -334,7 +317,7 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    """The row as CSV holds it; empty where there is no number."""
+    """The cells of the CSV table; empty where there is no number."""
     task = asdict(row.task)
     references = task.pop("references") or dict.fromkeys(("minimum", "maximum", "source"))
     flat: dict[str, Any] = {**task, "algorithm": row.algorithm, "steps": row.steps}
@@ -358,10 +341,6 @@ def _text(estimate: Estimate | None) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _quantity(task: Task) -> str:
-    return "return" if task.references is None else "normalised score"
 
 
 def _reference_text(task: Task) -> str:

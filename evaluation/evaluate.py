@@ -1,22 +1,19 @@
-"""Evaluation: episodes of a policy in its environment, as a dataset, or no more than what they came to."""
+"""Evaluation of a policy in its environment: complete episodes, or their returns and lengths only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from herdbook.core.environments import (
-    EnvironmentSource,
-    ReferenceScores,
-    describe_environment,
-)
+from herdbook.core.environments import EnvironmentSource, ReferenceScores, describe_environment
 from herdbook.core.random import generator as make_generator
-from herdbook.core.runner import VectorRunner, VectorStep, fixed_episodes
-from herdbook.core.types import Array, Policy, Spec, tree_map
+from herdbook.core.runner import VectorRunner, fixed_episodes
+from herdbook.core.types import Array, Policy, Spec
 from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.play import play, played_steps
 
 
 def evaluate(
@@ -34,39 +31,36 @@ def evaluate(
     """Run a policy for a fixed list of episodes: episode i is reset with `seed + i`.
 
     Every episode that starts is run to its end and counted once, so short episodes are not over-represented. The
-    result is a function of the seed; for a deterministic policy it does not depend on `num_envs` beyond the rounding
-    of matrix products of another batch size.
+    result is a function of the seed. For a deterministic policy it does not depend on `num_envs`, except for rounding
+    in matrix products of another batch size.
 
     Args:
-        policy: Raw observations in, raw actions out. Actions outside the action space are clipped to it.
+        policy: Raw observations in, raw actions out. Actions are clipped to the action space.
         make_env: An environment's name, its recorded spec, or a callable that returns a new one.
-        episodes: How many.
-        seed: Of the first episode; it seeds the policy's sampling too.
-        num_envs: Environments stepped side by side.
-        max_steps: Cut episodes there (truncated), on top of the environment's own limit. An environment that declares
-            none is cut after 10,000 steps, with a warning.
-        device: Where the policy's tensors live.
+        episodes: Number of episodes.
+        seed: Seed of the first episode and of the policy's sampling.
+        num_envs: Number of parallel environments.
+        max_steps: Truncate episodes after this many steps, on top of the environment's own limit. Without any limit
+            episodes are truncated after 10,000 steps, with a warning.
+        device: Device of the policy.
         spec: The spaces that the policy was trained on; they must be the environment's.
-        reference_scores: Kept in the result.
+        reference_scores: Stored in the result.
 
     Returns:
-        `Episodes` in order of their number, with `{"seed": …}` as metadata of each.
+        `Episodes` in the order of their seeds, with metadata `{"seed": …}`.
 
     Raises:
-        EnvironmentUnavailable: The environment cannot be made; what to install is named.
-        EnvironmentFailed: It raised or gave NaN; the episode, its seed and the step are named.
-        ValueError: Its spaces are not those of `spec`, or the policy's actions do not fit it.
+        EnvironmentUnavailable: The environment cannot be made; the message says what to install.
+        EnvironmentFailed: The environment raised or gave NaN; the message gives the seed and the step.
+        ValueError: The spaces are not those of `spec`, or the policy's actions do not fit.
     """
-    runner = _runner(make_env, episodes, seed, num_envs, max_steps, device, spec)
-    steps = list(_steps(runner, policy, seed))
-    raw = runner.raw_observation_space
-    described = describe_environment(make_env)
-    return Episodes.from_episodes(
-        _episodes_of(steps, episodes, seed),
-        observation_space=runner.observation_space,
-        action_space=runner.action_space,
-        raw_observation_space=None if raw == runner.observation_space else raw,
-        observation_keys=runner.observation_keys,
+    runner = _runner(make_env, episodes, seed, num_envs, max_steps=max_steps, device=device, spec=spec)
+    metadata, described = [{"seed": seed + i} for i in range(episodes)], describe_environment(make_env)
+    return play(
+        runner,
+        policy,
+        make_generator(seed, device=runner.device),
+        metadata,
         environment=described,
         reference_scores=reference_scores,
         source="evaluation" if described is None else f"evaluation in {described.id}",
@@ -75,17 +69,17 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Scores:
-    """What episodes came to, each an array `[N]`; asked for as it is of `Episodes`."""
+    """Returns and lengths of N episodes, with the methods of `Episodes`."""
 
     _returns: Array
     _lengths: Array
 
     def returns(self) -> Array:
-        """Undiscounted sums of rewards."""
+        """Undiscounted returns. `[N]`"""
         return self._returns
 
     def lengths(self) -> Array:
-        """Steps."""
+        """Numbers of steps. `[N]`"""
         return self._lengths
 
 
@@ -100,73 +94,26 @@ def score(
     device: str | torch.device = "cpu",
     spec: Spec | None = None,
 ) -> Scores:
-    """Run the same episodes as `evaluate`, and keep nothing of them but their returns and lengths.
+    """Run the episodes of `evaluate`, but keep only returns and lengths: ten episodes of images may take gigabytes.
 
-    Ten games of pixels may be gigabytes. Arguments and errors are those of `evaluate`.
+    Arguments and errors are those of `evaluate`.
     """
-    runner = _runner(make_env, episodes, seed, num_envs, max_steps, device, spec)
+    runner = _runner(make_env, episodes, seed, num_envs, max_steps=max_steps, device=device, spec=spec)
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
-    for step in _steps(runner, policy, seed):
+    for step in played_steps(runner, policy, make_generator(seed, device=runner.device)):
         numbers = step.episodes[step.active]
         returns[numbers] += step.played.rewards[step.active]
         lengths[numbers] += 1
     return Scores(returns, lengths)
 
 
-def _runner(
-    make_env: EnvironmentSource,
-    episodes: int,
-    seed: int,
-    num_envs: int,
-    max_steps: int | None,
-    device: str | torch.device,
-    spec: Spec | None,
-) -> VectorRunner:
-    if episodes < 1:
-        raise ValueError(f"expected episodes >= 1, got {episodes}")
-    if seed < 0:
-        raise ValueError(f"expected seed >= 0, got {seed}")
-    if num_envs < 1:
-        raise ValueError(f"expected num_envs >= 1, got {num_envs}")
-    lanes, schedule = min(num_envs, episodes), fixed_episodes(episodes, seed)
-    return VectorRunner(make_env, lanes, schedule, spec=spec, max_steps=max_steps, device=device)
+def check_counts(episodes: int, seed: int, num_envs: int) -> None:
+    """Raise ValueError unless there are episodes and environments, and the seed is not negative."""
+    for name, value, least in (("episodes", episodes, 1), ("seed", seed, 0), ("num_envs", num_envs, 1)):
+        if value < least:
+            raise ValueError(f"expected {name} >= {least}, got {value}")
 
 
-def _steps(runner: VectorRunner, policy: Policy, seed: int) -> Iterator[VectorStep]:
-    """Play to the end, and close the environments."""
-    try:
-        generator = make_generator(seed, device=runner.device)
-        while runner.active:
-            yield runner.step(policy, generator)
-    finally:
-        runner.close()
-
-
-def _episodes_of(steps: list[VectorStep], count: int, seed: int) -> list[dict[str, object]]:
-    """Cut the lockstep record `[steps, lanes]` into episodes: each is one run of steps of one lane."""
-    observations = tree_map(lambda *leaves: np.stack(leaves), *(s.played.observations for s in steps))
-    actions, rewards = np.stack([s.played.actions for s in steps]), np.stack([s.played.rewards for s in steps])
-    begins: dict[int, int] = {}
-    found: list[dict[str, object]] = [{}] * count
-    for t, step in enumerate(steps):
-        played = step.played
-        for lane in np.flatnonzero(step.first).tolist():
-            begins[int(step.episodes[lane])] = t
-        for lane in np.flatnonzero(played.terminated | played.truncated).tolist():
-            number = int(step.episodes[lane])
-            start = begins[number]
-            found[number] = {
-                "observations": tree_map(
-                    lambda rows, final, start=start, t=t, lane=lane: np.concatenate(
-                        [rows[start : t + 1, lane], final[lane][None]]
-                    ),
-                    observations,
-                    played.next_observations,
-                ),
-                "actions": actions[start : t + 1, lane],
-                "rewards": rewards[start : t + 1, lane],
-                "terminated": bool(played.terminated[lane]),
-                "truncated": bool(played.truncated[lane]),
-                "metadata": {"seed": seed + number},
-            }
-    return found
+def _runner(make_env: EnvironmentSource, episodes: int, seed: int, num_envs: int, **options: Any) -> VectorRunner:
+    check_counts(episodes, seed, num_envs)
+    return VectorRunner(make_env, min(num_envs, episodes), fixed_episodes(episodes, seed), **options)

@@ -1,17 +1,17 @@
-"""Fitted Q evaluation (Le, Voloshin & Yue 2019, arXiv:1903.08738): the value of a policy, from data of other policies.
+"""Fitted Q evaluation (Le, Voloshin & Yue 2019, arXiv:1903.08738): off-policy estimation of a policy's value.
 
     y = r + γ (1 − terminated) E_{a′ ~ π(s′)} Q̄(s′, a′)          (1)
     L = mean (Q(s, a) − y)²                                      (2)
     v(s₀) = E_{a ~ π(s₀)} Q̄(s₀, a)                               (3)
 
-The expectation is under the policy, never its mode: exact where the policy's distribution offers `probs` (discrete
-actions), and over sampled actions otherwise. A truncation is not a termination: values are bootstrapped through it,
-unless `time_limit="terminal"` says that the limit is part of the task.
+The expectation is under the policy, not its mode: exact if the policy's distribution has `probs` (discrete actions),
+otherwise over sampled actions. Values are bootstrapped through truncations, unless `time_limit="terminal"` makes the
+limit part of the task.
 
-Beyond the paper: Q̄ follows Q by Polyak averaging (rate τ) instead of by hand-over after each regression, and is what
-(3) reads, since it averages out the noise of the last updates. Q is the mean plus the spread of the data's own
-discounted returns times the network's output, so that the learning rate means the same at every scale of rewards;
-observations are standardised.
+Differences from the paper: Q̄ follows Q by Polyak averaging (rate τ), not by a copy after each regression. Eq. 3 reads
+Q̄, which averages out the noise of the last updates. Q is the mean plus the standard deviation of the data's discounted
+returns times the network's output, so the learning rate does not depend on the scale of rewards. Observations are
+standardised.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Array, Policy, Step, TimeLimit
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.layout import row_offsets
+from herdbook.datasets.sampling import checked_time_limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,11 @@ class FQEConfig:
 
     discount: float = 0.99  # γ, eq. 1
     updates: int = 20_000
-    learning_rate: float = 1e-4  # Adam's, falling to 0 in a straight line
+    learning_rate: float = 1e-4  # Adam's, decaying linearly to 0
     batch_size: int = 256
     tau: float = 0.005  # rate at which Q̄ follows Q
     hidden_sizes: tuple[int, ...] = (256, 256)
-    action_samples: int = 10  # draws per state for the expectation, where there are no `probs`
+    action_samples: int = 10  # sampled actions per state for the expectation, without `probs`
 
     def __post_init__(self) -> None:
         if not 0 <= self.discount < 1:
@@ -57,12 +58,12 @@ class FQEConfig:
 
 @dataclass(frozen=True, slots=True)
 class FQEEstimate:
-    """What fitted Q evaluation found."""
+    """Result of fitted Q evaluation."""
 
     values: Array
-    """v(s₀) of eq. 3 at the first state of each episode of the data, `[episodes]` float64."""
+    """v(s₀) of eq. 3 at the first state of each episode, `[episodes]` float64."""
     loss: float
-    """Eq. 2 over the last batch, in units of the squared spread of returns."""
+    """Eq. 2 over the last batch, in units of the variance of returns."""
 
     @property
     def mean(self) -> float:
@@ -82,25 +83,23 @@ def fitted_q_evaluation(
     """Estimate the discounted return of `policy` from recorded episodes.
 
     Args:
-        policy: Raw observations in, raw actions out; each state is given to it on its own, so it must not depend on
-            its carry. A stochastic one is to sample.
-        episodes: Vector or Discrete observations, bounded Box or Discrete actions; only the steps in their mask.
+        policy: Raw observations in, raw actions out. It sees single states, so it must not depend on its carry. A
+            stochastic policy must sample.
+        episodes: Vector or Discrete observations, bounded Box or Discrete actions; only steps in the mask are used.
         config: Settings.
-        time_limit: Whether a truncation is bootstrapped through, or is part of the task and ends it.
-        seed: Of the network, the batches and the policy's samples.
-        device: Where it is computed.
+        time_limit: "bootstrap" bootstraps through truncations; with "terminal" they end the task.
+        seed: Seed of the network, the batches and the policy's samples.
+        device: Device of the computation.
 
     Raises:
-        ValueError: The data are of another kind, the policy's actions do not fit, or `time_limit` is unknown.
+        ValueError: The observations or actions are not supported, or `time_limit` is unknown.
         ArithmeticError: The estimate diverged.
     """
     c = config or FQEConfig()
-    if time_limit not in ("bootstrap", "terminal"):
-        raise ValueError(f'expected time_limit "bootstrap" or "terminal", got {time_limit!r}')
+    checked_time_limit(time_limit)
     if isinstance(policy, FeedForwardPolicy) and policy.frame_stack > 1:
-        raise ValueError(
-            f"fitted Q evaluation: expected a policy of single observations, got one of {policy.frame_stack} at once"
-        )
+        frames = policy.frame_stack
+        raise ValueError(f"fitted Q evaluation: expected a policy of single observations, got a stack of {frames}")
     ended = episodes.terminated | episodes.truncated if time_limit == "terminal" else episodes.terminated
     data = _Data(policy, episodes, ended, c, seed, torch.device(device))
     with scoped_seed(seed):
@@ -119,19 +118,17 @@ def fitted_q_evaluation(
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships no types for it
         optimiser.step()
         optimiser.zero_grad()
-        with torch.no_grad():  # otherwise Q̄ would carry the history of every update
+        with torch.no_grad():  # otherwise Q̄'s graph would grow with every update
             torch._foreach_lerp_(averages, parameters, c.tau)
     values = data.initial_values(target)
     if not np.isfinite(values).all():
-        raise ArithmeticError(
-            f"fitted Q evaluation diverged after {c.updates} updates; lower learning_rate ({c.learning_rate}) or "
-            f"tau ({c.tau})"
-        )
+        advice = f"lower learning_rate ({c.learning_rate}) or tau ({c.tau})"
+        raise ArithmeticError(f"fitted Q evaluation diverged after {c.updates} updates; {advice}")
     return FQEEstimate(values, float(loss.detach()))
 
 
 class _Data:
-    """The recorded steps in the network's units, with the policy's actions at every state drawn once."""
+    """The recorded steps in the network's units, and the policy's actions at every state, sampled once."""
 
     def __init__(
         self, policy: Policy, episodes: Episodes, ended: Array, c: FQEConfig, seed: int, device: torch.device
@@ -159,10 +156,8 @@ class _Data:
         self.drawn = None if episodes.mask is None else put(np.flatnonzero(episodes.mask))
         previous_actions = np.zeros((len(raw), *episodes.actions.shape[1:]), dtype=episodes.actions.dtype)
         previous_rewards = np.zeros(len(raw), dtype=np.float32)
-        previous_actions[episodes.step_rows + 1], previous_rewards[episodes.step_rows + 1] = (
-            episodes.actions,
-            episodes.rewards,
-        )
+        after = episodes.step_rows + 1
+        previous_actions[after], previous_rewards[after] = episodes.actions, episodes.rewards
         first = torch.zeros(len(raw), dtype=torch.bool, device=device)
         first[self.first_rows] = True
         states = Step(raw, put(previous_actions), put(previous_rewards), first, torch.ones_like(first))
@@ -192,7 +187,7 @@ class _Data:
         return (torch.cat(found), None) if exact else (None, torch.cat(found))
 
     def _encode(self, actions: Tensor) -> Tensor:
-        """Raw actions to indices from 0, or to [−1, 1] (clipped, as evaluation does)."""
+        """Raw actions as indices from 0, or scaled to [−1, 1] (clipped, as in evaluation)."""
         if isinstance(self.space, spaces.Discrete):
             return actions.long() - int(self.space.start)
         assert isinstance(self.space, spaces.Box)
@@ -200,7 +195,7 @@ class _Data:
         return (2 * (actions - low) / (high - low) - 1).clamp(-1, 1)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Step numbers, uniform; all of them where a batch would hold them all. [B]"""
+        """Uniformly drawn step numbers [B]; all steps if a batch can hold them."""
         total = len(self.rewards) if self.drawn is None else len(self.drawn)
         if total <= count:
             return torch.arange(total, device=self.rewards.device) if self.drawn is None else self.drawn
@@ -208,12 +203,12 @@ class _Data:
         return numbers if self.drawn is None else self.drawn[numbers]
 
     def q(self, network: MLP, steps: Tensor) -> Tensor:
-        """Q(s, a) of recorded steps [B], in units of the network."""
+        """Q(s, a) at recorded steps [B], in units of the network."""
         return self._q(network, self.observations[self.rows[steps]], self.actions[steps])
 
     @torch.no_grad()
     def value(self, network: MLP, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """E_π Q̄ at observation rows [B]: exact, or of one of the drawn actions each."""
+        """E_π Q̄ at observation rows [B]: exact, or for one of the sampled actions each."""
         if self.choices is None:
             assert self.probs is not None
             value: Tensor = (network(self.observations[rows]) * self.probs[rows]).sum(-1)
@@ -223,7 +218,7 @@ class _Data:
 
     @torch.no_grad()
     def initial_values(self, network: MLP) -> Array:
-        """Eq. 3 in units of the rewards, over all drawn actions. [episodes]"""
+        """Eq. 3 in units of the rewards, over all sampled actions. [episodes]"""
         observations = self.observations[self.first_rows]
         if self.choices is None:
             assert self.probs is not None
@@ -242,7 +237,7 @@ class _Data:
 
 
 def _probs(policy: Policy, step: Step, carry: Any) -> Tensor | None:
-    """Probabilities of discrete actions, where the policy offers them."""
+    """Probabilities of discrete actions; None if the policy has none."""
     try:
         distribution, _ = policy.distribution(step, carry)
     except (AttributeError, NotImplementedError):
@@ -252,7 +247,7 @@ def _probs(policy: Policy, step: Step, carry: Any) -> Tensor | None:
 
 
 def discounted_returns(episodes: Episodes, discount: float) -> Array:
-    """Σ γᵏ r of the rewards from each step to its episode's end, `[steps]`; at `offsets[:-1]` the episodes' own."""
+    """Discounted return from each step to its episode's end, `[steps]`; entries `offsets[:-1]` are the episodes'."""
     returns = episodes.rewards.copy()
     lengths = episodes.lengths()
     last = episodes.offsets[1:] - 1

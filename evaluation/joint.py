@@ -1,4 +1,4 @@
-"""Evaluation of many agents: episodes of a joint policy in its environment, as a dataset."""
+"""Evaluation of a joint policy of many agents in its environment."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from herdbook.core.registry import package_versions
 from herdbook.core.runner import EnvironmentFailed
 from herdbook.core.types import Policy
 from herdbook.datasets.joint.episodes import JointEpisodes
+from herdbook.evaluation.evaluate import check_counts
 
 logger = logging.getLogger("herdbook")
 
@@ -37,40 +38,29 @@ def evaluate_joint(
 ) -> JointEpisodes:
     """Run a joint policy for a fixed list of episodes: episode i is reset with `seed + i`; see `evaluate`.
 
-    An episode in which the environment raises or gives NaN is lost, which a warning in the log says.
-    `JointEpisodes.returns()` is the team's (the sum over the agents), `agent_returns()` each agent's own.
+    An episode in which the environment raises or gives NaN is lost, with a warning in the log. Returns `JointEpisodes`,
+    whose `returns()` are the team's (the sum over agents) and `agent_returns()` each agent's.
 
     Args:
         policy: Raw observations by kind in, raw actions by kind out.
         make_env: An environment's name, its recorded spec, or a callable that returns a new one.
-        episodes: How many.
-        seed: Of the first episode; it seeds the policy's sampling too.
-        num_envs: Environments stepped side by side.
-        max_steps: Cut episodes there (truncated), on top of the environment's own limit.
-        device: Where the policy's tensors live.
+        episodes: Number of episodes.
+        seed: Seed of the first episode and of the policy's sampling.
+        num_envs: Number of parallel environments.
+        max_steps: Truncate episodes after this many steps, on top of the environment's own limit.
+        device: Device of the policy.
         spec: The task that the policy was trained on; it must be the environment's.
-        learners, others: Whom the policy plays, and who plays the rest, as `JointRunner` takes them.
-        reference_scores: Kept in the result.
-        state: Whether the global state is recorded, where there is one.
+        learners, others: The agents that the policy plays, and the policy of the others, as in `JointRunner`.
+        reference_scores: Stored in the result.
+        state: Record the global state, if there is one.
 
     Raises:
         EnvironmentUnavailable: The environment cannot be made, or has other agents or spaces than `spec`.
-        EnvironmentFailed: It raised or gave NaN in every episode; the first one's seed and step are named.
+        EnvironmentFailed: The environment failed in every episode; the message gives the first seed and step.
     """
-    if episodes < 1 or num_envs < 1:
-        raise ValueError(f"expected episodes >= 1 and num_envs >= 1, got {episodes} and {num_envs}")
-    if seed < 0:
-        raise ValueError(f"expected seed >= 0, got {seed}")
-    runner = JointRunner(
-        make_env,
-        min(num_envs, episodes),
-        max_steps=max_steps,
-        device=device,
-        spec=spec,
-        learners=learners,
-        others=others,
-        state=state,
-    )
+    check_counts(episodes, seed, num_envs)
+    options: dict[str, Any] = {"max_steps": max_steps, "device": device, "spec": spec, "state": state}
+    runner = JointRunner(make_env, min(num_envs, episodes), learners=learners, others=others, **options)
     try:
         played = runner.run(policy, range(seed, seed + episodes), make_generator(seed, device=device))
     finally:
@@ -78,7 +68,7 @@ def evaluate_joint(
     if len(played.failures) == episodes:
         raise EnvironmentFailed(played.failures[0])
     if played.failures:
-        logger.warning("evaluation: %d of %d episodes are lost: %s", len(played.failures), episodes, played.failures[0])
+        logger.warning("evaluation: %d of %d episodes lost: %s", len(played.failures), episodes, played.failures[0])
     described = describe_environment(make_env)
     return JointEpisodes.from_episodes(
         [episode for episode in played.episodes if episode is not None],

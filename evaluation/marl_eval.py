@@ -1,4 +1,4 @@
-"""Results of many agents in the format of marl-eval (Gorsane et al. 2022, arXiv:2209.10485)."""
+"""Export of multi-agent results in the format of marl-eval (Gorsane et al. 2022, arXiv:2209.10485)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from herdbook.core.runs import Run
 
 
 def marl_eval_records(rows: Sequence[tuple[str, str, Run]]) -> dict[str, Any]:
-    """(task, label, run) to environment → task → algorithm → seed → step → metric, a list over evaluation episodes.
+    """Nested records, environment → task → algorithm → seed → step → metric, from rows (task title, label, run).
 
-    A task is called as its environment is, and only where several have the same environment as it is called here. The
-    metric `return` is the team's, the sum over the agents. `step_count` is in environment steps, of a run on a dataset
-    in updates. `absolute_metrics` holds the final evaluation, where marl-eval's own protocol has the best policy's over
-    ten times the episodes: herdbook reports final policies.
+    A metric is a list over evaluation episodes. The task is the environment's name, or the title if several tasks have
+    the same environment. `return` is the team's, the sum over agents. `step_count` counts environment steps (updates
+    for a run on a dataset). `absolute_metrics` holds the final evaluation, because herdbook reports final policies;
+    marl-eval's own protocol evaluates the best policy over ten times the episodes.
     """
     records: dict[str, Any] = {}
     titles = defaultdict(set)
@@ -29,10 +29,8 @@ def marl_eval_records(rows: Sequence[tuple[str, str, Run]]) -> dict[str, Any]:
         evaluations = run.evaluations()
         for seed in run.seeds:
             lines = [line for line in evaluations if line["seed"] == seed]
-            steps = {
-                f"step_{number}": {"step_count": line["step"], "return": line["returns"]}
-                for number, line in enumerate(lines, 1)
-            }
+            records_of = ({"step_count": line["step"], "return": line["returns"]} for line in lines)
+            steps = {f"step_{number}": record for number, record in enumerate(records_of, 1)}
             if lines:
                 steps["absolute_metrics"] = {"return": lines[-1]["returns"]}
                 seeds[f"seed_{seed}"] = steps

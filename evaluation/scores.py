@@ -1,4 +1,4 @@
-"""Normalised scores: returns on a scale where 0 and 100 are named references."""
+"""Normalised scores: returns on a scale from 0 to 100 between two reference returns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from herdbook.datasets.d4rl import d4rl_references
 
 
 def normalised_score(returns: ArrayLike, references: ReferenceScores) -> NDArray[np.float64]:
-    """100 · (return − minimum) / (maximum − minimum) (Fu et al. 2020, arXiv:2004.07219), of any shape.
+    """100 · (return − minimum) / (maximum − minimum), of any shape (Fu et al. 2020, arXiv:2004.07219).
 
-    `minari.get_normalized_score` gives a hundredth of it.
+    `minari.get_normalized_score` omits the factor 100.
     """
     span = references.maximum - references.minimum
     return 100 * (np.asarray(returns, dtype=np.float64) - references.minimum) / span
@@ -23,7 +23,7 @@ def normalised_score(returns: ArrayLike, references: ReferenceScores) -> NDArray
 def find_references(
     recorded: ReferenceScores | None, environment: EnvironmentSpec | str | None = None
 ) -> ReferenceScores | None:
-    """The references recorded in a dataset; without any, D4RL's for its environment's family; None for neither."""
+    """The references recorded in a dataset, else D4RL's for its environment's family, else None."""
     if recorded is not None or environment is None:
         return recorded
     return d4rl_references(environment if isinstance(environment, str) else environment.id)
@@ -32,9 +32,9 @@ def find_references(
 def score_line(
     returns: NDArray[np.float64], lengths: NDArray[np.int64], references: ReferenceScores | None
 ) -> dict[str, Any]:
-    """The numbers of one evaluation, as evaluations.jsonl holds them.
+    """One evaluation's entries in evaluations.jsonl, from the returns and lengths of its episodes.
 
-    returns, lengths: of each episode. `normalized_score` is the mean over the episodes, None without references.
+    `normalized_score` is the mean over episodes; None without references.
     """
     score = None if references is None else float(np.mean(normalised_score(returns, references)))
     return {

@@ -1,4 +1,4 @@
-"""Statistics over a handful of seeds: interquartile mean, bootstrap and t-intervals; profiles through rliable."""
+"""Statistics over a few seeds: interquartile mean, bootstrap and t-intervals; performance profiles by rliable."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A statistic and its confidence interval; the bounds are NaN where one value gives none."""
+    """A statistic and its confidence interval; the bounds are NaN for a single value."""
 
     value: float
     low: float
@@ -25,12 +25,12 @@ class Estimate:
 
 
 def interquartile_mean(scores: ArrayLike, axis: int | None = None) -> Any:
-    """Mean of the middle half of the scores (Agarwal et al. 2021, arXiv:2108.13264): all of them, or along `axis`."""
+    """Mean of the middle half of all scores, or along `axis` (Agarwal et al. 2021, arXiv:2108.13264)."""
     return scipy.stats.trim_mean(_finite(scores), 0.25, axis=axis)
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> Estimate:
-    """Mean of one value per seed, with Student's t-interval: mean ± t · s/√n, s with n − 1. `values`: [seeds]."""
+    """Mean of `values` [seeds] with Student's t-interval: mean ± t · s/√n, s with n − 1 degrees of freedom."""
     x = _finite(values).ravel()
     if x.size == 1:
         return Estimate(float(x[0]), math.nan, math.nan)
@@ -49,14 +49,13 @@ def bootstrap_interval(
     """Stratified bootstrap with percentile intervals, as in rliable (Agarwal et al. 2021, arXiv:2108.13264).
 
     Args:
-        scores: `[runs]`, or `[runs, tasks]`: runs are drawn with replacement within each task.
-        statistic: Of an array along its last `axis` (a keyword); it sees the scores of all tasks together.
-        seed: Of the resampling.
+        scores: `[runs]` or `[runs, tasks]`; runs are resampled with replacement within each task.
+        statistic: Function of an array along `axis` (a keyword); it reads the scores of all tasks together.
+        seed: Seed of the resampling.
         confidence: Probability mass between the bounds.
-        resamples: How many.
+        resamples: Number of resamples.
 
-    Raises:
-        ValueError: There are no scores, one is not finite, or `confidence` is outside (0, 1).
+    Raises ValueError if there are no scores, one is not finite, or `confidence` is outside (0, 1).
     """
     x = _finite(scores)
     x = x[:, None] if x.ndim == 1 else x  # [runs, tasks]
@@ -75,22 +74,20 @@ def bootstrap_interval(
 def rank_correlation(x: ArrayLike, y: ArrayLike, *, seed: int = 0, resamples: int = 2000) -> Estimate:
     """Spearman's rank correlation of pairs, with a 95 % percentile bootstrap interval over the pairs.
 
-    Resamples in which either side is constant have no correlation and are left out. Raises ValueError for fewer than
-    three pairs, a side that is constant, and where no resample is left.
+    Resamples with a constant side have no correlation and are left out. Raises ValueError for fewer than three pairs,
+    for a constant side, and if no resample is left.
     """
     a, b = _finite(x), _finite(y)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 3:
         raise ValueError(f"expected two lists of equal length, at least 3, got shapes {a.shape} and {b.shape}")
     for side in (a, b):
         if np.ptp(side) == 0:
-            raise ValueError(f"expected values that differ, which a rank needs; got {len(side)} times {side[0]:g}")
+            raise ValueError(f"expected values that differ, which ranks need, got {len(side)} times {side[0]:g}")
     drawn = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
     varied = [i for i in drawn if np.ptp(a[i]) > 0 and np.ptp(b[i]) > 0]
     if not varied:
-        raise ValueError(
-            f"expected a resample of the {len(a)} pairs in which both sides vary, got none in {resamples}; "
-            "give more resamples, or pairs with fewer ties"
-        )
+        wanted = f"a resample of the {len(a)} pairs in which both sides vary"
+        raise ValueError(f"expected {wanted}, got none in {resamples}; give more resamples, or pairs with fewer ties")
     found = [_spearman(a[i], b[i]) for i in varied]
     low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(_spearman(a, b), float(low), float(high))
@@ -104,34 +101,25 @@ def _spearman(a: FloatArray, b: FloatArray) -> float:
 def performance_profiles(
     scores: Mapping[str, ArrayLike], thresholds: Sequence[float], *, seed: int = 0, resamples: int = 2000
 ) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Share of runs above each threshold, with 95 % intervals, through rliable.
+    """Performance profiles by rliable: the fraction of runs above each threshold, with 95 % intervals.
 
-    Args:
-        scores: Algorithm to `[runs, tasks]`.
-        thresholds: Scores at which the profile is read.
-
-    Returns:
-        Algorithm to (`[thresholds]`, `[2, thresholds]` lower and upper bounds).
-
-    Raises:
-        ImportError: rliable is not installed; the extra `stats` brings it.
+    `scores` are `[runs, tasks]` for each algorithm. Returns (`[thresholds]`, `[2, thresholds]` lower and upper bounds)
+    for each algorithm. Raises ImportError without the extra `stats`.
     """
     library, _ = _rliable()
-    return _intervals(
-        library,
-        {name: _matrix(x) for name, x in scores.items()},
-        lambda x: np.array([library.run_score_deviation(x, threshold) for threshold in thresholds]),
-        seed,
-        resamples,
-    )
+
+    def profile(x: FloatArray) -> FloatArray:
+        return np.array([library.run_score_deviation(x, threshold) for threshold in thresholds])
+
+    return _intervals(library, {name: _matrix(x) for name, x in scores.items()}, profile, seed, resamples)
 
 
 def probability_of_improvement(
     scores: ArrayLike, others: ArrayLike, *, seed: int = 0, resamples: int = 2000
 ) -> Estimate:
-    """P(a run of the one algorithm beats a run of the other), averaged over tasks, with a 95 % interval, by rliable.
+    """P(a run in `scores` beats a run in `others`), averaged over tasks, with a 95 % interval, by rliable.
 
-    `scores`, `others`: `[runs, tasks]`. Raises ImportError without the extra `stats`.
+    `scores`, `others`: `[runs, tasks]` of two algorithms. Raises ImportError without the extra `stats`.
     """
     library, metrics = _rliable()
     pair = {"pair": (_matrix(scores), _matrix(others))}
@@ -140,9 +128,9 @@ def probability_of_improvement(
 
 
 def _intervals(library: Any, scores: dict[str, Any], statistic: Any, seed: int, resamples: int) -> dict[str, Any]:
-    state = np.random.RandomState(seed)  # what rliable's bootstrap takes
+    state = np.random.RandomState(seed)  # the type that rliable's bootstrap expects
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # arch, below rliable, renames that argument
+        warnings.simplefilter("ignore", FutureWarning)  # arch, which rliable uses, renames that argument
         values, bounds = library.get_interval_estimates(scores, statistic, reps=resamples, random_state=state)
     return {name: (values[name], bounds[name]) for name in scores}
 
@@ -151,10 +139,8 @@ def _rliable() -> tuple[Any, Any]:
     try:
         from rliable import library, metrics
     except ImportError as error:
-        raise ImportError(
-            f"performance profiles and the probability of improvement need rliable ({error}): "
-            "pip install 'herdbook[stats]'"
-        ) from error
+        users = "performance profiles and the probability of improvement"
+        raise ImportError(f"{users} need rliable ({error}): pip install 'herdbook[stats]'") from error
     return library, metrics
 
 
@@ -166,7 +152,7 @@ def _matrix(scores: ArrayLike) -> FloatArray:
 
 
 def _two_sided(confidence: float) -> float:
-    """Quantile of the upper bound."""
+    """Quantile level of the upper bound."""
     if not 0 < confidence < 1:
         raise ValueError(f"expected confidence in (0, 1), got {confidence}")
     return 0.5 + confidence / 2

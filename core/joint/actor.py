@@ -1,4 +1,4 @@
-"""`JointActor`: a joint policy for people. NumPy in and out, one environment, a dict by agent, the carry kept."""
+"""`JointActor`: a joint policy for interactive use, with NumPy values by agent, one environment and a kept carry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from herdbook.core.joint.types import JointSpec
+from herdbook.core.joint.types import JointSpec, all_legal
 from herdbook.core.spaces import flatten, zeros
 from herdbook.core.trees import mapped, write
 from herdbook.core.types import Array, Policy, Step, Tree, to_numpy
@@ -20,9 +20,9 @@ class JointActor:
 
     Args:
         policy: Raw observations by kind in, raw actions by kind out.
-        spec: The task that it was trained on.
-        device: Where its tensors live.
-        generator: For a policy that samples.
+        spec: Specification of the task the policy was trained on.
+        device: Device of the policy.
+        generator: Source of randomness for a policy that samples.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class JointActor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the episode so far. It matters to policies with a memory only."""
+        """Begin a new episode: forget the carry and the previous actions."""
         self._carry = self.policy.initial(1)
         self._first = True
         self._previous = {
@@ -53,25 +53,19 @@ class JointActor:
         action_masks: Mapping[str, Array] | None = None,
         rewards: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
-        """Actions of the agents that `observations` names, each an int or an array in the agent's own space.
+        """Actions of the agents in `observations`, each an int or an array in the agent's own space.
 
         An observation is as the environment gives it, or PettingZoo's dict of `observation` and `action_mask`.
-        `rewards` are the last step's, for policies that read them.
+        `rewards` are those of the last step, for policies that read them.
 
-        Raises KeyError for an agent that was not there in training.
+        Raises KeyError if an agent was not part of the training task.
         """
         observations = dict(observations)
         masks = dict(action_masks or {})
         for agent, observation in observations.items():
             if self.spec.masked and isinstance(observation, Mapping) and "action_mask" in observation:
                 masks[agent], observations[agent] = observation["action_mask"], observation["observation"]
-        kinds = {kind.name: kind for kind in self.spec.kinds}
-        legal = {
-            name: np.ones((len(kind.agents), int(kind.action_space.n)), dtype=np.bool_)
-            for name, kind in kinds.items()
-            if isinstance(kind.action_space, spaces.Discrete)
-        }
-        alive = np.zeros(len(self.spec.agents), dtype=np.bool_)
+        legal, alive = all_legal(self.spec), np.zeros(len(self.spec.agents), dtype=np.bool_)
         for agent, observation in observations.items():
             alive[self.spec.index[agent]] = True
             kind = next(kind for kind in self.spec.kinds if agent in kind.agents)
@@ -94,18 +88,17 @@ class JointActor:
         self._first, actions, own = False, to_numpy(chosen), {}
         for kind in self.spec.kinds:
             for row, agent in enumerate(kind.agents):
-                if agent in observations:  # who does not act keeps its last action
+                if agent in observations:  # an agent that does not act keeps its last action
                     self._previous[kind.name][row] = actions[kind.name][0, row]
                     own[agent] = _own(self.spec.action_spaces[agent], actions[kind.name][0, row])
         return own
 
     def _batch(self, tree: Tree) -> Tree:
-        """A leading axis of one environment; copies, for the arrays are written again."""
+        """Tensors with a leading axis of one environment; copies, because the arrays are written again."""
         return mapped(lambda leaf: torch.from_numpy(leaf.copy()).to(self.device)[None], tree)
 
 
 def _own(space: spaces.Space[Any], action: Array) -> Any:
-    """One action in an agent's own shape and type."""
     if isinstance(space, spaces.Discrete):
         return int(action)
     return action.reshape(space.shape).astype(space.dtype)

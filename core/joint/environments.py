@@ -1,6 +1,6 @@
-"""Environments with many agents, behind one flat interface: what a game says of agents by name, as arrays by kind.
+"""Environments with many agents behind one flat interface: a game's values by agent become arrays by kind.
 
-It is turned into arrays once, at the door; names are those of `core.joint.games`.
+`core.joint.games` resolves environment names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable
 from herdbook.core.joint.games import Game, Moment, Others, is_gymnasium, make_game, playable, random_action, split_mask
-from herdbook.core.joint.types import ByKind, JointSpec
+from herdbook.core.joint.types import ByKind, JointSpec, all_legal
 from herdbook.core.registry import making
 from herdbook.core.spaces import flat_space, flatten, zeros
 from herdbook.core.trees import write
@@ -29,18 +29,18 @@ JointSource = str | EnvironmentSpec | EnvSpec | Callable[..., Any]
 
 
 class Rows(NamedTuple):
-    """One environment at one moment: what is seen now, and what the step that led here gave.
+    """One environment at one moment: the observations now, and the outcome of the step that led here.
 
-    In a turn-based game only the agent whose turn it is sees, and those who left the game since the last turn; their
-    rewards are those since their own last turn.
+    In a turn-based game, the agent whose turn it is and the agents that left since the last turn have observations.
+    Their rewards accumulate since their own last turns.
     """
 
     observations: ByKind
-    """Leaves `[N_kind, …]`, flat; zeros for an agent that does not see."""
+    """Leaves `[N_kind, …]`, flat; zeros for an agent without an observation."""
     action_mask: ByKind | None
-    """`[N_kind, n]` bool: legal actions; all True where there is nothing to choose."""
+    """`[N_kind, n]` bool: legal actions; all True for an agent without a choice."""
     alive: Array
-    """`[N]` bool: acts next. Nobody does when the episode is over."""
+    """`[N]` bool: the agent acts next; all False when the episode is over."""
     state: Tree | None
     rewards: Array
     """`[N]` float64."""
@@ -52,22 +52,22 @@ class JointEnvironment:
     """An environment with many agents as arrays by kind.
 
     Args:
-        make: Gives a new game.
-        name: What errors call it.
+        make: Returns a new game.
+        name: Name of the environment in error messages.
 
-    Raises EnvironmentUnavailable if it cannot be reset, or its agents or spaces cannot be handled.
+    Raises EnvironmentUnavailable if the game cannot be reset, or its agents or spaces are not supported.
     """
 
     max_steps: int | None = None
-    """Steps (in a turn-based game, turns of an agent) after which an episode is cut."""
+    """Steps (turns of one agent, in a turn-based game) after which an episode is truncated."""
     with_state: bool = True
-    """Whether the global state is asked for, where there is one."""
+    """Read the global state, if the environment has one."""
 
     def __init__(self, make: Callable[[], Game], name: str) -> None:
         self.make, self.name = make, name
         self.game = make()
         with making(name, {}):
-            opening = self.game.reset(0)  # masks in infos, and the state, are known only now
+            opening = self.game.reset(0)  # masks in infos and the state exist only after a reset
             state = _state(self.game.env)
             self._state_space = None if state is None else _space_of(state)
             self.spec = _spec(self.game, opening, self._state_space)
@@ -77,33 +77,32 @@ class JointEnvironment:
 
     @property
     def declares_limit(self) -> bool:
-        """Whether the length of its episodes is bounded by a number that it declares."""
+        """True if the environment declares a limit on the length of its episodes."""
         return self.max_steps is not None or getattr(self.game.env.unwrapped, "max_cycles", None) is not None
 
     def reset(self, seed: int) -> Rows:
-        """Begin an episode, whose only randomness is the seed. Rewards before the first step are given with it."""
+        """Begin an episode from a seed. The first step returns the rewards and flags of moves made before it."""
         self._steps, self._turns = 0, dict.fromkeys(self.spec.agents, 0)
         self._opening = rows = self._rows(self.game.reset(int(seed)))
         nobody = np.zeros_like(rows.alive)
         return rows._replace(rewards=np.zeros_like(rows.rewards), terminated=nobody, truncated=nobody)
 
     def step(self, actions: ByKind) -> Rows:
-        """Step once with actions `[N_kind]` or `[N_kind, A]`, of which only those of agents that act now are read.
+        """Step once with actions `[N_kind]` or `[N_kind, A]`; only the agents that act now are read.
 
-        Box actions are clipped. An episode that was over before anyone could act has one step, in which nobody does.
+        Box actions are clipped. An episode that ended before any agent could act has one step without actions.
 
-        Raises IllegalAction for an action outside its space, or not legal; it names agent and action.
+        Raises IllegalAction, with agent and action, for an action that is illegal or outside its space.
         """
         opening, self._opening = self._opening, None
         if opening is not None and not opening.alive.any():
             return opening
         chosen: dict[str, Any] = {}
+        masks = self._masks or {}
         for agent in self.game.agents:
             place = self._places[agent]
-            mask = None if self._masks is None else self._masks.get(place.kind)
-            chosen[agent] = playable(
-                agent, place.action_space, actions[place.kind][place.row], None if mask is None else mask[place.row]
-            )
+            mask = masks[place.kind][place.row] if place.kind in masks else None
+            chosen[agent] = playable(agent, place.action_space, actions[place.kind][place.row], mask)
             self._turns[agent] += 1
         self._steps += 1
         moment = self.game.step(chosen)
@@ -121,23 +120,23 @@ class JointEnvironment:
         )
 
     def render(self) -> Any:
-        """What the environment draws; it must have been made with a `render_mode`."""
+        """The environment's picture; the environment must have been made with a `render_mode`."""
         return self.game.env.render()
 
     def renew(self) -> None:
-        """Make the environment anew: after an error, or where a reset does not put everything back."""
+        """Replace the environment by a new one: after an error, or where a reset does not restore all state."""
         self.close()
         self.game = self.make()
 
     def close(self) -> None:
-        """Release what the environment holds."""
-        with suppress(Exception):  # one that is broken may not close either, and nobody reads from it any more
+        """Close the environment."""
+        with suppress(Exception):  # a broken environment may fail to close, and is not used again
             self.game.env.close()
 
     def _rows(self, moment: Moment) -> Rows:
         places, spec = self._places, self.spec
         if unknown := moment.observations.keys() - places.keys():
-            raise ValueError(f"{sorted(unknown)} take part and are not among its possible_agents")
+            raise ValueError(f"expected agents among possible_agents, got {sorted(unknown)} too")
         observations = {kind.name: zeros(kind.observation_space, len(kind.agents)) for kind in spec.kinds}
         masks = all_legal(spec) if spec.masked else None
         for agent, observation in moment.observations.items():
@@ -151,7 +150,7 @@ class JointEnvironment:
         alive, terminated, truncated = np.zeros((3, len(places)), dtype=np.bool_)
         for agent in self.game.agents:
             if agent not in moment.observations:
-                raise ValueError(f"{agent} acts next and was given no observation")
+                raise ValueError(f"expected an observation of {agent}, which acts next, got none")
             alive[places[agent].number] = True
         for row, given in ((rewards, moment.rewards), (terminated, moment.terminated), (truncated, moment.truncated)):
             for agent, value in given.items():
@@ -164,15 +163,15 @@ class JointEnvironment:
 
 
 def make_joint_environment(source: JointSource, **kwargs: Any) -> JointEnvironment:
-    """Make one environment with many agents; one with a single agent is the case N = 1.
+    """Make one environment with many agents; a single-agent environment is the case N = 1.
 
     Args:
         source: A name, a recorded spec, or a callable that returns a ParallelEnv, an AECEnv or a gymnasium.Env.
-        kwargs: Passed to the environment; they replace recorded ones of the same name.
+        kwargs: Arguments of the environment; they override recorded ones.
 
     Raises:
-        EnvironmentUnavailable: The name is unknown (the nearest one is named), a package is missing (the extra that
-            brings it is named), the environment refuses the arguments, or its agents or spaces cannot be handled.
+        EnvironmentUnavailable: The name is unknown (the message suggests the nearest), a package is missing (it gives
+            the extra to install), the arguments are refused, or the agents or spaces are not supported.
     """
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
@@ -180,22 +179,22 @@ def make_joint_environment(source: JointSource, **kwargs: Any) -> JointEnvironme
         source = EnvironmentSpec(id=source)
     name = source.id if isinstance(source, EnvironmentSpec) else getattr(source, "__qualname__", repr(source))
     env = JointEnvironment(partial(make_game, source, name, kwargs), name)
-    if isinstance(source, EnvironmentSpec) and not is_gymnasium(source.id):  # whose limit is a wrapper's
+    if isinstance(source, EnvironmentSpec) and not is_gymnasium(source.id):  # Gymnasium applies its own limit
         env.max_steps = source.max_episode_steps
     return env
 
 
 def with_others(env: JointEnvironment, learners: Sequence[str], policy: Any = None) -> JointEnvironment:
-    """The environment as those see it who learn; the others play too, and are seen by nobody but the game.
+    """The environment as the learners see it: the other agents are played by `policy` and hidden.
 
     Args:
-        env: Used up.
+        env: The whole environment; it is closed.
         learners: Names of agents, or patterns (`adversary_*`).
-        policy: Who plays the others: an object with `reset()` and `act(observations) -> actions`, dicts by agent, the
-            observations as the environment gives them, or with a mask as `{"observation", "action_mask"}`. None: they
-            play uniformly among their legal actions, with randomness of the reset seed.
+        policy: Policy of the other agents: an object with `reset()` and `act(observations) -> actions`, dicts by agent.
+            Observations are the environment's, or `{"observation", "action_mask"}` where there is a mask. None: uniform
+            among the legal actions, seeded by the reset seed.
 
-    Raises EnvironmentUnavailable for a pattern that no agent fits, and for random actions in an unbounded box.
+    Raises EnvironmentUnavailable if a pattern matches no agent, or random actions would be in an unbounded box.
     """
     agents = env.spec.agents
     for pattern in learners:
@@ -209,7 +208,7 @@ def with_others(env: JointEnvironment, learners: Sequence[str], policy: Any = No
     for agent in set(agents) - set(chosen):
         space = env.spec.action_spaces[agent]
         if policy is None and isinstance(space, spaces.Box) and not space.is_bounded():
-            raise EnvironmentUnavailable(f"{env.name}: expected bounded actions of {agent}, to be random; got {space}")
+            raise EnvironmentUnavailable(f"{env.name}: random play needs bounded actions of {agent}, got {space}")
     env.close()
     make = env.make
     theirs = JointEnvironment(lambda: Others(make(), chosen, policy), env.name)
@@ -218,29 +217,16 @@ def with_others(env: JointEnvironment, learners: Sequence[str], policy: Any = No
 
 
 def check_reset(env: JointEnvironment, *, seed: int = 0, steps: int = 23) -> bool:
-    """Whether `reset(seed)` determines the whole state: two resets and some steps of equal actions look the same.
+    """True if `reset(seed)` determines the whole state: two resets and equal actions give the same values.
 
-    The number of steps is prime, so that a periodic counter that no reset puts back is out of step in the second run.
+    The number of steps is prime, so a periodic counter that a reset leaves alone differs in the second run.
     """
-    first, second = (_trace(env, seed, steps) for _ in range(2))
-    return len(first) == len(second) and all(
-        np.array_equal(a, b)
-        for rows, others in zip(first, second, strict=True)
-        for a, b in zip(tree_leaves(rows), tree_leaves(others), strict=True)
-    )
-
-
-def all_legal(spec: JointSpec, *lead: int) -> ByKind:
-    """Masks `[*lead, N_kind, n]` of every kind with discrete actions, all True."""
-    return {
-        kind.name: np.ones((*lead, len(kind.agents), int(kind.action_space.n)), dtype=np.bool_)
-        for kind in spec.kinds
-        if isinstance(kind.action_space, spaces.Discrete)
-    }
+    first, second = (tree_leaves(_trace(env, seed, steps)) for _ in range(2))
+    return len(first) == len(second) and all(map(np.array_equal, first, second))
 
 
 def _spec(game: Game, opening: Moment, state_space: Space[Any] | None) -> JointSpec:
-    """What a game declares. Raises ValueError for agents or spaces that cannot be handled."""
+    """The specification of a game. Raises ValueError for unsupported agents or spaces."""
     agents = tuple(game.possible_agents)
     if unnamed := [agent for agent in agents if not isinstance(agent, str)]:
         raise ValueError(f"expected agents named by strings, got {unnamed}")
@@ -258,12 +244,12 @@ def _spec(game: Game, opening: Moment, state_space: Space[Any] | None) -> JointS
         masked=masked or any("action_mask" in (info or {}) for info in opening.infos.values()),
         turn_based=game.turn_based,
     )
-    assert spec.kinds  # a space that cannot be handled raises now
+    assert spec.kinds  # raises for an unsupported space
     return spec
 
 
 def _state(env: Any) -> Tree | None:
-    """The global state, where `state` is a method that gives one; some have, under wrappers, data of that name."""
+    """The global state, or None. Some wrapped environments have an attribute `state` that is no method."""
     if not all(callable(getattr(each, "state", None)) for each in (env, env.unwrapped)):
         return None
     try:
@@ -273,7 +259,7 @@ def _state(env: Any) -> Tree | None:
 
 
 def _space_of(value: Tree) -> Space[Any]:
-    """The space of a state like this one: few environments declare it, and some wrongly."""
+    """The space of a state, inferred: few environments declare it, and some declare it wrongly."""
     if isinstance(value, Mapping):
         return spaces.Dict({str(key): _space_of(part) for key, part in value.items()})
     array = np.asarray(value)
@@ -284,7 +270,7 @@ def _space_of(value: Tree) -> Space[Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an agent stands: its number, its row in its kind, and its own spaces."""
+    """An agent's number, its row within its kind, and its spaces."""
 
     number: int
     kind: str
@@ -299,29 +285,23 @@ class _Place:
         return cls(spec.index[agent], kind.name, kind.agents.index(agent), *spaces_of_agent)
 
     def write(self, table: Tree, observation: Any) -> None:
-        """Put an observation, flat, into its row of the kind's."""
+        """Write an observation, flattened, into the agent's row."""
         if not isinstance(self.space, spaces.Box):
             write(table, self.row, flatten(self.space, observation))
             return
         array = np.asarray(observation)
         if array.shape != self.space.shape or (table.dtype == np.uint8 and array.dtype != np.uint8):
             raise ValueError(f"expected an observation in {self.space}, got {array.dtype} of shape {array.shape}")
-        table[self.row] = array.reshape(table.shape[1:])  # which casts, once
+        table[self.row] = array.reshape(table.shape[1:])  # the assignment casts
 
 
 def _trace(env: JointEnvironment, seed: int, steps: int) -> list[Rows]:
     generator = np.random.default_rng(seed)
     trace = [env.reset(seed)]
     while len(trace) <= steps and trace[-1].alive.any():
-        masks = trace[-1].action_mask or {}
-        actions = {
-            kind.name: np.array(
-                [
-                    random_action(kind.action_space, masks[kind.name][row] if kind.name in masks else None, generator)
-                    for row in range(len(kind.agents))
-                ]
-            )
-            for kind in env.spec.kinds
-        }
+        masks, actions = trace[-1].action_mask or {}, {}
+        for kind in env.spec.kinds:
+            legal = masks.get(kind.name, [None] * len(kind.agents))
+            actions[kind.name] = np.array([random_action(kind.action_space, row, generator) for row in legal])
         trace.append(env.step(actions))
     return trace

@@ -1,8 +1,8 @@
-"""Games by name: agents and what they see by name too, whichever API is behind, and whoever plays the others.
+"""Games: one interface, with values by agent, for environments of PettingZoo's parallel and AEC APIs and Gymnasium.
 
-A name is a Gymnasium id (the registry is asked first; its one agent is called `agent`), `package/name_v<n>`, which is
-PettingZoo's where the package is butterfly, sisl, classic or atari and else the module `package.name`
-(`mpe2/simple_spread_v3`), or `module:callable`. The parallel API is preferred where a module has both.
+A name is a Gymnasium id (the registry is asked first; the only agent is called `agent`), `package/name_v<n>`, or
+`module:callable`. `package/name_v<n>` is PettingZoo's if the package is butterfly, sisl, classic or atari, else the
+module `package.name` (`mpe2/simple_spread_v3`). The parallel API is preferred where a module has both.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, 
 from herdbook.core.joint.parallel import Cycle, Single, unchecked
 from herdbook.core.registry import import_callable, is_callable_name, joint_module, making, unknown_environment
 
-OTHERS = 1  # stream of randomness of a reset seed: the moves of those who do not learn; the seed itself is the game's
+OTHERS = 1  # random stream, beside a reset seed, for agents that do not learn; the seed itself is the game's
 
 
 class IllegalAction(ValueError):
-    """An action that is outside its agent's space, not legal now, or missing."""
+    """An action that is missing, illegal, or outside its agent's space."""
 
 
 class Moment(NamedTuple):
-    """What a game says after a reset or a step, by agent, of those that act next and those that left with this step."""
+    """Outcome of a reset or a step, by agent, for the agents that act next and those that left with this step."""
 
     observations: dict[str, Any]
     rewards: dict[str, float]
@@ -41,30 +41,27 @@ class Moment(NamedTuple):
 
 
 class Game(Protocol):
-    """An environment that speaks of agents by name."""
+    """An environment whose values are dicts by agent."""
 
     env: Any
-    """PettingZoo's own, for spaces, state and pictures."""
+    """The PettingZoo environment, for spaces, state and pictures."""
     possible_agents: list[str]
     agents: list[str]
-    """Who acts next; nobody when the episode is over."""
+    """The agents that act next; empty when the episode is over."""
     turn_based: bool
 
     def reset(self, seed: int) -> Moment: ...
     def step(self, actions: Mapping[str, Any]) -> Moment:
-        """Takes the action of everyone in `agents`."""
+        """Step with the actions of all `agents`."""
         ...
 
     def cut(self, moment: Moment) -> Moment:
-        """End the episode here: `moment`, the last one, with everyone who is still in the game truncated."""
+        """End the episode here: return `moment`, the last one, with every agent still in the game truncated."""
         ...
 
 
 def make_game(source: EnvironmentSpec | Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> Game:
-    """The game that a name means, or that a spec or a callable makes.
-
-    Raises `EnvironmentUnavailable` for an unknown name or keyword and for a missing package.
-    """
+    """The game of a recorded spec or a callable. Raises EnvironmentUnavailable if it cannot be made."""
     with making(name, kwargs):
         if isinstance(source, EnvironmentSpec):
             if is_gymnasium(source.id):
@@ -75,19 +72,19 @@ def make_game(source: EnvironmentSpec | Callable[..., Any], name: str, kwargs: M
 
 
 def is_gymnasium(name: str) -> bool:
-    """Whether a name can only be a Gymnasium id."""
+    """True if a name can only be a Gymnasium id."""
     return joint_module(name) is None and not is_callable_name(name)
 
 
 def split_mask(observation: Any, info: Any) -> tuple[Any, Any]:
-    """(what the network sees, legal actions or None): PettingZoo has them in the observation, or in the info."""
+    """(observation, action mask or None). PettingZoo keeps the mask in the observation or in the info."""
     if isinstance(observation, Mapping) and "action_mask" in observation and "observation" in observation:
         return observation["observation"], observation["action_mask"]
     return observation, info.get("action_mask") if info else None
 
 
 def random_action(space: Space[Any], mask: Any, generator: np.random.Generator) -> Any:
-    """One action: uniform among the legal ones (`mask`, or None: all are) or in a box, normal where it is unbounded."""
+    """One uniform action among the legal ones (`mask`; None: all) or in a box; normal where the box is unbounded."""
     if isinstance(space, spaces.Discrete):
         legal = np.arange(int(space.n)) if mask is None or not np.any(mask) else np.flatnonzero(mask)
         return int(space.start + legal[generator.integers(len(legal))])
@@ -98,11 +95,11 @@ def random_action(space: Space[Any], mask: Any, generator: np.random.Generator) 
 
 
 def playable(agent: str, space: Space[Any], action: Any, mask: Any) -> Any:
-    """One action in the agent's own space, clipped to a box. Raises IllegalAction."""
+    """One action in the agent's own space; Box actions are clipped. Raises IllegalAction."""
     if isinstance(space, spaces.Discrete):
         try:
             index = operator.index(action) - int(space.start)
-        except TypeError:  # no integer
+        except TypeError:
             index = -1
         if not 0 <= index < space.n:
             raise IllegalAction(f"{agent} cannot play {action}: expected an action in {space}")
@@ -115,7 +112,7 @@ def playable(agent: str, space: Space[Any], action: Any, mask: Any) -> Any:
 
 
 class _Simultaneous:
-    """A game in which all act at once. Who vanishes from it without a flag was cut off there."""
+    """A game in which all agents act at once. An agent that vanishes without a flag counts as truncated."""
 
     turn_based = False
 
@@ -133,12 +130,10 @@ class _Simultaneous:
         present = self.env.agents
         self.agents = [agent for agent in present if not (terminated.get(agent) or truncated.get(agent))]
         ended = {agent: bool(terminated.get(agent)) for agent in actions}
-        cut = {
-            agent: bool(truncated.get(agent)) or (agent not in present and not flag) for agent, flag in ended.items()
-        }
+        cut = {a: bool(truncated.get(a)) or (a not in present and not flag) for a, flag in ended.items()}
         seen = {agent: observations[agent] for agent in self.agents if agent in observations}
         for agent in actions:
-            if agent not in seen and (ended[agent] or cut[agent]):  # without a last look, what it saw before must do
+            if agent not in seen and (ended[agent] or cut[agent]):  # the last observation may be missing: repeat one
                 seen[agent] = observations.get(agent, self._last.get(agent))
         self._last = observations
         return Moment(seen, rewards, ended, cut, infos)
@@ -150,7 +145,7 @@ class _Simultaneous:
 
 
 class _Turns:
-    """A game in which one acts at a time, through the AEC API."""
+    """A turn-based game, through the AEC API."""
 
     turn_based = True
 
@@ -168,21 +163,21 @@ class _Turns:
         return self._advance()
 
     def _advance(self) -> Moment:
-        """On to the next turn of one who is still in the game; those who are not are led out on the way."""
+        """Go on to the next turn of an agent still in the game; remove ended agents on the way."""
         moment = Moment({}, {}, {}, {}, {})
         while self.env.agents:
             agent = self.env.agent_selection
             observation, reward, terminated, truncated, info = self.env.last()
-            moment.observations[agent], moment.rewards[agent] = observation, reward
-            moment.terminated[agent], moment.truncated[agent] = bool(terminated), bool(truncated)
-            moment.infos[agent] = info
+            given = observation, reward, bool(terminated), bool(truncated), info
+            for by_agent, value in zip(moment, given, strict=True):
+                by_agent[agent] = value
             self._inside[agent] = None
             if not (terminated or truncated):
                 self.agents = [agent]
                 return moment
             del self._inside[agent]
             self.env.step(None)
-        return self.cut(moment)  # whoever the game forgot to flag
+        return self.cut(moment)  # agents that the game did not flag
 
     def cut(self, moment: Moment) -> Moment:
         observations, rewards, truncated = dict(moment.observations), dict(moment.rewards), dict(moment.truncated)
@@ -196,7 +191,7 @@ class _Turns:
 
 
 class Others:
-    """A game as the learners see it: others make their moves between, or beside, theirs."""
+    """A game as the learners see it: a policy plays the other agents, between or beside the learners' moves."""
 
     def __init__(self, game: Game, learners: Sequence[str], policy: Any) -> None:
         self.game, self.policy = game, policy
@@ -219,7 +214,7 @@ class Others:
         return Moment(*map(self._ours, moment))
 
     def _advance(self, moment: Moment) -> Moment:
-        """On to where one of ours acts, or none of ours can any more."""
+        """Go on until a learner acts, or no learner can act any more."""
         total = Moment({}, {}, {}, {}, {})
         while True:
             self._moment = moment
@@ -241,7 +236,6 @@ class Others:
         return {agent: by_agent[agent] for agent in self.possible_agents if agent in by_agent}
 
     def _moves(self) -> dict[str, Any]:
-        """The others' actions at this moment."""
         acting = [agent for agent in self.game.agents if agent not in self.possible_agents]
         if not acting:
             return {}
@@ -249,14 +243,10 @@ class Others:
         action_spaces = {agent: self.env.action_space(agent) for agent in acting}
         if self.policy is None:
             return {a: random_action(action_spaces[a], mask, self._random) for a, (_, mask) in seen.items()}
-        given = self.policy.act(
-            {
-                agent: observation if mask is None else {"observation": observation, "action_mask": mask}
-                for agent, (observation, mask) in seen.items()
-            }
-        )
+        views = {a: o if mask is None else {"observation": o, "action_mask": mask} for a, (o, mask) in seen.items()}
+        given = self.policy.act(views)
         if missing := [agent for agent in acting if agent not in given]:
-            raise IllegalAction(f"expected an action of {missing}, who do not learn; their policy gave none")
+            raise IllegalAction(f"expected actions of {missing} from the policy of the other agents, got none")
         return {agent: playable(agent, action_spaces[agent], given[agent], mask) for agent, (_, mask) in seen.items()}
 
 
@@ -264,11 +254,10 @@ def _game(env: Any, name: str) -> Game:
     if isinstance(env, gymnasium.Env):
         return _Simultaneous(Single(env))
     if not isinstance(env, (AECEnv, ParallelEnv)):
-        raise EnvironmentUnavailable(
-            f"{name}: expected a PettingZoo ParallelEnv or AECEnv, or a gymnasium.Env, got {type(env).__name__}"
-        )
+        came = type(env).__name__
+        raise EnvironmentUnavailable(f"{name}: expected a ParallelEnv, an AECEnv or a gymnasium.Env, got {came}")
     if not hasattr(env, "possible_agents"):
-        raise EnvironmentUnavailable(f"{name}: expected possible_agents, all who may ever take part; it has none")
+        raise EnvironmentUnavailable(f"{name}: expected an environment with possible_agents, got none")
     if type(env) is aec_to_parallel_wrapper:
         return _Simultaneous(Cycle(unchecked(env.aec_env)))
     if isinstance(env, ParallelEnv):
@@ -278,7 +267,7 @@ def _game(env: Any, name: str) -> Game:
 
 
 def _import_factory(name: str) -> Callable[..., Any]:
-    """`parallel_env`, or else `env`, of the module behind a name. Raises EnvironmentUnavailable or ImportError."""
+    """`parallel_env`, else `env`, of a name's module. Raises EnvironmentUnavailable or ImportError."""
     module = joint_module(name)
     assert module is not None
     with warnings.catch_warnings():

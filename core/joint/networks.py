@@ -1,6 +1,6 @@
-"""Networks of many agents: what each makes of its own observation, and critics that see everything.
+"""Networks for many agents: decentralised networks on each agent's observation, and centralised critics.
 
-Inside, the agents are one axis, in the order of `JointSpec.agents`, whatever their kinds.
+Inputs beside observations, and outputs, have one agent axis in the order of `JointSpec.agents`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from herdbook.core.networks import GRU, Encoder, Linear
 from herdbook.core.types import Tree
 
 Sharing = Literal["all", "kind", "none"]
-"""Which agents have the same parameters: everyone, those of a kind, or none."""
+"""Parameter sharing: among all agents, among the agents of a kind, or none."""
 
 
 def _groups(spec: JointSpec, sharing: Sharing) -> list[tuple[Kind, ...]]:
-    """Kinds that are computed together."""
     return [spec.kinds] if sharing == "all" else [(kind,) for kind in spec.kinds]
 
 
 class _Body(nn.Module):
-    """The network of some agents: [*B, n, in] → [*B, n, outputs]; ReLU between linear layers.
+    """A ReLU network for a group of agents: [*B, n, in] → [*B, n, outputs].
 
-    They share it, and a one-hot number may tell them apart; where `separate`, each has a copy. Where `recurrent`, the
-    last hidden layer is a GRU over the rows of [B, T, n, in].
+    The agents share parameters (with `agent_id`, a one-hot id is an input), or each has its own if `separate`. If
+    `recurrent`, the last hidden layer is a GRU over T in [B, T, n, in].
     """
 
     def __init__(
@@ -58,12 +57,12 @@ class _Body(nn.Module):
     def forward(
         self, x: Tensor, state: Tensor | None = None, held: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Of a GRU: state [B, n, H] before the first row, held [B, T, n, 1]; the second output is that after all."""
+        """Outputs and the GRU's last state. state: [B, n, H] before the first row; held: [B, T, n, 1] keeps it."""
         if self.agent_id:
             numbers = torch.eye(self.agents, device=x.device).expand(*x.shape[:-1], self.agents)
             x = torch.cat([x, numbers], -1)
         if self.memory is not None:
-            x = x.transpose(0, 1)  # each row that the memory takes is then one block
+            x = x.transpose(0, 1)  # each step of the GRU then reads one contiguous block
         lead = x.shape[:-2]
         x = self._fold(x)
         for layer in self.layers:
@@ -79,29 +78,26 @@ class _Body(nn.Module):
         return (x if self.memory is None else x.transpose(0, 1)), state
 
     def _fold(self, x: Tensor) -> Tensor:
-        """[*L, n, F] → [L · n, F], or to the copies' [n, L, F]."""
+        """[*L, n, F] → [L · n, F], or [n, L, F] if `separate`."""
         return x.movedim(-2, 0).flatten(1, -2) if self.separate else x.flatten(0, -2)
 
     def _unfold(self, x: Tensor, lead: Sequence[int]) -> Tensor:
-        """The inverse."""
         if self.separate:
             return x.reshape(self.agents, *lead, -1).movedim(0, -2)
         return x.reshape(*lead, self.agents, -1)
 
 
 class AgentNetworks(nn.Module):
-    """Networks of all agents on what each of them sees: observations by kind [*B, N_kind, …] → [*B, N, outputs].
+    """Decentralised networks: observations by kind [*B, N_kind, …] → [*B, N, outputs].
 
     Args:
-        outputs: numbers for each agent.
-        hidden_sizes: widths of the layers between; where `recurrent` the last is a GRU.
-        sharing: across kinds, narrower observations are filled up with zeros.
-        agent_id: a one-hot number tells agents that share parameters apart.
-        extra: width of a second input of each agent, [*B, N, extra].
+        outputs: Outputs per agent.
+        hidden_sizes: Widths of the hidden layers; if `recurrent`, the last one is a GRU.
+        sharing: Parameter sharing. Across kinds, narrower observations are zero-padded.
+        agent_id: Agents that share parameters get a one-hot id as input.
+        extra: Width of a second input of each agent, [*B, N, extra].
 
-    Raises:
-        ValueError: observations of different shapes cannot be filled up, or agents with parameters of their own see
-            images.
+    Raises ValueError if images would have to be padded, or if agents without sharing observe images.
     """
 
     def __init__(
@@ -117,7 +113,7 @@ class AgentNetworks(nn.Module):
     ) -> None:
         super().__init__()
         self.order = kinds_to_agents(spec)
-        self.groups: list[tuple[list[str], list[int] | None]] = []  # kinds, and where their agents are
+        self.groups: list[tuple[list[str], list[int] | None]] = []  # kinds, and the positions of their agents
         self.encoders = nn.ModuleList()
         self.bodies = nn.ModuleList()
         self.widths: list[int] = []
@@ -130,42 +126,25 @@ class AgentNetworks(nn.Module):
             learned = any(True for _ in encoders.parameters())
             if learned and len(distinct) > 1:
                 named = ", ".join(f"{kind.observation_space} of {kind.name}" for kind in kinds)
-                raise ValueError(f"expected vectors to fill up to one width, got {named}; set sharing='kind'")
+                raise ValueError(f"expected vectors to pad to one width, got {named}; set sharing='kind'")
             if learned and sharing == "none":
-                raise ValueError(
-                    f"expected vectors for agents that share nothing, got {distinct[0]} of {kinds[0].name}; set "
-                    "sharing='kind'"
-                )
+                got = f"{distinct[0]} of {kinds[0].name}"
+                raise ValueError(f"expected vectors for agents that share nothing, got {got}; set sharing='kind'")
             self.encoders.append(nn.ModuleList(encoders[distinct.index(space)] for space in seen))
             self.widths.append(max(cast(Encoder, encoder).size for encoder in encoders))
-            self.bodies.append(
-                _Body(
-                    len(agents),
-                    self.widths[-1] + extra,
-                    outputs,
-                    hidden_sizes,
-                    separate=sharing == "none",
-                    agent_id=agent_id,
-                    recurrent=recurrent,
-                )
-            )
+            options = {"separate": sharing == "none", "agent_id": agent_id, "recurrent": recurrent}
+            self.bodies.append(_Body(len(agents), self.widths[-1] + extra, outputs, hidden_sizes, **options))
 
     def forward(
-        self,
-        observations: ByKind,
-        extra: Tensor | None = None,
-        state: Tensor | None = None,
-        held: Tensor | None = None,
+        self, observations: ByKind, extra: Tensor | None = None, state: Tensor | None = None, held: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Recurrent ones take [B, T, …], their state [B, N, H] and `held` [B, T, N] bool, and return the last state."""
+        """Outputs, and the last state of recurrent networks, which read [B, T, …], state [B, N, H], held [B, T, N]."""
         outputs, states = [], []
         for (kinds, numbers), encoders, width, body in zip(
             self.groups, self.encoders, self.widths, self.bodies, strict=True
         ):
-            seen = [
-                widened(encoder(observations[name]), width)
-                for name, encoder in zip(kinds, cast(nn.ModuleList, encoders), strict=True)
-            ]
+            pairs = zip(kinds, cast(nn.ModuleList, encoders), strict=True)
+            seen = [widened(encoder(observations[name]), width) for name, encoder in pairs]
             x = seen[0] if len(seen) == 1 else torch.cat(seen, -2)  # [*B, n, width]
             if extra is not None:
                 x = torch.cat([x, of_agents(extra, numbers)], -1)
@@ -179,16 +158,16 @@ class AgentNetworks(nn.Module):
 
 
 class StateEncoder(nn.Module):
-    """The state of the task as a vector [*B, size]: the global state, or where there is none what all agents see.
+    """The task's state as a vector [*B, size]: the global state, or without one the joint observation.
 
-    Observations are joined in agent order, and those of agents that are absent are zeros. Where it is `timed` the share
-    of time that has passed is the last number.
+    The joint observation concatenates the agents in agent order, with zeros for absent agents. If `timed`, the last
+    entry is the fraction of the horizon that has passed.
     """
 
     def __init__(self, spec: JointSpec, *, timed: bool = False) -> None:
         super().__init__()
         self.timed = timed
-        self.kinds: list[tuple[str, list[int] | None]] | None = None  # whose observations are joined
+        self.kinds: list[tuple[str, list[int] | None]] | None = None  # the kinds of the joint observation
         self.order = list(spec.agent_order)
         if spec.state_space is not None:
             encoders = [Encoder(spec.state_space)]
@@ -221,16 +200,16 @@ class StateEncoder(nn.Module):
 def joint_view(
     spec: JointSpec, state: Tree | None, observations: ByKind, present: Tensor, time: Tensor | None = None
 ) -> Tree:
-    """What a `StateEncoder` reads: the state where the task has one, else observations and who is there [*B, N].
+    """The input of a `StateEncoder`: the state if the task has one, else (observations, present [*B, N]).
 
-    A timed one reads a pair of that and `time` [*B].
+    With `time` [*B], the input of a timed encoder: a pair of that and the time.
     """
     view = (observations, present) if spec.state_space is None else state
     return view if time is None else (view, time)
 
 
 def transition_views(spec: JointSpec, batch: JointTransitions, horizon: int | None) -> tuple[Tree, Tree]:
-    """`joint_view` before and after each step, timed where there is a `horizon`."""
+    """`joint_view` before and after each step, timed if there is a `horizon`."""
     now, later = (None, None) if horizon is None else (batch.timesteps / horizon, (batch.timesteps + 1) / horizon)
     return (
         joint_view(spec, batch.state, batch.observations, batch.alive, now),
@@ -239,18 +218,18 @@ def transition_views(spec: JointSpec, batch: JointTransitions, horizon: int | No
 
 
 def row_times(batch: JointSegments, horizon: int) -> Tensor:
-    """How much of `horizon` steps has passed at each row: [*B, T + 1]."""
+    """Fraction of `horizon` that has passed at each row. [*B, T + 1]"""
     rows = torch.arange(batch.mask.shape[-1] + 1, device=batch.mask.device)
     return (batch.timesteps.unsqueeze(-1) + rows) / horizon
 
 
 def rows_present(batch: JointSegments) -> Tensor:
-    """[*B, T + 1, N] bool: the agent acts at this row, or it was cut off and sees here what its last step led to."""
+    """[*B, T + 1, N] bool: the agent acts at this row, or observes here the outcome of a truncated last step."""
     return torch.cat([batch.alive[..., :1, :], batch.next_alive], -2)
 
 
 class JointCritic(nn.Module):
-    """Centralised critics Q_i(x, a_1, …, a_N): state and all actions, a row of them for each agent → [*B, N]."""
+    """Centralised critics Q_i(x, a_1, …, a_N), one value for each agent: [*B, N]."""
 
     def __init__(
         self,
@@ -274,7 +253,7 @@ class JointCritic(nn.Module):
         )
 
     def forward(self, view: Tree, actions: Tensor) -> Tensor:
-        """view: `joint_view`; actions: [*B, N, N, A], or [*B, 1, N, A] where they are the same for every critic."""
+        """view: from `joint_view`; actions: [*B, N, N, A], or [*B, 1, N, A] if every critic reads the same ones."""
         state = self.encoder(view).unsqueeze(-2)  # [*B, 1, S]
         actions = actions.flatten(-2)
         lead = (*state.shape[:-2], self.agents)

@@ -1,4 +1,4 @@
-"""Policies of many agents, and the networks behind them: made, fed over batches, and step by step in play alike."""
+"""Policies of many agents, and the networks behind them, evaluated over batches and step by step in play."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from herdbook.core.types import Carry, Distribution, Step, tree_map
 
 @dataclass(frozen=True, slots=True)
 class JointDistribution:
-    """A distribution over the actions of every agent as one over raw actions by kind."""
+    """A distribution over all agents' actions, `base`, as a distribution over raw actions by kind."""
 
     base: Any
     actions: JointActions
@@ -33,15 +33,15 @@ class JointDistribution:
         return self.actions.raw(self.base.mode())
 
     def log_prob(self, actions: ByKind) -> Tensor:
-        """Of each agent's own discrete action: [E, N]."""
+        """Log-probability of each agent's discrete action. [E, N]"""
         if not self.actions.discrete:
-            raise TypeError("a joint policy over Box actions has no density: its noise is clipped")
+            raise TypeError("a joint policy over Box actions has no density, because its noise is clipped")
         log_prob: Tensor = self.base.log_prob(self.actions.indices(actions))
         return log_prob
 
 
 class JointPolicy:
-    """A policy of all agents from a function that maps step and carry to a distribution, and the carry."""
+    """A joint policy from a function (step, carry) → (distribution, carry)."""
 
     def __init__(
         self,
@@ -66,18 +66,18 @@ class JointPolicy:
 
 
 def beside(*parts: Tensor | None) -> Tensor | None:
-    """One after the other in the last axis; None where there is none."""
+    """The parts that are not None, concatenated along the last axis; None if all are."""
     there = [part for part in parts if part is not None]
     return None if not there else there[0] if len(there) == 1 else torch.cat(there, -1)
 
 
 def seen_by_all(time: Tensor, agents: int) -> Tensor:
-    """One number for everyone, as an input of each agent: [*B] → [*B, N, 1]."""
+    """The same number as an input of each agent: [*B] → [*B, N, 1]."""
     return time[..., None, None].expand(*time.shape, agents, 1)
 
 
 class ActorSettings(Protocol):
-    """What `Actors` reads of an algorithm's config."""
+    """The fields of an algorithm's config that `Actors` reads."""
 
     @property
     def hidden_sizes(self) -> tuple[int, ...]: ...
@@ -90,36 +90,34 @@ class ActorSettings(Protocol):
 
 
 class Actors:
-    """The network of each agent's own action: how it is made, over transitions, and step by step in play.
+    """The agents' actor networks: construction, outputs over transitions, and the policy in play.
 
-    Its outputs [*B, N, A] are logits of discrete actions, or Box actions before tanh. Where there is a horizon it sees
-    the share of it that has passed, in play as over transitions.
+    Outputs [*B, N, A] are logits of discrete actions, or Box actions before tanh. With a horizon, the fraction of it
+    that has passed is an input.
     """
 
     network: Network
-    """The learner's, made by `make`; the algorithm sets it."""
+    """The learner's network, built by `make`; the algorithm sets it."""
 
     def __init__(self, spec: JointSpec, settings: ActorSettings, setup: Setup) -> None:
         self.spec, self.settings, self.horizon = spec, settings, settings.horizon
         self.actions, self.agents = JointActions(spec, setup.get("device", "cpu")), len(spec.agents)
 
     def make(self) -> AgentNetworks:
-        """A new module."""
         c, extra = self.settings, int(self.horizon is not None)
-        return AgentNetworks(
-            self.spec, self.actions.size, c.hidden_sizes, extra=extra, sharing=c.sharing, agent_id=c.agent_id
-        )
+        shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id}
+        return AgentNetworks(self.spec, self.actions.size, c.hidden_sizes, extra=extra, **shared)
 
     def time(self, timesteps: Tensor) -> Tensor | None:
-        """What each agent sees of the time, None without a horizon: [*B] → [*B, N, 1]."""
+        """The fraction of the horizon that has passed, [*B] → [*B, N, 1]; None without a horizon."""
         return None if self.horizon is None else seen_by_all(timesteps / self.horizon, self.agents)
 
     def before(self, parameters: Parameters, batch: JointTransitions) -> Tensor:
-        """What they would do where the batch's actions were taken."""
+        """Outputs at the batch's observations."""
         return self.outputs(parameters, batch.observations, batch.timesteps)
 
     def after(self, parameters: Parameters, batch: JointTransitions) -> Tensor:
-        """What they would do next."""
+        """Outputs at the batch's next observations."""
         return self.outputs(parameters, batch.next_observations, batch.timesteps + 1)
 
     def outputs(self, parameters: Parameters, observations: ByKind, timesteps: Tensor) -> Tensor:
@@ -128,17 +126,17 @@ class Actors:
         return outputs
 
     def make_critic(self) -> JointCritic:
-        """A new centralised critic for them, which sees the time where they do."""
+        """A new centralised critic, which reads the time if the actors do."""
         c = self.settings
         shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id, "timed": c.horizon is not None}
         return JointCritic(self.spec, self.actions.size, c.hidden_sizes, **shared)
 
     def policy(self, parameters: Parameters, noise: float, *, deterministic: bool) -> JointPolicy:
-        """Discrete actions are sampled, Box ones get Gaussian noise of this σ; neither where `deterministic`."""
+        """Sampled discrete actions, or Box actions with Gaussian noise of σ = `noise`; the mode if `deterministic`."""
         log_std = torch.tensor(noise, device=self.actions.choices.device).log()
 
         def initial(num_envs: int) -> Carry:
-            """The steps of the episode so far."""
+            """Steps of the episode so far, zero."""
             return torch.zeros(num_envs, dtype=torch.int64, device=self.actions.choices.device)
 
         def act(step: Step, carry: Carry) -> tuple[Categorical | Normal, Carry]:
@@ -152,7 +150,7 @@ class Actors:
 
 
 class AgentSettings(ActorSettings, Protocol):
-    """What `AgentValues` reads of an algorithm's config."""
+    """The fields of an algorithm's config that `AgentValues` reads."""
 
     algorithm: ClassVar[str]
 
@@ -163,17 +161,17 @@ class AgentSettings(ActorSettings, Protocol):
 
 
 class AgentValues:
-    """The network of each agent's values of its actions: how it is made, over segments, and step by step in play.
+    """The agents' action-value networks: construction, values over segments, and the policy in play.
 
-    The latter two go through here, so that what is fed to the network cannot differ: the last action is zeros before an
-    agent's first, the time is the row of the episode (in a game of turns an agent's own turn), and a memory takes no
-    step where its agent is absent, or it is another's turn. Segments begin where their episodes do.
+    Segments and play build the same inputs. The last action is zero before an agent's first. The time is the row of the
+    episode (the agent's own turn, in a turn-based game). A recurrent state stays as it is where its agent is absent or
+    another agent has the turn. Segments must begin at the first step of an episode.
 
-    Raises ValueError for recurrent agents of several seeds.
+    Raises ValueError for recurrent agents with several seeds.
     """
 
     network: Network
-    """The learner's, made by `make`; the algorithm sets it."""
+    """The learner's network, built by `make`; the algorithm sets it."""
 
     def __init__(self, spec: JointSpec, settings: AgentSettings, setup: Setup) -> None:
         self.spec, self.settings, self.actions = spec, settings, JointActions(spec, setup.get("device", "cpu"))
@@ -183,14 +181,13 @@ class AgentValues:
             check_one_seed(settings.algorithm, setup, "recurrent agents train", ", or set recurrent=False")
 
     def make(self) -> AgentNetworks:
-        """A new module."""
         c, size = self.settings, self.actions.size
         extra = size * c.last_action + (c.horizon is not None)
         shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id, "recurrent": c.recurrent}
         return AgentNetworks(self.spec, size, c.hidden_sizes, extra=extra, **shared)
 
     def over(self, parameters: Parameters, batch: JointSegments) -> Tensor:
-        """[*B, T + 1, N, outputs]."""
+        """Values at every row of the segments. [*B, T + 1, N, outputs]"""
         extra, state, held = [], None, None
         if self.last_action:
             extra.append(F.pad(self.actions.vectors(batch.actions, batch.alive), (0, 0, 0, 0, 1, 0)))  # none at row 0
@@ -203,7 +200,6 @@ class AgentValues:
         return outputs
 
     def initial(self, num_envs: int) -> Carry:
-        """No action yet, nothing is remembered."""
         device, carry = self.actions.choices.device, {}
         if self.last_action:
             carry["acted"] = torch.zeros(num_envs, self.agents, dtype=torch.bool, device=device)
@@ -214,7 +210,7 @@ class AgentValues:
         return carry
 
     def at(self, parameters: Parameters, step: Step, carry: Carry) -> tuple[Tensor, Carry]:
-        """[E, N, outputs]."""
+        """Values at one step, and the next carry. [E, N, outputs]"""
         assert step.alive is not None
         reset, extra, state, held, carry = step.reset.unsqueeze(-1), list[Tensor](), None, None, dict(carry)
         if self.last_action:
@@ -234,7 +230,7 @@ class AgentValues:
         return outputs.squeeze(1), carry
 
     def policy(self, parameters: Parameters, epsilon: float, *, deterministic: bool) -> JointPolicy:
-        """ε-greedy in the outputs, which are values of actions; greedy where `deterministic`."""
+        """ε-greedy in the action values; greedy if `deterministic`."""
         epsilon = 0.0 if deterministic else epsilon
 
         def act(step: Step, carry: Carry) -> tuple[EpsilonGreedy, Carry]:

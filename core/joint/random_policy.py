@@ -1,4 +1,4 @@
-"""The joint policy that acts at random: for collecting data, to compare with, and to play beside learners."""
+"""The random joint policy: for collecting data, as a baseline, and to play beside learners."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from herdbook.core.types import Carry, Step
 
 
 class JointRandomPolicy:
-    """Uniform among the legal actions, or in a bounded Box. Raises ValueError for an unbounded one."""
+    """Uniform over the legal actions or over a bounded Box. Raises ValueError for an unbounded Box."""
 
     def __init__(self, spec: JointSpec) -> None:
         for kind in spec.kinds:
@@ -33,7 +33,7 @@ class JointRandomPolicy:
         return {name: distribution.sample(generator) for name, distribution in distributions.items()}, carry
 
     def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
-        """A distribution for each kind."""
+        """A distribution by kind, and the carry."""
         device, masks = step.first.device, step.action_mask or {}
         distributions: dict[str, Uniform | UniformIntegers] = {}
         for kind in self.spec.kinds:

@@ -1,4 +1,4 @@
-"""Turn-based games as rounds: an episode of single turns becomes one in which every agent acts at each step."""
+"""Turn-based games as rounds: from an episode of single turns to one in which every agent acts at each step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from herdbook.core.types import Array, Tree
 
 
 def in_rounds(spec: JointSpec, turns: JointEpisode) -> JointEpisode:
-    """An episode in which one agent acts at each step, as rounds: step k is the k-th turn of every agent.
+    """Convert an episode of single turns to rounds: step k is the k-th turn of every agent.
 
-    Rewards from an agent's turn up to its next one are summed into that step, those before its first turn too, and an
-    agent that never had one gets them in step 0. The row after an agent's last turn holds its final observation, and
-    row k the state at which the first agent had its k-th turn.
+    An agent's rewards from its k-th turn up to its next one are summed into step k. Step 0 also gets the rewards before
+    its first turn, and all rewards of an agent without a turn. The row after an agent's last turn holds its final
+    observation. Row k holds the state at the earliest k-th turn of any agent.
     """
     count, agents = len(turns), len(spec.agents)
     acts = [np.flatnonzero(turns.alive[:, agent]) for agent in range(agents)]
     length = max(1, *map(len, acts))
     rewards = np.zeros((length, agents))
     terminated, truncated = np.zeros((2, length, agents), dtype=np.bool_)
-    looks = np.full((length + 1, agents), -1)  # the row of `turns` in which an agent saw its k-th observation
+    looks = np.full((length + 1, agents), -1)  # the row of `turns` with an agent's k-th observation
     plays = np.full((length, agents), -1)
     for agent, turn in enumerate(acts):
         step = np.maximum(np.searchsorted(turn, np.arange(count), side="right") - 1, 0)
@@ -47,13 +47,11 @@ def in_rounds(spec: JointSpec, turns: JointEpisode) -> JointEpisode:
 
         return mapped(taken, tree)
 
-    masks = turns.action_mask
+    masks, actions = turns.action_mask, turns.actions
     return replace(
         turns,
         observations={k.name: rounds(turns.observations[k.name], looks, k, 0) for k in spec.kinds},
-        actions={
-            k.name: rounds(turns.actions[k.name], plays, k, getattr(k.action_space, "start", 0)) for k in spec.kinds
-        },
+        actions={k.name: rounds(actions[k.name], plays, k, getattr(k.action_space, "start", 0)) for k in spec.kinds},
         rewards=rewards,
         terminated=terminated,
         truncated=truncated,

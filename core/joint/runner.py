@@ -1,8 +1,7 @@
-"""`JointRunner`: the one loop in which evaluation, collection and learning online play episodes with many agents.
+"""`JointRunner`: plays episodes with many agents, for evaluation, collection and online learning.
 
-Environments live in this process, one per lane, and step in lockstep: the policy is called once per step for all lanes
-and agents. Every episode is reset with a seed of its own and played to its end, so that its final observations and
-rewards are in its record.
+Environments run in this process, one per lane, in lockstep: the policy is called once per step for all lanes and
+agents. Every episode is reset with its own seed and played to its end.
 """
 
 from __future__ import annotations
@@ -23,53 +22,52 @@ from herdbook.core.joint.environments import (
     JointEnvironment,
     JointSource,
     Rows,
-    all_legal,
     check_reset,
     make_joint_environment,
     with_others,
 )
 from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.rounds import in_rounds
-from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec
+from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, all_legal
 from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed
 from herdbook.core.spaces import alike, zeros
 from herdbook.core.trees import indexed, mapped, write
 from herdbook.core.types import Array, Policy, Step, Turn, to_numpy, tree_leaves
 
 ROWS = 64
-"""Steps that a log holds at first."""
+"""Initial number of rows of a log."""
 
 
 @dataclass(frozen=True)
 class PlayedEpisodes:
-    """What became of a list of reset seeds."""
+    """Episodes of a list of reset seeds."""
 
     episodes: list[JointEpisode | None]
     """In the order of the seeds; None where the environment failed."""
     failures: list[str]
-    """Why: environment, reset seed, step and cause."""
+    """Environment, reset seed, step and cause of each failure."""
 
 
 class JointRunner:
-    """Plays whole episodes in environments side by side with a joint policy.
+    """Plays whole episodes in parallel environments with a joint policy.
 
     Args:
-        source: What `make_joint_environment` takes.
-        num_envs: Lanes.
-        max_steps: Cut (truncate) episodes after so many steps, on top of the environment's own limit; in a turn-based
-            game after so many turns of an agent.
-        device: Where the policy's tensors live.
+        source: The environment, as in `make_joint_environment`.
+        num_envs: Number of environments (lanes).
+        max_steps: Truncate episodes after this many steps, on top of the environment's own limit; turns of one agent in
+            a turn-based game.
+        device: Device of the policy.
         spec: The task that the policy was trained on; it must be the environment's.
-        learners: Names or patterns of the agents that the policy plays; None for all.
-        others: Who plays the others, as `with_others` takes it, copied for each lane. None: they play at random.
-        state: Whether the global state is recorded, where there is one.
+        learners: Names or patterns of the agents that the policy plays; None: all.
+        others: Policy of the other agents, as in `with_others`, copied for each lane; None: random.
+        state: Record the global state, if there is one.
 
-    An environment whose `reset(seed)` does not determine its state is made anew for each episode, with a warning.
+    An environment whose `reset(seed)` does not determine its state is rebuilt for each episode, with a warning.
 
     Raises:
         EnvironmentUnavailable: The environment cannot be made, or has other agents or spaces than `spec`.
-        EnvironmentFailed: It raised in its first steps.
-        IllegalAction: `others` gave an action that is not legal, then or later.
+        EnvironmentFailed: The environment raised in its first steps.
+        IllegalAction: `others` gave an illegal action, now or later.
     """
 
     def __init__(
@@ -89,8 +87,10 @@ class JointRunner:
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"expected max_steps >= 1, got {max_steps}")
         if others is not None and learners is None:
-            raise ValueError(f"expected learners, beside whom others play; got others={others!r} alone")
-        self.envs = [_make(source, learners, others) for _ in range(num_envs)]
+            raise ValueError(f"expected learners beside others, got others={others!r} alone")
+        self.envs = [make_joint_environment(source) for _ in range(num_envs)]
+        if learners is not None:  # the policy is copied, so that each lane has a memory of its own
+            self.envs = [with_others(env, learners, copy.deepcopy(others)) for env in self.envs]
         if len({id(env.game.env.unwrapped) for env in self.envs}) < num_envs:
             raise ValueError(f"expected a new environment from each call of {source}, got the same one again")
         env = self.envs[0]
@@ -105,15 +105,13 @@ class JointRunner:
             each.max_steps, each.with_state = min(limits, default=None), state
         try:
             self.rebuild = not check_reset(env)
-        except IllegalAction:  # of those who play beside the learners
+        except IllegalAction:  # of the other agents' policy
             raise
-        except Exception as error:  # whatever the environment's own code raises; so below
+        except Exception as error:  # an environment may raise anything, here and below
             raise EnvironmentFailed(f"{env.name} raised {type(error).__name__} in its first steps: {error}") from error
         if self.rebuild:
-            warnings.warn(
-                f"{env.name}: reset(seed) does not determine the state, so it is made anew for each episode",
-                stacklevel=2,
-            )
+            text = f"{env.name}: reset(seed) does not determine the state; it is rebuilt for each episode"
+            warnings.warn(text, stacklevel=2)
         self._nothing = {k.name: _nothing(k.action_space, num_envs, len(k.agents)) for k in self.spec.kinds}
         self._numbers = {k.name: [self.spec.index[agent] for agent in k.agents] for k in self.spec.kinds}
 
@@ -125,14 +123,14 @@ class JointRunner:
         *,
         watch: Callable[[JointEnvironment], object] | None = None,
     ) -> PlayedEpisodes:
-        """Play one episode for every reset seed, to its end; a lane that is free takes the next seed.
+        """Play one episode for every reset seed; a free lane takes the next seed.
 
-        An environment that raises, or gives NaN, loses that episode and is made anew; the others go on. `watch` is
-        called with each environment that plays, before every step and after its last.
+        If an environment raises or gives NaN, its episode is lost and the environment is rebuilt; the others go on.
+        `watch` is called with each playing environment before every step and after its last.
 
         Raises:
             PolicyFailed: The policy gave an action that is not finite.
-            ValueError: The policy's actions have the wrong shape or type, or are not legal.
+            ValueError: The policy's actions have the wrong shape or type, or are illegal.
         """
         seeds, lanes = [int(seed) for seed in seeds], range(len(self.envs))
         played, log = PlayedEpisodes([None] * len(seeds), []), _Log(self.spec, len(lanes), self.state)
@@ -155,7 +153,7 @@ class JointRunner:
             for name, leaf in actions.items():
                 acting = rows.alive[:, self._numbers[name]]
                 log.actions[name][log.index] = _where(acting, leaf, self._nothing[name])
-                previous[name] = _where(acting, leaf, previous[name])  # of a turn-based game: of its last own turn
+                previous[name] = _where(acting, leaf, previous[name])  # in a turn-based game, of the agent's last turn
             acted |= rows.alive
             log.advance(min(begun.start for begun in current.values()))
             for lane, cause in self._step(current, actions, log).items():
@@ -170,19 +168,13 @@ class JointRunner:
         return played
 
     def close(self) -> None:
-        """Close every environment."""
         for env in self.envs:
             env.close()
 
     def _begin(
-        self,
-        lane: int,
-        current: dict[int, _Begun],
-        waiting: Iterator[Turn],
-        log: _Log,
-        played: PlayedEpisodes,
+        self, lane: int, current: dict[int, _Begun], waiting: Iterator[Turn], log: _Log, played: PlayedEpisodes
     ) -> None:
-        """Reset a lane with the next seed that its environment can be reset with; it rests when there is none."""
+        """Begin the next episode in a lane, skipping seeds whose reset fails; the lane rests when none is left."""
         for turn in waiting:
             try:
                 if self.rebuild:
@@ -200,7 +192,7 @@ class JointRunner:
         log.write(lane, log.blank)
 
     def _step(self, current: Mapping[int, _Begun], actions: ByKind, log: _Log) -> dict[int, str | None]:
-        """Step the lanes that play. Those whose episode is over: None, or why it is lost."""
+        """Step the playing lanes. Returns lanes whose episode is over: None, or the cause of its loss."""
         over: dict[int, str | None] = {}
         for lane in current:
             try:
@@ -224,11 +216,8 @@ class JointRunner:
         if self.spec.turn_based:
             episode = in_rounds(self.spec, episode)
         if not self.limit_declared and len(episode) >= UNDECLARED_LIMIT and episode.truncated[-1].any():
-            warnings.warn(
-                f"{self.envs[lane].name} declares no time limit; its episodes are cut after {UNDECLARED_LIMIT} steps: "
-                "pass max_steps",
-                stacklevel=3,
-            )
+            limit = f"declares no time limit; its episodes are cut after {UNDECLARED_LIMIT} steps: pass max_steps"
+            warnings.warn(f"{self.envs[lane].name} {limit}", stacklevel=3)
         return episode
 
     def _seen(self, rows: Rows, previous: ByKind, acted: Array, first: Array) -> Step:
@@ -247,20 +236,18 @@ class JointRunner:
         return torch.from_numpy(array).to(self.device)
 
     def _checked(self, chosen: Any) -> ByKind:
-        """The policy's actions as arrays, boxes clipped. Raises ValueError or PolicyFailed."""
+        """The policy's actions as arrays, Box actions clipped. Raises ValueError or PolicyFailed."""
         if not isinstance(chosen, Mapping) or chosen.keys() != self._nothing.keys():
             given = list(chosen) if isinstance(chosen, Mapping) else type(chosen).__name__
             raise ValueError(f"expected actions of the kinds {list(self._nothing)}, the policy gave {given}")
         actions = {}
         for kind in self.spec.kinds:
-            array, space, expected = to_numpy(chosen[kind.name]), kind.action_space, self._nothing[kind.name]
-            if array.shape != expected.shape:
-                raise ValueError(
-                    f"expected actions of shape {expected.shape} for {kind.name}, the policy gave {array.shape}"
-                )
+            array, space, shape = to_numpy(chosen[kind.name]), kind.action_space, self._nothing[kind.name].shape
+            if array.shape != shape:
+                raise ValueError(f"expected actions of shape {shape} for {kind.name}, the policy gave {array.shape}")
             if isinstance(space, spaces.Discrete):
                 if array.dtype.kind not in "iu":
-                    raise ValueError(f"expected whole actions of {kind.name} in {space}, the policy gave {array.dtype}")
+                    raise ValueError(f"expected integer actions of {kind.name}, {space}, the policy gave {array.dtype}")
                 actions[kind.name] = array.astype(np.int64)
                 continue
             if not np.isfinite(array).all():
@@ -271,18 +258,15 @@ class JointRunner:
 
 
 class _Begun(NamedTuple):
-    """The episode that a lane plays."""
-
     turn: Turn
-    start: int
-    """The row of its first observation."""
+    start: int  # row of the first observation
 
 
 class _Log:
-    """What all lanes saw, did and got since the first step of the oldest unfinished episode: leaves `[rows, lanes, …]`.
+    """Rows and actions of all lanes since the start of the oldest unfinished episode: leaves `[rows, lanes, …]`.
 
-    Rows are counted from the beginning of the run. The rewards and flags of a row are those of the step that led to it,
-    as in `Rows`; its actions are those that lead on.
+    Row numbers count from the beginning of the run. The rewards and flags of a row are the outcome of the step that led
+    to it, as in `Rows`; the actions of a row are taken there.
     """
 
     def __init__(self, spec: JointSpec, lanes: int, state: bool) -> None:
@@ -293,7 +277,7 @@ class _Log:
 
     @property
     def index(self) -> int:
-        """Where the present row is stored."""
+        """Position of the present row in the tables."""
         return self.row - self.dropped
 
     @property
@@ -302,17 +286,16 @@ class _Log:
         return _rows(lambda leaf: leaf[self.index], self.rows)
 
     def plays(self, lane: int) -> bool:
-        """Whether anyone acts next in a lane."""
         return bool(self.rows.alive[self.index, lane].any())
 
     def write(self, lane: int, rows: Rows) -> None:
-        """What a lane sees now."""
+        """Store a lane's part of the present row."""
         for table, value in zip(self.rows, rows, strict=True):
             if table is not None:
                 write(table, (self.index, lane), value)
 
     def advance(self, oldest: int) -> None:
-        """On to the next row. Rows before `oldest` are not needed any more."""
+        """Begin the next row. Rows before `oldest` are no longer needed."""
         self.row += 1
         if self.index < len(self.rows.alive):
             return
@@ -324,11 +307,11 @@ class _Log:
                 write(table, slice(self.index), indexed(leaves, kept))
 
     def finite(self) -> bool:
-        """Whether everything in the present row is."""
+        """True if every value of the present row is finite."""
         return all(np.isfinite(leaf[self.index]).all() for leaf in self._floats)
 
     def fault(self, lane: int) -> str | None:
-        """What is not finite in what a lane sees now; None: everything is."""
+        """Description of the first non-finite value of a lane's present row; None if all are finite."""
         rows = self.now
         for kind in self.spec.kinds:
             for leaf in tree_leaves(rows.observations[kind.name]):
@@ -342,52 +325,36 @@ class _Log:
         return None
 
     def episode(self, lane: int, begun: _Begun) -> JointEpisode:
-        """What was played from an episode's first row to the present one."""
+        """The record of an episode, from its first row to the present one."""
         window = slice(begun.start - self.dropped, self.index + 1)
-        rows = _rows(lambda leaf: leaf[window, lane].copy(), self.rows)
-        return JointEpisode(
-            observations=rows.observations,
-            actions={name: leaf[window, lane][:-1].copy() for name, leaf in self.actions.items()},
-            rewards=rows.rewards[1:],
-            terminated=rows.terminated[1:],
-            truncated=rows.truncated[1:],
-            alive=rows.alive,
-            action_mask=rows.action_mask,
-            state=rows.state,
-            metadata={"seed": begun.turn.seed},
-        )
+        rows = _rows(lambda leaf: leaf[window, lane].copy(), self.rows)._asdict()
+        outcomes = {name: rows[name][1:] for name in ("rewards", "terminated", "truncated")}
+        actions = {name: leaf[window, lane][:-1].copy() for name, leaf in self.actions.items()}
+        return JointEpisode(**{**rows, **outcomes}, actions=actions, metadata={"seed": begun.turn.seed})
 
     def _allocate(self, rows: int) -> None:
-        """Fresh tables. Nothing is acting in a row that nobody wrote, and every action is legal there."""
+        """Make new tables. In unwritten rows no agent is alive and every action is legal."""
         lead, spec = (rows, self.lanes), self.spec
+        alive, terminated, truncated = np.zeros((3, *lead, len(spec.agents)), dtype=np.bool_)
         self.rows = Rows(
             observations={k.name: zeros(k.observation_space, *lead, len(k.agents)) for k in spec.kinds},
             action_mask=all_legal(spec, *lead) if spec.masked else None,
-            alive=np.zeros((*lead, len(spec.agents)), dtype=np.bool_),
+            alive=alive,
             state=zeros(spec.state_space, *lead) if self.state and spec.state_space is not None else None,
             rewards=np.zeros((*lead, len(spec.agents))),
-            terminated=np.zeros((*lead, len(spec.agents)), dtype=np.bool_),
-            truncated=np.zeros((*lead, len(spec.agents)), dtype=np.bool_),
+            terminated=terminated,
+            truncated=truncated,
         )
         self.actions = {k.name: zeros(k.action_space, *lead, len(k.agents)) for k in spec.kinds}
         self._floats = [leaf for leaf in tree_leaves(self.rows) if leaf is not None and leaf.dtype.kind == "f"]
-
-
-def _make(source: JointSource, learners: Sequence[str] | None, others: Any) -> JointEnvironment:
-    env = make_joint_environment(source)
-    if learners is None:
-        return env
-    return with_others(env, learners, copy.deepcopy(others))  # a memory of its own for each lane
 
 
 def _check_spec(wanted: JointSpec, found: JointSpec, name: str) -> None:
     """Raise EnvironmentUnavailable unless the environment has the agents and spaces that the policy was trained on."""
 
     def refuse(what: str, expected: Any, got: Any) -> None:
-        raise EnvironmentUnavailable(
-            f"{name}: expected {what} {expected}, as in training, got {got}; check the environment's id, version and "
-            "keyword arguments, and who learns"
-        )
+        advice = "check the environment's id, version and keyword arguments, and the agents that learn"
+        raise EnvironmentUnavailable(f"{name}: expected {what} {expected}, as in training, got {got}; {advice}")
 
     if wanted.agents != found.agents:
         refuse("the agents", list(wanted.agents), list(found.agents))
@@ -405,12 +372,12 @@ def _check_spec(wanted: JointSpec, found: JointSpec, name: str) -> None:
 
 
 def _nothing(space: Space[Any], *lead: int) -> Array:
-    """Actions of those who do not act: zeros, or the first of discrete ones."""
+    """Actions of agents that do not act: zeros, or the first discrete action."""
     return np.full(lead, space.start) if isinstance(space, spaces.Discrete) else zeros(space, *lead)
 
 
 def _where(condition: Array, yes: Any, no: Any) -> Array:
-    """`np.where` for a condition of the leading axes."""
+    """`np.where` with a condition over the leading axes."""
     chosen: Array = np.where(condition.reshape(*condition.shape, *(1,) * (np.ndim(no) - condition.ndim)), yes, no)
     return chosen
 

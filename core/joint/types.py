@@ -1,8 +1,8 @@
-"""The types of many agents: kinds of agents, the spec of a joint task, batches, and the record of one episode.
+"""Types for many agents: kinds, the specification of a joint task, batches, and the record of one episode.
 
-Agents with equal spaces form a kind. Whatever belongs to agents of different shapes is a dict by kind with leaves
-`[…, N_kind, …]`, the agents in the kind's own order; whatever is one number per agent is `[…, N]` in the order of
-`JointSpec.agents`, which is the environment's; `JointSpec.agent_order` leads from the one order to the other.
+Agents with equal spaces form a kind. Arrays whose shape depends on the kind are a dict by kind with leaves
+`[…, N_kind, …]`, in the kind's own agent order. Scalars per agent are `[…, N]` in the environment's order, which is
+that of `JointSpec.agents`. `JointSpec.agent_order` maps the first order to the second.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import Space, spaces
 from torch import Tensor
@@ -20,39 +21,36 @@ from herdbook.core.spaces import flat_action_space, flat_space
 from herdbook.core.types import Array, Tree, batch_type, to_numpy, tree_map
 
 ByKind = dict[str, Any]
-"""Kind to leaf `[…, N_kind, …]`."""
+"""A leaf `[…, N_kind, …]` for each kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Agents with equal spaces; named after the first of them."""
+    """Agents with equal spaces; the kind is named after its first agent."""
 
     name: str
     agents: tuple[str, ...]
     observation_space: Space[Any]
-    """What the networks see of one agent (`core.spaces.flat_space`)."""
+    """The flat space of one agent's observations, as networks read them (`core.spaces.flat_space`)."""
     action_space: Space[Any]
     """Discrete, or Box `[A]`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointSpec:
-    """What an algorithm must know of a task with many agents.
-
-    Raises ValueError for agents without spaces, or named twice.
-    """
+    """Specification of a task with many agents. Raises ValueError if an agent has no spaces or is named twice."""
 
     agents: tuple[str, ...]
-    """Everyone who may ever take part, in the environment's order."""
+    """Every agent that may take part, in the environment's order."""
     observation_spaces: Mapping[str, Space[Any]]
-    """Agent to its own space, as the environment declares it (without the legal actions)."""
+    """Each agent's space as the environment declares it, without the action mask."""
     action_spaces: Mapping[str, Space[Any]]
     state_space: Space[Any] | None = None
-    """The global state's flat space; None where the environment has none: then it is the joined observations."""
+    """Flat space of the global state. None: the environment has no state, and the joint observation stands in."""
     masked: bool = False
-    """The environment says which actions are legal."""
+    """The environment gives masks of legal actions."""
     turn_based: bool = False
-    """One agent acts at a time; a step of an agent goes from one turn of its own to its next."""
+    """One agent acts at a time. A step of an agent lasts from its own turn to its next one."""
 
     def __post_init__(self) -> None:
         if not self.agents or len(set(self.agents)) < len(self.agents):
@@ -63,7 +61,7 @@ class JointSpec:
 
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
-        """Kinds in the order of their first agents."""
+        """The kinds, ordered by their first agents."""
         found: list[tuple[Space[Any], Space[Any], list[str]]] = []
         for agent in self.agents:
             pair = flat_space(self.observation_spaces[agent]), flat_action_space(self.action_spaces[agent])
@@ -77,42 +75,42 @@ class JointSpec:
 
     @cached_property
     def agent_order(self) -> tuple[int, ...]:
-        """`concatenated[agent_order[i]]` is agent i, where `concatenated` holds the kinds one after the other."""
+        """`concatenated[agent_order[i]]` is agent i, where `concatenated` holds the agents kind after kind."""
         concatenated = [agent for kind in self.kinds for agent in kind.agents]
         return tuple(concatenated.index(agent) for agent in self.agents)
 
     @cached_property
     def index(self) -> Mapping[str, int]:
-        """Agent to its number."""
+        """Position of each agent in `agents`."""
         return {agent: number for number, agent in enumerate(self.agents)}
 
     @property
     def discrete(self) -> bool:
-        """Whether every agent's actions are discrete."""
+        """True if every agent's actions are discrete."""
         return all(isinstance(kind.action_space, spaces.Discrete) for kind in self.kinds)
 
 
 @dataclass(frozen=True, slots=True)
 class JointEpisode:
-    """One episode of T steps on the host, T+1 rows of what is seen.
+    """One episode of T steps on the host; observations, masks and states have T+1 rows.
 
-    An agent that is absent has zeros. In a turn-based game step k is the k-th turn of every agent, and an agent that
-    had fewer turns is absent after its own; its last observation is the row after its last turn.
+    Absent agents hold zeros. In a turn-based game, step k is the k-th turn of every agent. An agent with fewer turns is
+    absent from then on; the row after its last turn holds its final observation.
     """
 
     observations: ByKind
     """Leaves `[T + 1, N_kind, …]`, flat."""
     actions: ByKind
-    """`[T, N_kind]` int64 in the numbering of the space, or `[T, N_kind, A]` float32."""
+    """`[T, N_kind]` int64, numbered as in the space, or `[T, N_kind, A]` float32."""
     rewards: Array
     """`[T, N]` float64."""
     terminated: Array
     """`[T, N]` bool: the MDP ended here for this agent."""
     truncated: Array
     alive: Array
-    """`[T + 1, N]` bool: the agent acts at this row. Nobody does at the last one."""
+    """`[T + 1, N]` bool: the agent acts at this row; False for every agent at the last row."""
     action_mask: ByKind | None = None
-    """`[T + 1, N_kind, n]` bool: legal actions; all True for an agent that is absent."""
+    """`[T + 1, N_kind, n]` bool: legal actions; all True for absent agents."""
     state: Tree | None = None
     """`[T + 1, …]`."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -122,7 +120,7 @@ class JointEpisode:
 
 
 def episode_state(episode: JointEpisode) -> dict[str, Any]:
-    """An episode as dicts and tensors, for a checkpoint; of its metadata what JSON holds."""
+    """An episode as dicts and tensors, for a checkpoint; the metadata must be JSON values."""
     arrays = {f.name: getattr(episode, f.name) for f in fields(episode) if f.name != "metadata"}
     present = {name: value for name, value in arrays.items() if value is not None}
     return {**tree_map(torch.from_numpy, present), "metadata": dict(episode.metadata)}
@@ -137,25 +135,25 @@ def episode_from_state(state: Mapping[str, Any]) -> JointEpisode:
 @batch_type
 @dataclass(frozen=True, slots=True)
 class JointTransitions:
-    """Steps of all agents. Every field is `[*B, …]`."""
+    """Transitions of all agents. Every field is `[*B, …]`."""
 
     observations: ByKind
     actions: ByKind
     rewards: Tensor
     """`[*B, N]`."""
     discounts: Tensor
-    """`[*B, N]`: γ · (1 − terminated) of each agent; truncation zeroes it only if time_limit="terminal"."""
+    """`[*B, N]`: γ · (1 − terminated); truncation zeroes it only if time_limit="terminal"."""
     next_observations: ByKind
     alive: Tensor
     """`[*B, N]` bool: the agent acted."""
     next_alive: Tensor
-    """`[*B, N]` bool: the next observation is that of an agent whose game goes on (or was only cut off)."""
+    """`[*B, N]` bool: the agent has a next observation and did not terminate; True after a truncation."""
     team_rewards: Tensor
-    """`[*B]`: the sum over the agents."""
+    """`[*B]`: sum of the rewards over agents."""
     team_discounts: Tensor
-    """`[*B]`: γ, and 0 where the game ended for every agent that was still in it."""
+    """`[*B]`: γ, or 0 where the game ended for every agent still in it."""
     timesteps: Tensor
-    """`[*B]` int64: the steps (in a game of turns the rounds) of the episode before this one."""
+    """`[*B]` int64: earlier steps of the episode; rounds in a turn-based game."""
     action_mask: ByKind | None = None
     next_action_mask: ByKind | None = None
     state: Tree | None = None
@@ -166,10 +164,10 @@ class JointTransitions:
 @batch_type
 @dataclass(frozen=True, slots=True)
 class JointSegments:
-    """Windows of T successive steps of one episode, padded at the end. What is seen has T+1 rows.
+    """Windows of T successive steps of one episode, padded at the end. Observations, masks and states have T+1 rows.
 
-    Row t + 1 is what step t led to, the episode's own final observation included, so nothing is stored or computed
-    twice; rows beyond it repeat it.
+    Row t + 1 is the outcome of step t, up to the episode's final observation; later rows repeat that one. Networks
+    therefore read every observation once.
     """
 
     observations: ByKind
@@ -177,7 +175,7 @@ class JointSegments:
     actions: ByKind
     """`[*B, T, N_kind, …]`."""
     rewards: Tensor
-    """`[*B, T, N]`, as everything below that is per agent."""
+    """`[*B, T, N]`, as are the other fields per agent below."""
     discounts: Tensor
     alive: Tensor
     next_alive: Tensor
@@ -185,16 +183,20 @@ class JointSegments:
     """`[*B, T]`."""
     team_discounts: Tensor
     timesteps: Tensor
-    """`[*B]` int64: the steps of the episode before the window."""
+    """`[*B]` int64: steps of the episode before the window."""
     mask: Tensor
-    """`[*B, T]` bool: False where the window reaches beyond its episode's last step. Nobody is alive there."""
+    """`[*B, T]` bool: False beyond the episode's last step, where no agent is alive."""
     action_mask: ByKind | None = None
     """`[*B, T + 1, N_kind, n]`."""
     state: Tree | None = None
     """`[*B, T + 1, …]`."""
 
 
-def in_agent_order(spec: JointSpec, by_kind: ByKind) -> Tensor:
-    """Leaves `[…, N_kind]` of every kind to `[…, N]`; `[…, N_kind, n]` of equal n must be moved before."""
-    joined = torch.cat([by_kind[kind.name] for kind in spec.kinds], -1)
-    return joined if spec.agent_order == tuple(range(len(spec.agents))) else joined[..., list(spec.agent_order)]
+def all_legal(spec: JointSpec, *lead: int) -> ByKind:
+    """Action masks `[*lead, N_kind, n]` of every kind with discrete actions, all True."""
+    discrete = ((kind, kind.action_space) for kind in spec.kinds)
+    return {
+        kind.name: np.ones((*lead, len(kind.agents), int(space.n)), dtype=np.bool_)
+        for kind, space in discrete
+        if isinstance(space, spaces.Discrete)
+    }

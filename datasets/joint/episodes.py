@@ -1,7 +1,7 @@
 """`JointEpisodes`: a dataset of many agents in memory.
 
-Laid out as `Episodes` is (`datasets.layout`). What agents of different shapes have is by kind, `[…, N_kind, …]`; what
-is one number per agent is `[…, N]` in the order of `JointSpec.agents`.
+The layout is that of `Episodes` (`datasets.layout`). Arrays whose shape depends on the kind are a dict by kind, leaves
+`[…, N_kind, …]`; scalars per agent are `[…, N]` in the order of `JointSpec.agents`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from herdbook.core.spaces import BadValues, cast
 from herdbook.core.trees import indexed
 from herdbook.core.types import Array, Tree
 from herdbook.datasets import validation
-from herdbook.datasets.layout import locate, offsets_of, row_offsets
-from herdbook.datasets.recorded import Recorded, digest, joined, space_text
+from herdbook.datasets.layout import locate, offsets_of, place, row_offsets
+from herdbook.datasets.recorded import Recorded, digest, joined, space_text, summary
 from herdbook.datasets.validation import DataError, located
 
 logger = logging.getLogger("herdbook")
@@ -29,16 +29,16 @@ logger = logging.getLogger("herdbook")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JointEpisodes(Recorded[JointEpisode]):
-    """Recorded episodes of many agents; immutable, and validated once when built.
+    """Recorded episodes of many agents, immutable and validated when built.
 
-    Values are cast at the door; arrays of the right type are kept without a copy. An agent whose last step carries
-    neither flag counts as truncated there, with a notice in the log. Where an agent does not act, its discrete action
-    is the first of its space.
+    Values are cast; arrays of the right type are not copied. An agent whose last step has neither flag counts as
+    truncated there, with a warning in the log. Where an agent does not act, its discrete action is the first of its
+    space.
 
-    Raises `DataError`, naming the field, the agent, the episode and the step, for NaN or infinite values, lengths that
-    disagree, T instead of T+1 rows, values outside their space, actions that the mask forbids, an agent that acts after
-    its end or at a final row, observations or actions of an absent agent that are not zero, a step at which nobody acts
-    (but the only one of an episode that was over at once), and empty data.
+    Raises DataError, with field, agent, episode and step, for NaN or infinite values, lengths that disagree, T instead
+    of T+1 rows, values outside their space, illegal actions, an agent that acts after its end or at a final row,
+    observations or actions of an absent agent that are not zero, a step at which no agent acts (except the only step of
+    an episode that ended at once), and empty data.
     """
 
     step_fields: ClassVar[tuple[str, ...]] = ("actions", "rewards", "terminated", "truncated")
@@ -47,7 +47,7 @@ class JointEpisodes(Recorded[JointEpisode]):
     observations: ByKind
     """Leaves `[steps + episodes, N_kind, …]`: float32 vectors, uint8 images, int64 discrete; a dict of these."""
     actions: ByKind
-    """`[steps, N_kind, A]` float32, or `[steps, N_kind]` int64 in the numbering of the Discrete space."""
+    """`[steps, N_kind, A]` float32, or `[steps, N_kind]` int64, numbered as in the Discrete space."""
     rewards: Array
     """`[steps, N]` float64."""
     terminated: Array
@@ -57,11 +57,11 @@ class JointEpisodes(Recorded[JointEpisode]):
     """`[steps + episodes, N]` bool: the agent acts at this row."""
     spec: JointSpec
     action_mask: ByKind | None = None
-    """`[steps + episodes, N_kind, n]` bool for each kind with discrete actions, where `spec.masked`."""
+    """`[steps + episodes, N_kind, n]` bool for each kind with discrete actions, if `spec.masked`."""
     state: Tree | None = None
-    """Leaves `[steps + episodes, …]` in `spec.state_space`; None where it was not recorded."""
+    """Leaves `[steps + episodes, …]` in `spec.state_space`; None if not recorded."""
     packages: Mapping[str, str] = field(default_factory=dict)
-    """Versions of the packages that the environment came from: a reward can change without a new id."""
+    """Versions of the environment's packages: a reward can change without a new environment id."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -78,16 +78,9 @@ class JointEpisodes(Recorded[JointEpisode]):
         ):
             if kinds:
                 of = getattr(self, name)
-                put(
-                    name,
-                    {k.name: _cast(source, name, at, k.agents, of[k.name], _kind_cast(name, k)) for k in kinds},
-                )
-        for name, at, dtype in (
-            ("rewards", starts, np.float64),
-            ("terminated", starts, np.bool_),
-            ("truncated", starts, np.bool_),
-            ("alive", row_starts, np.bool_),
-        ):
+                put(name, {k.name: _cast(source, name, at, k.agents, of[k.name], _kind_cast(name, k)) for k in kinds})
+        for name in _PER_AGENT:
+            at, dtype = row_starts if name == "alive" else starts, np.float64 if name == "rewards" else np.bool_
             put(name, _cast(source, name, at, spec.agents, getattr(self, name), partial(cast, dtype=dtype)))
         if spec.state_space is not None and self.state is not None:
             with located(source, "state", row_starts):
@@ -109,20 +102,17 @@ class JointEpisodes(Recorded[JointEpisode]):
                 validation.check_shape(self.source, f"{name}[{kind.name!r}]", space, tree, lead)
         for kind, actions in masked_kinds(self.spec):
             assert self.action_mask is not None
-            mask, lead = self.action_mask[kind.name], (len(kind.agents),)
-            legal = spaces.MultiBinary(actions)
-            validation.check_shape(self.source, f"action_mask[{kind.name!r}]", legal, mask, lead)
+            mask, legal = self.action_mask[kind.name], spaces.MultiBinary(actions)
+            validation.check_shape(self.source, f"action_mask[{kind.name!r}]", legal, mask, (len(kind.agents),))
         if self.state is not None and self.spec.state_space is not None:
             validation.check_shape(self.source, "state", self.spec.state_space, self.state)
-        for name in ("rewards", "terminated", "truncated", "alive"):
-            values, agents = getattr(self, name), len(self.spec.agents)
-            if values.shape[1:] != (agents,):
-                raise DataError(
-                    f"{self.source}: expected {name} of {agents} agents in each row, got shape {values.shape}"
-                )
+        for name in _PER_AGENT:
+            shape, agents = getattr(self, name).shape, len(self.spec.agents)
+            if shape[1:] != (agents,):
+                raise DataError(f"{self.source}: expected {name} of {agents} agents in each row, got shape {shape}")
 
     def _idle_as_first(self, kind: Kind) -> Array:
-        """The actions of a kind; the zeros of agents that do not act become actions that can be looked up."""
+        """The actions of a kind, with the first action of the space for agents that do not act."""
         actions: Array = self.actions[kind.name]
         start = int(getattr(kind.action_space, "start", 0))
         if start == 0:
@@ -137,12 +127,8 @@ class JointEpisodes(Recorded[JointEpisode]):
         unflagged = ~(self.terminated | self.truncated)[ends, agents]
         if not unflagged.any():
             return self.truncated
-        logger.warning(
-            "%s: in %d of %d episodes agents end with neither flag; they count as truncated",
-            self.source,
-            len(np.unique(numbers[unflagged])),
-            len(self),
-        )
+        counts = f"{len(np.unique(numbers[unflagged]))} of {len(self)} episodes"
+        logger.warning("%s: in %s agents end with neither flag; they count as truncated", self.source, counts)
         truncated = self.truncated.copy()
         truncated[ends[unflagged], agents[unflagged]] = True
         return truncated
@@ -164,22 +150,22 @@ class JointEpisodes(Recorded[JointEpisode]):
         )
 
     def returns(self) -> Array:
-        """`[episodes]` float64: the team's return, the undiscounted sum of the rewards of all agents."""
+        """Undiscounted team return of each episode, the sum over agents. `[episodes]` float64"""
         return np.add.reduceat(self.rewards.sum(1), self.offsets[:-1])
 
     def agent_returns(self) -> Array:
-        """`[episodes, N]` float64: the undiscounted sum of each agent's own rewards."""
+        """Undiscounted return of each agent. `[episodes, N]` float64"""
         return np.add.reduceat(self.rewards, self.offsets[:-1], axis=0)
 
     def terminated_for_all(self) -> Array:
-        """`[episodes]` bool: every agent that was still in the game terminated at the episode's last step."""
+        """`[episodes]` bool: every agent still in the game terminated at the episode's last step."""
         last = self.offsets[1:] - 1
         terminated = self.terminated[last]
         inside = self.alive[self.step_rows[last]] | terminated | self.truncated[last]
-        return np.asarray((terminated | ~inside).all(1) & inside.any(1))  # all of nobody is no end
+        return np.asarray((terminated | ~inside).all(1) & inside.any(1))  # without agents nothing terminated
 
     def episode(self, number: int) -> JointEpisode:
-        """One episode, sharing its memory. Raises IndexError outside `[0, len)`."""
+        """One episode, a view of these arrays. Raises IndexError outside `[0, len)`."""
         if not 0 <= number < len(self):
             raise IndexError(f"expected an episode in [0, {len(self) - 1}], got {number}")
         start, end = self.offsets[number], self.offsets[number + 1]
@@ -191,18 +177,16 @@ class JointEpisodes(Recorded[JointEpisode]):
     def concat(self, *others: JointEpisodes) -> JointEpisodes:
         """These episodes followed by those of `others`.
 
-        Specs must be equal, and all parts with or without the state (DataError otherwise); environment, packages and
-        reference scores are kept where all agree, and who learned (`learned_by`) of every part.
+        Environment, packages and reference scores are kept if all parts agree. `learned_by` is joined. Raises DataError
+        unless specs are equal, and all parts or none have the state.
         """
         parts = (self, *others)
         for other in others:
             if other.spec != self.spec:
                 raise DataError(f"{other.source}: expected {self.spec} as in {self.source}, got {other.spec}")
             if (other.state is None) != (self.state is None):
-                raise DataError(
-                    f"{other.source}: expected the global state where {self.source} has it, and there only; "
-                    "replace(episodes, state=None) leaves it out"
-                )
+                advice = "replace(episodes, state=None) leaves it out"
+                raise DataError(f"{other.source}: expected the global state exactly if {self.source} has it; {advice}")
         return replace(
             self,
             **{name: _gathered(self.source, name, parts) for name in (*self.step_fields, *self.row_fields)},
@@ -211,27 +195,16 @@ class JointEpisodes(Recorded[JointEpisode]):
         )
 
     def statistics(self) -> dict[str, float]:
-        """Numbers that describe the data; the team's are sums over the agents, `return_mean/x` is agent x's own."""
-        returns, lengths, over = self.returns(), self.lengths(), self.terminated_for_all()
-        team_rewards = self.rewards.sum(1)
+        """Summary statistics; team values are sums over agents, and `return_mean/x` is agent x's."""
+        over, means = self.terminated_for_all(), self.agent_returns().mean(0)
         numbers = {
             "episodes": len(self),
             "steps": self.num_steps,
             "agents": len(self.spec.agents),
-            "team_return_mean": returns.mean(),
-            "team_return_std": returns.std(),
-            "team_return_min": returns.min(),
-            "team_return_max": returns.max(),
-            **{
-                f"return_mean/{agent}": mean
-                for agent, mean in zip(self.spec.agents, self.agent_returns().mean(0), strict=True)
-            },
-            "length_mean": lengths.mean(),
-            "length_min": lengths.min(),
-            "length_max": lengths.max(),
-            "team_reward_mean": team_rewards.mean(),
-            "team_reward_min": team_rewards.min(),
-            "team_reward_max": team_rewards.max(),
+            **summary("team_return", self.returns(), "mean", "std", "min", "max"),
+            **{f"return_mean/{agent}": mean for agent, mean in zip(self.spec.agents, means, strict=True)},
+            **summary("length", self.lengths(), "mean", "min", "max"),
+            **summary("team_reward", self.rewards.sum(1), "mean", "min", "max"),
             "agents_acting_mean": self.alive[self.step_rows].sum(1).mean(),
             "terminated_episodes": over.sum(),
             "truncated_episodes": (~over).sum(),
@@ -239,7 +212,7 @@ class JointEpisodes(Recorded[JointEpisode]):
         return {name: float(value) for name, value in numbers.items()}
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of every array and of the spec; it changes when one value changes."""
+        """SHA-256 (hex) of every array and of the spec."""
         spec, arrays = self.spec, self._arrays((*self.step_fields, *self.row_fields, "offsets"))
         texts = [
             f"{agent} {space_text(spec.observation_spaces[agent])} {space_text(spec.action_spaces[agent])};"
@@ -249,14 +222,17 @@ class JointEpisodes(Recorded[JointEpisode]):
         return digest(arrays, [*texts, f"state {state} masked {spec.masked} turns {spec.turn_based}"])
 
 
+_PER_AGENT = ("rewards", "terminated", "truncated", "alive")
+
+
 def masked_kinds(spec: JointSpec) -> list[tuple[Kind, int]]:
-    """(kind, number of actions) of the kinds that have an action mask: with discrete actions, if the task has masks."""
+    """(kind, number of actions) of each kind with an action mask: discrete actions, in a task with masks."""
     discrete = ((kind, kind.action_space) for kind in spec.kinds if spec.masked)
     return [(kind, int(space.n)) for kind, space in discrete if isinstance(space, spaces.Discrete)]
 
 
 def present_rows(alive: Array, step_rows: Array) -> Array:
-    """`[rows, N]` bool: the agent acts at this row, or sees there what its last step led to."""
+    """`[rows, N]` bool: the agent acts at this row, or acted in the step before."""
     present = alive.copy()
     present[step_rows + 1] |= alive[step_rows]
     return present
@@ -265,7 +241,7 @@ def present_rows(alive: Array, step_rows: Array) -> Array:
 def _check_parts(
     source: str, spec: JointSpec, observations: Any, actions: Any, action_mask: Any, state: Tree | None
 ) -> None:
-    """Every kind has its arrays, and there are masks and a state only where the spec says so."""
+    """Check that every kind has its arrays, and that masks and state exist only if the spec declares them."""
     masks = [kind for kind, _ in masked_kinds(spec)]
     for name, by_kind, kinds in (
         ("observations", observations, spec.kinds),
@@ -273,8 +249,8 @@ def _check_parts(
         ("action_mask", action_mask, masks),
     ):
         if name == "action_mask" and (by_kind is None) != (not masks):
-            there = "the legal actions (spec.masked)" if masks else "no action_mask (spec.masked is False)"
-            raise DataError(f"{source}: expected {there}, got {'none' if by_kind is None else 'one'}")
+            wanted = "an action_mask (spec.masked)" if masks else "no action_mask (spec.masked is False)"
+            raise DataError(f"{source}: expected {wanted}, got {'none' if by_kind is None else 'one'}")
         names = [kind.name for kind in kinds]
         if by_kind is not None and (not isinstance(by_kind, Mapping) or sorted(by_kind) != sorted(names)):
             came = sorted(by_kind) if isinstance(by_kind, Mapping) else type(by_kind).__name__
@@ -284,7 +260,7 @@ def _check_parts(
 
 
 def _kind_cast(name: str, kind: Kind) -> Callable[[Tree], Tree]:
-    """How a field by kind is cast."""
+    """The cast of a field by kind."""
     if name == "observations":
         return partial(validation.cast_observations, kind.observation_space)
     discrete = isinstance(kind.action_space, spaces.Discrete)
@@ -294,7 +270,7 @@ def _kind_cast(name: str, kind: Kind) -> Callable[[Tree], Tree]:
 def _cast(
     source: str, name: str, starts: Array, agents: Sequence[str], values: Tree, one: Callable[[Tree], Tree]
 ) -> Tree:
-    """`one(values)`, leaves `[…, agents, …]`. Where a value does not fit, the error names its agent."""
+    """`one(values)`, leaves `[…, agents, …]`; an error names the agent whose value does not fit."""
     with located(source, name, starts):
         try:
             return one(values)
@@ -308,50 +284,45 @@ def _cast(
 
 
 def _check_alive(episodes: JointEpisodes) -> Array:
-    """Who acts when, and how each agent ends; returns `[episodes, N]`, the last step at which it acts, or -1."""
+    """Check when agents act and how they end; returns the last step at which each acts, or -1. `[episodes, N]`"""
     source, agents, offsets = episodes.source, episodes.spec.agents, episodes.offsets
     acts = episodes.alive[episodes.step_rows]  # [steps, N]
     at_the_end = episodes.alive[row_offsets(offsets)[1:] - 1]
     if at_the_end.any():
         number, agent = np.argwhere(at_the_end)[0]
-        raise DataError(
-            f"{source}: expected nobody to act at the last row of episode {number}, its final observation, "
-            f"but {agents[agent]} is alive there"
-        )
+        where = f"the last row of episode {number}, its final observation"
+        raise DataError(f"{source}: expected no agent to act at {where}, but {agents[agent]} is alive there")
     lengths = episodes.lengths()
     idle = ~acts.any(1) & np.repeat(lengths > 1, lengths)
     if idle.any():
-        number, step = locate(int(np.argmax(idle)), offsets)
-        raise DataError(f"{source}: expected an agent that acts, nobody does at episode {number}, step {step}")
+        raise DataError(f"{source}: expected an agent that acts, got none at {place(int(np.argmax(idle)), offsets)}")
     steps = np.arange(len(acts))[:, None]
     last: Array = np.maximum.reduceat(np.where(acts, steps, -1), offsets[:-1])
     of_step = np.repeat(last, lengths, axis=0)  # [steps, N]
     for name in ("terminated", "truncated"):
-        wrong = getattr(episodes, name) & (of_step != steps) & (of_step >= 0)  # who never acts may end at any step
+        wrong = getattr(episodes, name) & (of_step != steps) & (of_step >= 0)  # agents that never act may end anywhere
         if wrong.any():
             step, agent = np.argwhere(wrong)[0]
             number, inside = locate(int(step), offsets)
             end = last[number, agent] - offsets[number]
             what = "acts after its end" if end > inside else "ends where it does not act"
-            raise DataError(
-                f"{source}: {agents[agent]} {what}: it is {name} at episode {number}, step {inside}, and acts last at "
-                f"step {end}"
-            )
+            flag = f"it is {name} at episode {number}, step {inside}"
+            raise DataError(f"{source}: {agents[agent]} {what}: {flag}, and acts last at step {end}")
     return last
 
 
 def _check_values(episodes: JointEpisodes, last: Array) -> None:
-    """Finite, inside their spaces, legal; zeros of an absent agent."""
+    """Check that values are finite, inside their spaces and legal, and zero for absent agents."""
     source, spec, starts = episodes.source, episodes.spec, episodes.offsets
     rows, row_starts = episodes.step_rows, row_offsets(starts)
     acts, present = episodes.alive[rows], present_rows(episodes.alive, rows)
-    looks = present | np.repeat(last < 0, episodes.lengths() + 1, axis=0)  # who never acts may have seen how it ended
+    looks = present | np.repeat(last < 0, episodes.lengths() + 1, axis=0)  # an agent without actions may observe
     if episodes.state is not None:
         assert spec.state_space is not None
         validation.check_inside(source, "state", row_starts, spec.state_space, episodes.state)
     for kind in spec.kinds:
-        for place, agent in enumerate(kind.agents):
-            number, mine, space = spec.index[agent], (slice(None), place), kind.action_space
+        for member, agent in enumerate(kind.agents):
+            number, mine, space = spec.index[agent], (slice(None), member), kind.action_space
             acting = acts[:, number]
             validation.check_finite(source, f"rewards of {agent}", episodes.rewards[:, number], starts)
             name, seen = f"observations of {agent}", indexed(episodes.observations[kind.name], mine)
@@ -374,15 +345,12 @@ def _check_absent(source: str, name: str, values: Array, present: Array, starts:
     wrong = ~present & (values != nothing).reshape(len(values), -1).any(1)
     if wrong.any():
         row = int(np.argmax(wrong))
-        episode, step = locate(row, starts)
-        raise DataError(
-            f"{source}: expected {nothing} as {name} at episode {episode}, step {step}, where it is absent, "
-            f"got {values[row][values[row] != nothing].flat[0]}"
-        )
+        came = values[row][values[row] != nothing].flat[0]
+        raise DataError(f"{source}: expected {nothing} as {name} at {place(row, starts)}, an absent agent, got {came}")
 
 
 def _filled(space: Space[Any], values: Tree, present: Array) -> Tree:
-    """The same values, with one inside the space for the zeros of an absent agent, which need not be."""
+    """The values, with a value inside the space in place of an absent agent's zeros."""
     if present.all():
         return values
     if isinstance(space, spaces.Dict):
@@ -396,43 +364,36 @@ def _filled(space: Space[Any], values: Tree, present: Array) -> Tree:
 
 
 def _check_legal(source: str, agent: str, legal: Array, chosen: Array, actions: Array, starts: Array) -> None:
-    """`legal` `[rows, n]`; `chosen` `[steps]`: the mask allows the action, or the agent does not act."""
+    """Check the masks. `legal`: `[rows, n]`; `chosen`: `[steps]`, the action is legal or the agent does not act."""
     if not legal.any(1).all():
-        row = int(np.argmin(legal.any(1)))
-        episode, step = locate(row, row_offsets(starts))
-        raise DataError(
-            f"{source}: expected an action that is legal in action_mask of {agent} at episode {episode}, step {step}, "
-            "got none; allow all of them where it is absent"
-        )
+        where = place(int(np.argmin(legal.any(1))), row_offsets(starts))
+        came = "got none; allow all actions of an absent agent"
+        raise DataError(f"{source}: expected a legal action in action_mask of {agent} at {where}, {came}")
     if not chosen.all():
         number = int(np.argmin(chosen))
-        episode, step = locate(number, starts)
-        raise DataError(
-            f"{source}: expected actions of {agent} that action_mask allows, got {actions[number]} at "
-            f"episode {episode}, step {step}"
-        )
+        came = f"{actions[number]} at {place(number, starts)}"
+        raise DataError(f"{source}: expected actions of {agent} that action_mask allows, got {came}")
 
 
 def _check_episode(source: str, number: int, episode: JointEpisode) -> None:
-    """Lengths within one episode agree; named by episode, which the flat arrays could not."""
+    """Check the lengths within one episode, before the arrays are concatenated."""
     steps = len(episode)
     for names, length, what in ((JointEpisodes.step_fields, steps, "T"), (JointEpisodes.row_fields, steps + 1, "T+1")):
         for name in names:
             tree = getattr(episode, name)
             for leaf_name, leaf in () if tree is None else validation.leaves(tree, name):
                 if len(leaf) != length:
-                    raise DataError(
-                        f"{source}: expected {what} = {length} rows of {leaf_name} for the T = {steps} rewards of "
-                        f"episode {number}, got {len(leaf)}"
-                    )
+                    rows = f"{what} = {length} rows of {leaf_name}"
+                    given = f"the T = {steps} rewards of episode {number}"
+                    raise DataError(f"{source}: expected {rows} for {given}, got {len(leaf)}")
 
 
 def _gathered(source: str, name: str, parts: Sequence[JointEpisode | JointEpisodes]) -> Tree:
-    """One field of all parts, row after row; None where none has it."""
+    """One field of all parts, concatenated; None if no part has it."""
     values = [getattr(part, name) for part in parts]
     missing = [number for number, value in enumerate(values) if value is None]
     if len(missing) == len(values):
         return None
     if missing:
-        raise DataError(f"{source}: expected {name} in every episode or in none, it is missing in episode {missing[0]}")
+        raise DataError(f"{source}: expected {name} in every episode or in none, got none in episode {missing[0]}")
     return joined(source, name, values)

@@ -1,20 +1,19 @@
-"""Datasets of many agents as Minari datasets, in and out.
+"""Reading and writing datasets of many agents as Minari datasets.
 
-Minari has no convention for them; this is ours, and it opens in plain Minari:
+Minari has no convention for many agents. This one opens in plain Minari:
 
-- the observation and the action space are a Dict with an entry per agent, the agent's own space;
-- `rewards` is the team's, the sum over the agents; an episode terminated where it did for every agent that was in it;
-- `infos` has T+1 rows of `alive` (the agent acts at this row), of `action_mask`, and of what the step before led to:
-  `rewards`, `terminations`, `truncations` (zero in the first row), each a dict by agent; and of `state`;
-- an absent agent has zeros, and the first category where a part of its observation is discrete;
-- metadata.json has under `herdbook_many_agents` the agents in the environment's order, which a Dict space does not keep
-  (agent_10 comes before agent_2), the environment, and the versions of its packages.
+- the observation and the action space are a Dict of the agents' own spaces;
+- `rewards` is the sum over the agents; an episode terminates if it terminated for every agent still in it;
+- `infos` has T+1 rows of `state`, and of dicts by agent: `alive` (the agent acts at this row), `action_mask`, and the
+  outcome of the step before, `rewards`, `terminations` and `truncations` (zero in the first row);
+- absent agents have zeros, or the first category where a part of the observation is discrete;
+- metadata.json holds, under `herdbook_many_agents`, the environment, the versions of its packages, and the agents in
+  the environment's order, which a Dict space does not keep (agent_10 comes before agent_2).
 """
 
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -26,29 +25,17 @@ from gymnasium import Space, spaces
 from herdbook.core.environments import EnvironmentSpec
 from herdbook.core.joint.types import ByKind, JointSpec, Kind
 from herdbook.core.spaces import flatten_batch, unflatten_batch
+from herdbook.core.trees import indexed
 from herdbook.core.types import Array, Tree, tree_map
-from herdbook.datasets import validation
+from herdbook.datasets import storage, validation
 from herdbook.datasets.joint.episodes import JointEpisodes, masked_kinds, present_rows
-from herdbook.datasets.layout import locate, row_offsets
+from herdbook.datasets.layout import place, row_offsets
 from herdbook.datasets.learned import learned_metadata, read_learned
-from herdbook.datasets.storage import (
-    JOINT,
-    STEPS,
-    Column,
-    Field,
-    Stored,
-    read_fields,
-    read_metadata,
-    read_space,
-    reference_scores,
-    space_columns,
-    space_fields,
-    write_dataset,
-)
+from herdbook.datasets.storage import JOINT, Column, Field, Stored
 from herdbook.datasets.validation import DataError, located
 
 FORMAT = 1
-"""Of the record in metadata.json."""
+"""Version of the record in metadata.json."""
 _RECORD: Mapping[str, tuple[type, ...]] = {
     "format": (int,),
     "agents": (list,),
@@ -78,25 +65,25 @@ def save_joint(
 
     It reads back to equal `JointEpisodes`. `metadata` is added to metadata.json (`description`, `author`, …).
 
-    Raises `DataError` where the id is malformed or taken, an agent's name has a slash, or JSON cannot hold the
-    environment's arguments.
+    Raises DataError if the id is malformed or taken, an agent's name has a slash, or the environment's arguments are
+    not JSON values.
     """
     if unfit := [agent for agent in episodes.spec.agents if "/" in agent]:
-        raise DataError(f"{episodes.source}: expected names of agents without a slash, got {unfit}; rename them")
+        raise DataError(f"{episodes.source}: expected agent names without a slash, got {unfit}; rename them")
     observation_space, action_space = _agents_spaces(episodes.spec)
     terminated, truncated = np.zeros((2, episodes.num_steps), dtype=np.bool_)
     last = episodes.offsets[1:] - 1
     terminated[last] = episodes.terminated_for_all()
     truncated[last] = ~terminated[last]
-    return write_dataset(
+    return storage.write_dataset(
         dataset_id,
         data_dir=data_dir,
         observation_space=observation_space,
         action_space=action_space,
         offsets=episodes.offsets,
         columns=[
-            *space_columns(observation_space, "observations", _observations(episodes), extra=1),
-            *space_columns(action_space, "actions", _actions(episodes)),
+            *storage.space_columns(observation_space, "observations", _observations(episodes), extra=1),
+            *storage.space_columns(action_space, "actions", _actions(episodes)),
             Column("rewards", episodes.rewards.sum(1)),
             Column("terminations", terminated),
             Column("truncations", truncated),
@@ -109,17 +96,16 @@ def save_joint(
 
 
 def _agents_spaces(spec: JointSpec) -> tuple[spaces.Dict, spaces.Dict]:
-    """The observation and the action space of all agents, in their order."""
     observations, actions = spec.observation_spaces, spec.action_spaces
     return spaces.Dict([(a, observations[a]) for a in spec.agents]), spaces.Dict([(a, actions[a]) for a in spec.agents])
 
 
 def _observations(episodes: JointEpisodes) -> dict[str, Tree]:
-    """Agent to its observations, in the structure of its own space."""
+    """Each agent's observations, in the structure of its own space."""
     by_agent = {}
     for kind in episodes.spec.kinds:
-        for place, agent in enumerate(kind.agents):
-            own = tree_map(operator.itemgetter((slice(None), place)), episodes.observations[kind.name])
+        for row, agent in enumerate(kind.agents):
+            own = indexed(episodes.observations[kind.name], (slice(None), row))
             by_agent[agent] = unflatten_batch(episodes.spec.observation_spaces[agent], own)
     return by_agent
 
@@ -127,9 +113,9 @@ def _observations(episodes: JointEpisodes) -> dict[str, Tree]:
 def _actions(episodes: JointEpisodes) -> dict[str, Array]:
     by_agent = {}
     for kind in episodes.spec.kinds:
-        for place, agent in enumerate(kind.agents):
+        for row, agent in enumerate(kind.agents):
             shape = episodes.spec.action_spaces[agent].shape or ()
-            by_agent[agent] = episodes.actions[kind.name][:, place].reshape(-1, *shape)
+            by_agent[agent] = episodes.actions[kind.name][:, row].reshape(-1, *shape)
     return by_agent
 
 
@@ -146,7 +132,7 @@ def _infos(episodes: JointEpisodes) -> list[Column]:
         columns += [Column(f"infos/action_mask/{agent}", legal[:, i], 1) for i, agent in enumerate(kind.agents)]
     if episodes.state is not None:
         assert spec.state_space is not None
-        columns += space_columns(spec.state_space, "infos/state", episodes.state, extra=1)
+        columns += storage.space_columns(spec.state_space, "infos/state", episodes.state, extra=1)
     return columns
 
 
@@ -167,7 +153,7 @@ def _record(episodes: JointEpisodes) -> dict[str, Any]:
     try:
         json.dumps(record)
     except TypeError as error:
-        raise DataError(f"{episodes.source}: expected an environment whose arguments JSON can hold: {error}") from error
+        raise DataError(f"{episodes.source}: expected JSON values as the environment's arguments: {error}") from error
     return record
 
 
@@ -175,28 +161,28 @@ def _record(episodes: JointEpisodes) -> dict[str, Any]:
 
 
 def read_joint(dataset: str | Path, *, data_dir: str | Path | None = None) -> JointEpisodes:
-    """Read a dataset of many agents: its folder, or its id under `minari_root(data_dir)`. No environment is made.
+    """Read a dataset of many agents, by its folder or its id under `minari_root(data_dir)`. No environment is made.
 
-    Raises `DataError` for a folder without such a dataset, metadata that is unknown or damaged (it says which), a
-    truncated or corrupt file, and data that does not satisfy `JointEpisodes`.
+    Raises DataError for a folder without such a dataset, unknown or damaged metadata, a truncated or corrupt file, and
+    data that do not satisfy `JointEpisodes`.
     """
-    folder, metadata = read_metadata(dataset, data_dir=data_dir)
+    folder, metadata = storage.read_metadata(dataset, data_dir=data_dir)
     source = str(metadata.get("dataset_id", folder))
     record = _checked_record(source, metadata.get(JOINT))
     spec = _read_spec(source, metadata, record)
     observation_space, action_space = _agents_spaces(spec)
     infos: dict[str, Any] = {"alive": np.bool_, **_OUTCOMES}
     wanted = [
-        *space_fields(observation_space, "observations", extra=1),
-        *space_fields(action_space, "actions"),
-        STEPS[0],
+        *storage.space_fields(observation_space, "observations", extra=1),
+        *storage.space_fields(action_space, "actions"),
+        storage.STEPS[0],
         *(Field(f"infos/{name}/{agent}", dtype, 1) for name, dtype in infos.items() for agent in spec.agents),
         *(Field(f"infos/action_mask/{agent}", np.bool_, 1) for kind, _ in masked_kinds(spec) for agent in kind.agents),
     ]
     state_space = spec.state_space if record["state"] else None
     if state_space is not None:
-        wanted += space_fields(state_space, "infos/state", extra=1)
-    stored = read_fields(source, folder, metadata, observation_space, wanted)
+        wanted += storage.space_fields(state_space, "infos/state", extra=1)
+    stored = storage.read_fields(source, folder, metadata, observation_space, wanted)
     alive = _per_agent(stored, "alive", spec)
     rewards, terminated, truncated = (_outcomes(source, stored, name, spec) for name in _OUTCOMES)
     episodes = JointEpisodes(
@@ -212,7 +198,7 @@ def read_joint(dataset: str | Path, *, data_dir: str | Path | None = None) -> Jo
         state=None if state_space is None else stored.tree(state_space, "infos/state"),
         environment=joint_environment(source, metadata),
         packages=record["packages"],
-        reference_scores=reference_scores(source, metadata, None),
+        reference_scores=storage.reference_scores(source, metadata, None),
         episode_metadata=stored.episode_metadata,
         source=source,
         learned_by=read_learned(source, metadata),
@@ -220,30 +206,26 @@ def read_joint(dataset: str | Path, *, data_dir: str | Path | None = None) -> Jo
     team, total = stored.arrays["rewards"], episodes.rewards.sum(1)
     if not np.allclose(team, total):
         step = int(np.argmin(np.isclose(team, total)))
-        number, inside = locate(step, episodes.offsets)
         raise DataError(
             f"{source}: expected rewards that are the sum of infos/rewards over the agents, {total[step]:g}, got "
-            f"{team[step]:g} at episode {number}, step {inside}; write the dataset again with save_joint"
+            f"{team[step]:g} at {place(step, episodes.offsets)}; write the dataset again with save_joint"
         )
     return episodes
 
 
 def joint_environment(source: str, metadata: Mapping[str, Any]) -> EnvironmentSpec | None:
-    """What metadata.json of many agents' data says of the environment. Raises `DataError` as `read_joint` does."""
+    """The environment recorded in the metadata of many agents' data. Raises DataError for damaged metadata."""
     recorded = _checked_record(source, metadata.get(JOINT))["environment"]
     return None if recorded is None else EnvironmentSpec(**recorded)
 
 
 def _checked_record(source: str, record: Any) -> dict[str, Any]:
-    """Raise `DataError` for what we did not write."""
     if not isinstance(record, dict):
         came = "none" if record is None else type(record).__name__
         raise DataError(f"{source}: expected {JOINT} in metadata.json, as datasets of many agents have, got {came}")
     if record.get("format") != FORMAT:
-        raise DataError(
-            f"{source}: expected format {FORMAT} of {JOINT} in metadata.json, got {record.get('format')!r}; "
-            "a newer herdbook reads newer ones"
-        )
+        came = f"{record.get('format')!r}; a newer herdbook reads newer formats"
+        raise DataError(f"{source}: expected format {FORMAT} of {JOINT} in metadata.json, got {came}")
     _check_keys(source, JOINT, record, _RECORD)
     if record["environment"] is not None:
         _check_keys(source, f"{JOINT}['environment']", record["environment"], _ENVIRONMENT)
@@ -267,7 +249,7 @@ def _check_keys(source: str, name: str, record: Mapping[str, Any], types: Mappin
 def _read_spec(source: str, metadata: Mapping[str, Any], record: Mapping[str, Any]) -> JointSpec:
     found = {}
     for name in ("observation_space", "action_space"):
-        space = read_space(source, metadata.get(name))
+        space = storage.read_space(source, metadata.get(name))
         if not isinstance(space, spaces.Dict) or set(space.spaces) != set(record["agents"]):
             came = sorted(space.spaces) if isinstance(space, spaces.Dict) else space
             raise DataError(f"{source}: expected a Dict of the agents {record['agents']} as {name}, got {came}")
@@ -277,7 +259,7 @@ def _read_spec(source: str, metadata: Mapping[str, Any], record: Mapping[str, An
             agents=tuple(record["agents"]),
             observation_spaces=found["observation_space"],
             action_spaces=found["action_space"],
-            state_space=None if record["state_space"] is None else read_space(source, record["state_space"]),
+            state_space=None if record["state_space"] is None else storage.read_space(source, record["state_space"]),
             masked=record["masked"],
             turn_based=record["turn_based"],
         )
@@ -293,15 +275,13 @@ def _per_agent(stored: Stored, name: str, spec: JointSpec) -> Array:
 
 
 def _outcomes(source: str, stored: Stored, name: str, spec: JointSpec) -> Array:
-    """`[steps, N]`: what each step led to stands in the row after it."""
+    """The outcomes of each step, which are stored in the row after it. `[steps, N]`"""
     rows = _per_agent(stored, name, spec)
     firsts = row_offsets(stored.offsets)[:-1]
     if rows[firsts].any():
         number, agent = np.argwhere(rows[firsts])[0]
-        raise DataError(
-            f"{source}: expected zero in the first row of infos/{name}/{spec.agents[agent]}, which no step led to, "
-            f"got {rows[firsts][number, agent]} in episode {number}"
-        )
+        path, came = f"infos/{name}/{spec.agents[agent]}", rows[firsts][number, agent]
+        raise DataError(f"{source}: expected zero in the first row of {path}, got {came} in episode {number}")
     return np.delete(rows, firsts, axis=0)
 
 
@@ -322,7 +302,7 @@ def _read_observations(source: str, stored: Stored, spec: JointSpec, alive: Arra
 
 
 def _zeros_where_absent(space: Space[Any], flat: Tree, present: Array) -> Tree:
-    """An absent agent's zeros are written as the first category of each discrete part, which is no zero when read."""
+    """Restore an absent agent's zeros, which are written as the first category of each discrete part."""
     zeros = tree_map(lambda leaf: np.zeros_like(leaf[:1]), flat)
     written = flatten_batch(space, unflatten_batch(space, zeros))
 
@@ -354,7 +334,7 @@ def _read_masks(source: str, stored: Stored, spec: JointSpec) -> ByKind | None:
 
 
 def _stacked(source: str, name: str, kind: Kind, space: Space[Any], arrays: Sequence[Array]) -> Array:
-    """`[rows, N_kind, …]` of an array in `space` for each agent of a kind."""
+    """The arrays of a kind's agents, each in `space`, as `[rows, N_kind, …]`."""
     for agent, array in zip(kind.agents, arrays, strict=True):
         validation.check_shape(source, f"{name} of {agent}", space, array)
     return np.stack(arrays, axis=1)

@@ -1,8 +1,9 @@
-"""`JointReplay`: recorded steps of many agents that can be sampled, offline and online with the same sampling code.
+"""`JointReplay`: a replay buffer for many agents, with the same sampling code offline and online.
 
-Two groups of tables, as in `ReplayBuffer`: rows of what is seen (T+1 per episode), and steps, each of which holds the
-number of its row. Offline they are the arrays of `JointEpisodes`, on the device; online they are rings to which whole
-episodes are appended. Sampling draws steps or episodes uniformly (the only randomness), then gathers each table once.
+As in `ReplayBuffer`, there are two groups of tables: rows of observations, masks and states (T+1 per episode), and
+steps, each with the number of its row. Offline they are the arrays of `JointEpisodes`, on the device. Online they are
+rings to which whole episodes are appended. Sampling draws steps or episodes uniformly (the only randomness), then
+gathers from each table once.
 """
 
 from __future__ import annotations
@@ -29,20 +30,19 @@ from herdbook.datasets.tables import Table, check_memory, empty_table, gathered,
 from herdbook.datasets.validation import single
 
 Tables = dict[str, Any]
-"""Name to tree."""
 
 
 class JointReplay:
     """Uniform sampling of joint transitions, segments and whole episodes.
 
     `JointReplay(episodes)` is offline; `JointReplay.online(spec, …)` begins empty and grows by `add`. On the CPU an
-    offline replay shares the memory of its `JointEpisodes`. Its length is the number of steps that can be drawn.
+    offline replay shares the memory of its `JointEpisodes`. The length is the number of steps that can be sampled.
 
-    time_limit: "bootstrap" leaves the discounts of a truncated step alone, "terminal" zeroes them.
-    state: whether the global state is kept, where the task has one (`spec.state_space`).
+    time_limit: "terminal" zeroes the discounts of truncated steps; "bootstrap" does not.
+    state: keep the global state, if the task has one (`spec.state_space`).
 
-    Raises ValueError where the state is to be kept and was not recorded, and `DataError` with episode and step for
-    rewards that float32 does not hold.
+    Raises ValueError if the state is to be kept and was not recorded, and DataError, with episode and step, for rewards
+    that overflow float32.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class JointReplay:
     ) -> JointReplay:
         """An empty replay of `capacity` steps.
 
-        `length`: that of the longest episode there can be, where it is known; whole episodes are then sampled with as
-        many steps from the first draw on. The ring of rows has room for the final rows of episodes of 8 steps or more
-        on average (of any length up to 1024 steps); where episodes are shorter, the oldest steps leave sooner.
+        `length`: maximum length of an episode, if known; sampled episodes are then padded to it from the first draw on.
+        The ring of rows holds the final rows of episodes of 8 steps or more on average (of any length up to 1024
+        steps). With shorter episodes the oldest steps are dropped sooner.
 
-        Raises MemoryError with the number of bytes where it would not fit.
+        Raises MemoryError, with the number of bytes, if the replay does not fit.
         """
         n_steps, n_rows = ring_sizes(capacity, 1, 1)
         if length is not None and not 1 <= length <= n_steps:
@@ -96,30 +96,19 @@ class JointReplay:
         self._rings, self._length = Rings(capacity, 1, 1), length
         return self
 
-    def _fill(
-        self,
-        spec: JointSpec,
-        time_limit: TimeLimit,
-        *,
-        seen: Tables,
-        taken: Tables,
-        rows: Tensor,
-        elapsed: Tensor,
-        remaining: Tensor,
-        starts: Tensor,
-    ) -> None:
-        self.spec, self.time_limit, self.device = spec, time_limit, rows.device
-        self._seen = seen  # leaves [rows, …]
-        self._taken = taken  # leaves [steps, …]
-        self._rows = rows  # [steps] the row of a step; what it led to follows
-        self._elapsed = elapsed  # [steps] steps of the episode before this one
-        self._remaining = remaining  # [steps] steps up to the episode's end, this one included
-        self._starts = starts  # the first step of each episode; online a ring over the numbers of episodes
-        self._row_count = len(tree_leaves(seen)[0])
+    def _fill(self, spec: JointSpec, time_limit: TimeLimit, **tables: Any) -> None:
+        self.spec, self.time_limit, self.device = spec, time_limit, tables["rows"].device
+        self._seen: Tables = tables["seen"]  # leaves [rows, …]
+        self._taken: Tables = tables["taken"]  # leaves [steps, …]
+        self._rows: Tensor = tables["rows"]  # [steps] the row of a step; its outcome is in the next row
+        self._elapsed: Tensor = tables["elapsed"]  # [steps] earlier steps of the episode
+        self._remaining: Tensor = tables["remaining"]  # [steps] steps up to the episode's end, this one included
+        self._starts: Tensor = tables["starts"]  # first step of each episode; online a ring over episode numbers
+        self._row_count = len(tree_leaves(self._seen)[0])
         self._rings: Rings | None = None
-        self._begins = np.zeros(len(starts), dtype=np.int64)  # online the same, in ever-growing numbers of steps
-        self._first_episode = self._last_episode = 0  # the episodes from the one to before the other are stored whole
-        self._longest: deque[tuple[int, int]] = deque()  # (number, length) of those that no later one is as long as
+        self._begins = np.zeros(len(self._starts), dtype=np.int64)  # online: `_starts` in ever-growing step numbers
+        self._first_episode = self._last_episode = 0  # the complete episodes are those from first to last - 1
+        self._longest: deque[tuple[int, int]] = deque()  # (number, length) of episodes longer than all later ones
         self._length: int | None = None
         self._team_spread, self._spread = Spread(), Spread()
 
@@ -128,43 +117,43 @@ class JointReplay:
 
     @property
     def num_episodes(self) -> int:
-        """Episodes that are stored whole."""
+        """Number of complete episodes."""
         return self._last_episode - self._first_episode
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tables; offline on the CPU those of the dataset are among them."""
+        """Bytes of all tables; offline on the CPU, this includes the dataset's arrays."""
         return table_bytes((self._seen, self._taken, self._starts, self._numbers()))
 
     @property
     def team_reward_std(self) -> float:
-        """Standard deviation of the team's reward over all steps ever added; 1 where they are all equal."""
+        """Standard deviation of the team reward over all steps ever added; 1 if all are equal."""
         return self._team_spread.std
 
     @property
     def reward_std(self) -> float:
-        """Standard deviation of the rewards of agents that acted, over all steps ever added; 1 where they are equal."""
+        """Standard deviation of the rewards of acting agents over all steps ever added; 1 if all are equal."""
         return self._spread.std
 
     @property
     def team_reward_mean(self) -> float:
-        """Mean of the team's reward over all steps ever added; 0 before the first."""
+        """Mean team reward over all steps ever added; 0 before the first."""
         return self._team_spread.mean
 
     @property
     def reward_mean(self) -> float:
-        """Mean of the rewards of agents that acted, over all steps ever added; 0 before the first."""
+        """Mean reward of acting agents over all steps ever added; 0 before the first."""
         return self._spread.mean
 
     # --- sampling: draw, then gather ---------------------------------------------------------------------------------
 
     def draw(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """Steps `[B]`, or `[S, B]` for S > 1 generators: uniform, with replacement."""
+        """Step indices `[B]`, or `[S, B]` for S > 1 generators, uniform with replacement."""
         numbers = drawn_numbers(len(self), batch_size, generators, self.device)
         return numbers if self._rings is None else (numbers + self._rings.first_entry) % len(self._rows)
 
     def draw_episodes(self, batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """The first steps of whole episodes, `[B]` or `[S, B]`: uniform over the episodes, with replacement."""
+        """First steps of complete episodes, `[B]` or `[S, B]`, uniform over episodes with replacement."""
         numbers = drawn_numbers(self.num_episodes, batch_size, generators, self.device)
         return self._starts[(numbers + self._first_episode) % len(self._starts)]
 
@@ -175,16 +164,13 @@ class JointReplay:
     def sample_segments(
         self, batch_size: int, length: int, generators: Sequence[torch.Generator], *, discount: float
     ) -> JointSegments:
-        """`gather_segments(draw(…), length)`: windows that begin at a uniformly drawn step."""
+        """`gather_segments(draw(…), length)`: windows that begin at uniformly drawn steps."""
         return self.gather_segments(self.draw(batch_size, generators), length, discount=discount)
 
     def sample_episodes(
         self, batch_size: int, generators: Sequence[torch.Generator], *, discount: float, length: int | None = None
     ) -> JointSegments:
-        """Whole episodes, from their first step on, in segments of `length` steps.
-
-        Without `length` that of `online`, else the longest stored episode's.
-        """
+        """Complete episodes as segments of `length` steps; default: the `length` of `online`, else of the longest."""
         starts = self.draw_episodes(batch_size, generators)
         longest = self._longest[0][1] if self._length is None else self._length
         return self.gather_segments(starts, longest if length is None else length, discount=discount)
@@ -193,30 +179,19 @@ class JointReplay:
         """The transitions at `indices` `[*B]` int64, without randomness."""
         check_discount(discount)
         rows = self._rows[indices]
-        seen, following = gathered(self._seen, rows), gathered(self._seen, (rows + 1) % self._row_count)
-        taken = gathered(self._taken, indices)
+        following = gathered(self._seen, (rows + 1) % self._row_count)
         return JointTransitions(
-            observations=seen["observations"],
-            actions=taken["actions"],
-            rewards=taken["rewards"],
-            discounts=taken["continues"] * discount,
-            next_observations=following["observations"],
-            alive=taken["alive"],
-            next_alive=taken["next_alive"],
-            team_rewards=taken["team_rewards"],
-            team_discounts=taken["team_continues"] * discount,
+            **gathered(self._seen, rows),
+            **{f"next_{name}": leaves for name, leaves in following.items()},
+            **_discounted(gathered(self._taken, indices), discount),
             timesteps=self._elapsed[indices],
-            action_mask=seen.get("action_mask"),
-            next_action_mask=following.get("action_mask"),
-            state=seen.get("state"),
-            next_state=following.get("state"),
             indices=indices,
         )
 
     def gather_segments(self, indices: Tensor, length: int, *, discount: float) -> JointSegments:
         """Windows of `length` steps that begin at `indices` `[*B]`, each within one episode.
 
-        Where `mask` is False the episode is over: nobody is alive there, rewards and discounts are zero, and actions
+        `mask` is False after the episode's end. There no agent is alive, rewards and discounts are zero, and actions
         and rows repeat the last ones.
         """
         check_discount(discount)
@@ -227,33 +202,20 @@ class JointReplay:
         mask = ahead[:-1] < remaining  # [*B, T]
         steps = (indices[..., None] + torch.minimum(ahead[:-1], remaining - 1)) % len(self._rows)
         rows = (self._rows[indices][..., None] + torch.minimum(ahead, remaining)) % self._row_count  # [*B, T + 1]
-        seen, taken = gathered(self._seen, rows), gathered(self._taken, steps)
-        over = ~mask
+        taken, over = gathered(self._taken, steps), ~mask
         for name, values in taken.items():
             if name != "actions":
                 values.masked_fill_(over if name in _TEAM else over[..., None], 0)
-        return JointSegments(
-            observations=seen["observations"],
-            actions=taken["actions"],
-            rewards=taken["rewards"],
-            discounts=taken["continues"] * discount,
-            alive=taken["alive"],
-            next_alive=taken["next_alive"],
-            team_rewards=taken["team_rewards"],
-            team_discounts=taken["team_continues"] * discount,
-            timesteps=self._elapsed[indices],
-            mask=mask,
-            action_mask=seen.get("action_mask"),
-            state=seen.get("state"),
-        )
+        fields = {**gathered(self._seen, rows), **_discounted(taken, discount)}
+        return JointSegments(**fields, timesteps=self._elapsed[indices], mask=mask)
 
     # --- online ------------------------------------------------------------------------------------------------------
 
     def add(self, *episodes: JointEpisode) -> None:
         """Append whole episodes; several at once cost little more than one.
 
-        Raises `DataError`, a ValueError, and adds nothing, for what `JointEpisodes` refuses; ValueError for more steps
-        than there is room for, and for an episode that is longer than was promised.
+        Raises ValueError, and adds nothing, for more steps than the capacity, for an episode longer than `length`, and
+        (as DataError) for episodes that `JointEpisodes` refuses.
         """
         rings = self._rings
         if rings is None:
@@ -261,16 +223,14 @@ class JointReplay:
         new = JointEpisodes.from_episodes(episodes, self.spec)
         row_count, longest = new.num_steps + len(new), int(new.lengths().max())
         if new.num_steps > rings.steps or row_count > rings.rows:
-            raise ValueError(
-                f"expected at most {rings.steps} steps and {rings.rows} rows, got {new.num_steps} and {row_count} in "
-                f"{len(new)} episodes; build the replay with a larger capacity"
-            )
+            came = f"{new.num_steps} and {row_count} in {len(new)} episodes; build the replay with a larger capacity"
+            raise ValueError(f"expected at most {rings.steps} steps and {rings.rows} rows, got {came}")
         if self._length is not None and longest > self._length:
             raise ValueError(f"expected episodes of at most {self._length} steps, the replay's length, got {longest}")
         seen, taken = _columns(new, self.time_limit, "state" in self._seen)
         steps, rows = rings.append_episodes(new.step_rows, row_count)
         while self.num_episodes and self._begins[self._first_episode % len(self._begins)] < rings.first:
-            self._first_episode += 1  # its first step has left
+            self._first_episode += 1  # its first step was overwritten
         self._count_episodes(new.lengths())
         numbers = np.arange(self._last_episode - len(new), self._last_episode) % len(self._begins)
         self._begins[numbers] = rings.added - new.num_steps + new.offsets[:-1]
@@ -281,15 +241,14 @@ class JointReplay:
         self._count_rewards(new)
 
     def _numbers(self) -> dict[str, Tensor]:
-        """What says where a step is, its row and its place in the episode."""
         return {"rows": self._rows, "elapsed": self._elapsed, "remaining": self._remaining}
 
     def _whole(self) -> Array:
-        """Where in `_starts` and `_begins` the episodes are that are stored whole, the oldest first."""
+        """Positions of the complete episodes in `_starts` and `_begins`, the oldest first."""
         return np.arange(self._first_episode, self._last_episode) % len(self._begins)
 
     def _count_episodes(self, lengths: Array) -> None:
-        """New ones, whole; the first in `_longest` is then the longest that is still there."""
+        """Count new episodes; the first entry of `_longest` is then the longest stored one."""
         for length in lengths.tolist():
             while self._longest and self._longest[-1][1] <= length:
                 self._longest.pop()
@@ -303,7 +262,7 @@ class JointReplay:
         self._spread.add(episodes.rewards[episodes.alive[episodes.step_rows]])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that an online replay holds: the filled part of each table (not a copy), and the counters."""
+        """State of an online replay: the filled part of each table (not a copy), and the counters."""
         if self._rings is None:
             raise TypeError("an offline replay has no state: it is its dataset, whose fingerprint runs record")
         steps = self._rings.filled_steps
@@ -319,19 +278,16 @@ class JointReplay:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict()` of a replay that was built alike.
+        """Continue from `state_dict()` of a replay with the same settings.
 
-        Raises ValueError, and changes nothing, where capacity, time_limit or shapes differ, or only one has the state.
+        Raises ValueError, and changes nothing, if capacity, time_limit or shapes differ, or only one has the state.
         """
-        rings = saved_rings(self._rings, self.time_limit, state)
-        if missing := sorted({"seen", "taken", *self._numbers()} - set(state)):
+        rings, per_step = saved_rings(self._rings, self.time_limit, state), {"taken": self._taken, **self._numbers()}
+        if missing := sorted({"seen", *per_step} - set(state)):
             raise ValueError(f"expected a replay with {', '.join(missing)}, got one of another version of herdbook")
         restore(
             ("seen", self._seen, state["seen"], rings.filled_rows),
-            *(
-                (name, table, state[name], rings.filled_steps)
-                for name, table in {"taken": self._taken, **self._numbers()}.items()
-            ),
+            *((name, table, state[name], rings.filled_steps) for name, table in per_step.items()),
         )
         begins = state["begins"].cpu().numpy()
         self._rings, self._longest = rings, deque()
@@ -346,10 +302,10 @@ _TEAM = ("team_rewards", "team_continues")
 
 
 class Spread:
-    """Mean and deviation (of the population) of all values ever added."""
+    """Mean and population standard deviation of all values ever added."""
 
     def __init__(self) -> None:
-        self.numbers = np.zeros(5)  # count, mean, sum of squared deviations from it, smallest, largest
+        self.numbers = np.zeros(5)  # count, mean, sum of squared deviations from the mean, minimum, maximum
 
     def add(self, values: Array) -> None:
         """`values` `[n]` float64."""
@@ -363,27 +319,32 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """0 for no values."""
+        """The mean; 0 for no values."""
         return float(self.numbers[1])
 
     @property
     def std(self) -> float:
-        """1 for equal values, whose squared deviations rounding need not leave at zero, and for fewer than two."""
+        """The standard deviation; 1 for equal values, despite rounding, and for fewer than two."""
         count, _, squares, low, high = self.numbers
         return (math.sqrt(squares / count) or 1.0) if low < high else 1.0
 
 
+def _discounted(taken: Tables, discount: float) -> Tables:
+    """The fields of a batch from entries of the step tables."""
+    fields = {name: values for name, values in taken.items() if "continues" not in name}
+    discounts = {"discounts": taken["continues"] * discount, "team_discounts": taken["team_continues"] * discount}
+    return {**fields, **discounts}
+
+
 def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tuple[Tables, Tables]:
-    """What is stored of each row, and of each step."""
+    """The contents of the row tables and of the step tables."""
     seen: Tables = {"observations": episodes.observations}
     if episodes.action_mask is not None:
         seen["action_mask"] = episodes.action_mask
     if state and episodes.spec.state_space is not None:
         if episodes.state is None:
-            raise ValueError(
-                f"{episodes.source}: expected the recorded state ({episodes.spec.state_space}), got none; "
-                "build the replay with state=False for an algorithm that does not read it"
-            )
+            came = "none; build the replay with state=False for an algorithm that does not read it"
+            raise ValueError(f"{episodes.source}: expected the recorded {episodes.spec.state_space} state, got {came}")
         seen["state"] = episodes.state
     rows, last = episodes.step_rows, episodes.offsets[1:] - 1
     acts, after = episodes.alive[rows], episodes.alive[rows + 1]
@@ -405,13 +366,13 @@ def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tup
 
 
 def _within(episodes: JointEpisodes) -> dict[str, Array]:
-    """`[steps]` int64: a step's place in its episode, from the beginning and to the end."""
+    """A step's position in its episode, from the start and to the end. `[steps]` int64 each"""
     elapsed, lengths = positions_in_episodes(episodes.offsets), episodes.lengths()
     return {"elapsed": elapsed, "remaining": np.repeat(lengths, lengths) - elapsed}
 
 
 def _tables(spec: JointSpec, n_steps: int, n_rows: int, state: bool, device: torch.device | str) -> Tables:
-    """Empty ones, in the form of `_columns`, and where they lead."""
+    """Empty tables, in the form of `_columns`, and the step numbers."""
     agents = len(spec.agents)
 
     def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -421,9 +382,7 @@ def _tables(spec: JointSpec, n_steps: int, n_rows: int, state: bool, device: tor
         "observations": {k.name: empty_table(k.observation_space, (n_rows, len(k.agents)), device) for k in spec.kinds}
     }
     if masks := masked_kinds(spec):
-        seen["action_mask"] = {
-            kind.name: zeros(torch.bool, n_rows, len(kind.agents), actions) for kind, actions in masks
-        }
+        seen["action_mask"] = {k.name: zeros(torch.bool, n_rows, len(k.agents), actions) for k, actions in masks}
     if state and spec.state_space is not None:
         seen["state"] = empty_table(spec.state_space, (n_rows,), device)
     taken: Tables = {

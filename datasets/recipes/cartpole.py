@@ -1,4 +1,4 @@
-"""`classic/cartpole`: a scripted balancing controller in CartPole-v1, from wholly random to mostly controlled."""
+"""`classic/cartpole`: a scripted balancing controller in CartPole-v1, mixed with random actions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class CartPoleController(Controller):
-    """Pushes to the side that linear feedback on position, speed, angle and its rate points to; return 500 of 500."""
+    """Pushes in the direction of linear feedback on position, speed, angle and angular rate; return 500 of 500."""
 
     def distribution(self, step: Step, carry: Carry) -> tuple[Categorical, Carry]:
         right = push_right(step.observations)  # [B]
@@ -26,12 +26,12 @@ class CartPoleController(Controller):
 
 
 def push_right(observations: Tensor) -> Tensor:
-    """Whether to push right. observations: x, ẋ, θ, θ̇ [B, 4] → [B] bool."""
+    """True to push right. observations: x, ẋ, θ, θ̇ [B, 4] → [B] bool."""
     return observations @ observations.new_tensor([0.1, 0.3, 1.0, 0.4]) > 0
 
 
 def behaviours() -> Sequence[Behaviour]:
-    """Five controllers, from all random to one action in four random, in equal shares of episodes."""
+    """Five controllers with 100 to 25 % random actions, in equal shares of episodes."""
     return [
         Behaviour(CartPoleController(random_fraction=f), episodes=40, metadata={"random_fraction": f})
         for f in (1.0, 0.75, 0.5, 0.375, 0.25)

@@ -1,4 +1,4 @@
-"""Scripted controllers, some of whose actions are random, and the distribution of what they do in a Box."""
+"""Scripted controllers with random actions, and the distribution of their actions in a Box."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from herdbook.core.types import Carry, Distribution, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Controller(ABC):
-    """A scripted policy without a memory.
-
-    Args:
-        random_fraction: Probability with which each action is uniform instead. ValueError outside [0, 1].
-    """
+    """A scripted policy without a carry. Raises ValueError for a `random_fraction` outside [0, 1]."""
 
     random_fraction: float = 0.0
+    """Probability with which an action is uniformly random instead."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.random_fraction <= 1:
@@ -43,7 +40,7 @@ class Controller(ABC):
 class NoisyControl:
     """The distribution of a scripted controller's actions in a Box.
 
-    With probability `random_fraction` uniform over the box, else a Gaussian around the controller's action, truncated
+    Uniform over the box with probability `random_fraction`, else a Gaussian around the controller's action, truncated
     to the box. `control`, `low`, `high`: [B, A].
     """
 
@@ -55,7 +52,7 @@ class NoisyControl:
 
     @classmethod
     def within(cls, space: spaces.Box, control: Tensor, std: float, random_fraction: float) -> NoisyControl:
-        """Around actions [B, A], which are clipped to the space."""
+        """The distribution around `control` [B, A], clipped to the space."""
         low, high = (torch.as_tensor(bound).to(control).expand_as(control) for bound in (space.low, space.high))
         return cls(torch.clamp(control, low, high), low, high, std, random_fraction)
 
@@ -73,7 +70,7 @@ class NoisyControl:
         return self.control
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """log of the mixture's density at actions [B, A] within the box -> [B]."""
+        """Log-density of the mixture at actions [B, A] within the box. [B]"""
         below, above = self._tails()
         z = (actions - self.control).double() / self.std
         gaussian = -0.5 * (z.square() + math.log(2 * math.pi)) - math.log(self.std) - (above - below).log()
@@ -83,7 +80,7 @@ class NoisyControl:
         return densities.logsumexp(-1).to(actions.dtype)
 
     def _tails(self) -> tuple[Tensor, Tensor]:
-        """Φ at both bounds, in float64: a control at one bound leaves half of the mass inside."""
+        """Φ at both bounds, in float64; a control at one bound has half of the mass inside."""
         below = torch.special.ndtr((self.low - self.control).double() / self.std)
         above = torch.special.ndtr((self.high - self.control).double() / self.std)
         return below, above

@@ -1,7 +1,7 @@
-"""`classic/pendulum/…` and `classic/acrobot/…`: what policies play that are trained first, or saw on their way.
+"""`classic/pendulum/…` and `classic/acrobot/…`: data of trained policies, or of their training.
 
-As D4RL's kinds of data: replay is all that a run saw while it learned, medium a policy that has learned half of what
-there is, expert one that has learned it, and medium-expert equal shares of both.
+The kinds of data follow D4RL: replay is all steps of a training run, medium a partly trained policy, expert a trained
+policy, and medium-expert equal shares of both.
 """
 
 from __future__ import annotations

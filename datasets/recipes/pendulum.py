@@ -1,4 +1,4 @@
-"""`classic/pendulum`: a scripted swing-up in Pendulum-v1, from wholly random to mostly controlled."""
+"""`classic/pendulum`: a scripted swing-up in Pendulum-v1, mixed with random actions."""
 
 from __future__ import annotations
 
@@ -23,20 +23,18 @@ class PendulumController(Controller):
     """Energy shaping until the pendulum is near the top, then linear feedback (Åström & Furuta 2000, section 3).
 
     With θ = 0 upright, θ̈ = 15 sin θ + 3u and E = θ̇²/2 + 15 cos θ, so dE/dt = 3uθ̇: torque along θ̇ raises the energy to
-    the 15 that it has at rest at the top. Mean return about −140; with `random_fraction` 1, −1225.
-
-    Args:
-        noise: σ of the Gaussian around the controller's torque, truncated to the action space.
+    15, its value at rest at the top. Mean return about −140; with `random_fraction` 1, −1225.
     """
 
     noise: float = 0.1
+    """σ of the Gaussian around the controller's torque, truncated to the action space."""
 
     def distribution(self, step: Step, carry: Carry) -> tuple[NoisyControl, Carry]:
         return NoisyControl.within(TORQUE, torque(step.observations), self.noise, self.random_fraction), carry
 
 
 def torque(observations: Tensor) -> Tensor:
-    """The controller's torque, not yet clipped. observations: cos θ, sin θ, θ̇ [B, 3] → [B, 1]."""
+    """The controller's torque before clipping. observations: cos θ, sin θ, θ̇ [B, 3] → [B, 1]."""
     cos, sin, speed = observations.unbind(-1)
     angle = torch.atan2(sin, cos)
     missing = 15 - (speed.square() / 2 + 15 * cos)
@@ -47,7 +45,7 @@ def torque(observations: Tensor) -> Tensor:
 
 
 def behaviours() -> Sequence[Behaviour]:
-    """Six controllers, from all random to one action in four random, in equal shares."""
+    """Six controllers with 100 to 25 % random actions, in equal shares of episodes."""
     return [
         Behaviour(PendulumController(random_fraction=f), episodes=40, metadata={"random_fraction": f})
         for f in (1.0, 0.875, 0.75, 0.625, 0.5, 0.25)

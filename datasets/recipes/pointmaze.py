@@ -1,7 +1,7 @@
 """`pointmaze/{umaze,medium,large}`: a waypoint controller in gymnasium-robotics' PointMaze.
 
-As D4RL's pointmaze data, but with the environment's own time limit and its own goals: a goal that is reached gives one
-reward and the next goal, so the return counts the goals of an episode. Gymnasium-robotics comes with an extra.
+As in D4RL's pointmaze data, but with the environment's own time limit and goals. A goal that is reached gives a reward
+of one and the next goal, so the return counts the goals of an episode. Gymnasium-robotics is an extra.
 """
 
 from __future__ import annotations
@@ -23,22 +23,20 @@ from herdbook.datasets.recipes.recipe import OWN_SCORES, Behaviour, Recipe
 FORCE = spaces.Box(-1.0, 1.0, (2,), np.float32)
 WALL = 1
 Cell = tuple[int, int]
-"""Row and column of the maze's map; row 0 is at the top, where y is largest."""
+"""Row and column of the maze map; row 0 is at the top, where y is largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointMazeController(Controller):
-    """Walks to the next cell on a shortest path to the goal, and within the goal's cell to the goal itself.
+    """Moves to the next cell on a shortest path to the goal, and within the goal's cell to the goal itself.
 
-    The force is 10 · (waypoint − position) − velocity, as D4RL's waypoint controller, with Gaussian noise.
-
-    Args:
-        maze_map: Rows of cells, `WALL` or free, as gymnasium-robotics has them; a cell is one unit wide.
-        noise: σ of the Gaussian around the controller's force, truncated to the action space.
+    The force is 10 · (waypoint − position) − velocity, as in D4RL's waypoint controller, with Gaussian noise.
     """
 
     maze_map: Sequence[Sequence[int | str]]
+    """Rows of cells, `WALL` or free, as in gymnasium-robotics; a cell is one unit wide."""
     noise: float = 0.2
+    """σ of the Gaussian around the controller's force, truncated to the action space."""
     _next: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -49,9 +47,9 @@ class PointMazeController(Controller):
         return NoisyControl.within(FORCE, self.force(step.observations), self.noise, self.random_fraction), carry
 
     def force(self, observations: Tensor) -> Tensor:
-        """The controller's force, not yet clipped [B, 2].
+        """The controller's force before clipping. [B, 2]
 
-        observations: achieved goal, desired goal, position, velocity [B, 8], the order of Gymnasium's flattening.
+        observations: achieved goal, desired goal, position, velocity [B, 8], in the order of Gymnasium's flattening.
         """
         goal, position, velocity = observations[:, 2:4], observations[:, 4:6], observations[:, 6:8]
         here, there = self._cell(position), self._cell(goal)
@@ -60,13 +58,13 @@ class PointMazeController(Controller):
         return 10 * (torch.where(arrived, goal, self._center(after)) - position) - velocity
 
     def _cell(self, positions: Tensor) -> Tensor:
-        """x, y [B, 2] to row, column [B, 2]; the map's centre is the origin."""
+        """Row and column [B, 2] of x, y [B, 2]; the origin is the map's centre."""
         rows, columns = len(self.maze_map), len(self.maze_map[0])
         cell = torch.stack([rows / 2 - positions[:, 1], columns / 2 + positions[:, 0]], dim=-1).floor().long()
         return torch.minimum(cell.clamp_min(0), cell.new_tensor([rows - 1, columns - 1]))
 
     def _center(self, cells: Tensor) -> Tensor:
-        """Row, column [B, 2] to x, y of the cell's centre [B, 2]."""
+        """x, y [B, 2] of the centres of cells, row and column [B, 2]."""
         rows, columns = len(self.maze_map), len(self.maze_map[0])
         return torch.stack([cells[:, 1] + 0.5 - columns / 2, rows / 2 - cells[:, 0] - 0.5], dim=-1)
 
@@ -74,7 +72,7 @@ class PointMazeController(Controller):
 def next_cells(maze_map: Sequence[Sequence[int | str]]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """The next cell on a shortest path, for each goal and each cell: int64 `[rows, columns, rows, columns, 2]`.
 
-    Breadth-first search from every goal. A cell without a path to the goal (a wall) leads to itself.
+    Found by breadth-first search from every goal. The next cell of a cell without a path is the cell itself.
     """
     rows, columns = len(maze_map), len(maze_map[0])
     free = {(i, j) for i in range(rows) for j in range(columns) if maze_map[i][j] != WALL}
@@ -93,7 +91,7 @@ def next_cells(maze_map: Sequence[Sequence[int | str]]) -> np.ndarray[tuple[int,
 
 
 def behaviours(environment: EnvironmentSpec, episodes: int) -> Callable[[], Sequence[Behaviour]]:
-    """Four controllers, none to three quarters of their actions random, in equal shares of `episodes`."""
+    """Four controllers with 0 to 75 % random actions, in equal shares of `episodes`."""
 
     def make() -> Sequence[Behaviour]:
         env = make_environment(environment)
@@ -109,11 +107,10 @@ def behaviours(environment: EnvironmentSpec, episodes: int) -> Callable[[], Sequ
 
 def _recipe(size: str, environment_id: str, limit: int, episodes: int, minimum: float, maximum: float) -> Recipe:
     environment = EnvironmentSpec(id=environment_id, kwargs={"continuing_task": True, "reset_target": True})
+    content = f"waypoint controller, 0 to 75 % random actions, {episodes} episodes of {limit} steps"
     return Recipe(
         id=f"herdbook/pointmaze/{size}-v0",
-        description=(
-            f"{environment_id}: waypoint controller, 0 to 75 % random actions, {episodes} episodes of {limit} steps"
-        ),
+        description=f"{environment_id}: {content}",
         environment=environment,
         behaviours=behaviours(environment, episodes),
         reference_scores=ReferenceScores(minimum, maximum, OWN_SCORES),

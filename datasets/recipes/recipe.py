@@ -1,5 +1,4 @@
-"""What a recipe is: a dataset that herdbook makes by itself in a real environment, from scripted controllers or from
-policies that it trains first."""
+"""Recipes: datasets that herdbook makes itself in a real environment, from scripted or trained policies."""
 
 from __future__ import annotations
 
@@ -10,26 +9,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores, make_environment
 from herdbook.core.random import derive, generator
 from herdbook.core.runner import VectorRunner, fixed_episodes
 from herdbook.core.types import Policy
 from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.play import play
 from herdbook.datasets.recipes.training import Training
 
 OWN_SCORES = "herdbook: mean returns of a random and of a scripted policy, measured by ourselves"
-"""The source that is recorded with the reference scores of scripted recipes."""
+"""Source recorded with the reference scores of scripted recipes."""
 TRAINER = "herdbook.experiments.recipes:trained_episodes"
-"""What trains the policies of a recipe. Algorithms are known only above this layer, hence a string."""
+"""The function that trains a recipe's policies; a string, because this layer may not import algorithms."""
 LANES = 16
-"""Environments stepped side by side; part of what determines a recipe's bytes."""
+"""Number of parallel environments; a recipe's bytes depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """A policy, how many episodes of it a recipe holds, and what their metadata says of it."""
+    """A policy, its number of episodes in a recipe, and their metadata."""
 
     policy: Policy
     episodes: int
@@ -38,21 +36,21 @@ class Behaviour:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A dataset that can be made on a machine without a network: the same bytes each time.
+    """A dataset that can be made without a network, with the same bytes each time.
 
-    The same bytes are promised for the same versions of the environment, NumPy and torch; where policies are trained
-    first, on the same kind of processor.
+    The bytes are equal for equal versions of the environment, NumPy and torch; for trained policies also on the same
+    kind of processor.
     """
 
     id: str
-    """The Minari id that it is stored under: `herdbook/classic/pendulum-v0`."""
+    """Minari id, such as `herdbook/classic/pendulum-v0`."""
     description: str
     environment: EnvironmentSpec
     behaviours: Callable[[], Sequence[Behaviour]] | Training
-    """Who acts. A function, since a controller may need the environment (a maze); or what is trained first."""
+    """A function that makes scripted policies, which may need the environment (a maze map); or a training run."""
     reference_scores: ReferenceScores
     extra: str | None = None
-    """The extra of herdbook that brings the environment; None where the base installation does."""
+    """The extra of herdbook that installs the environment; None if the base installation does."""
     seed: int = 0
 
     @property
@@ -62,18 +60,17 @@ class Recipe:
 
     @property
     def training(self) -> Training | None:
-        """What is trained first; None where everyone is scripted."""
+        """The training run; None if all policies are scripted."""
         return self.behaviours if isinstance(self.behaviours, Training) else None
 
     def make(self, folder: Path | None = None) -> Episodes:
-        """Make the episodes: each behaviour acts for its number of them, every episode with a reset seed of its own.
+        """Make the episodes of every behaviour, each with its own reset seed.
 
-        folder: where the run lies of what is trained first, which goes on from there if it was interrupted; None: in a
-        temporary one.
+        folder: folder of the training run, from which an interrupted run continues; None: a temporary one.
 
         Raises:
-            EnvironmentUnavailable: the environment's package is missing; the message names the extra.
-            DataError, RunFailed: the training cannot be begun, or cannot go on.
+            EnvironmentUnavailable: The environment's package is missing; the message gives the extra.
+            DataError, RunFailed: The training cannot begin, or cannot go on.
         """
         try:
             parts = self._parts(folder)
@@ -93,46 +90,17 @@ class Recipe:
 
 
 def collect(environment: EnvironmentSpec, behaviour: Behaviour, seed: int) -> Episodes:
-    """Episodes of one behaviour. Actions are those that were executed; a time limit truncates.
+    """Episodes of one behaviour, with the executed actions; a time limit truncates.
 
-    Episode i is reset with `seed + i`, and recorded in its metadata so, beside the behaviour's own metadata.
+    Episode i is reset with `seed + i`, which its metadata records beside the behaviour's.
     """
     runner = VectorRunner(environment, min(LANES, behaviour.episodes), fixed_episodes(behaviour.episodes, seed))
-    recorded: list[dict[str, list[Any]]] = [
-        {"observations": [], "actions": [], "rewards": []} for _ in range(behaviour.episodes)
-    ]
-    ends: list[dict[str, Any]] = [{} for _ in recorded]
-    noise = generator(seed)
-    while runner.active:
-        step = runner.step(behaviour.policy, noise)
-        played = step.played
-        for lane in np.flatnonzero(step.active):
-            episode = int(step.episodes[lane])
-            rows = recorded[episode]
-            rows["observations"].append(played.observations[lane])
-            rows["actions"].append(played.actions[lane])
-            rows["rewards"].append(played.rewards[lane])
-            if played.terminated[lane] or played.truncated[lane]:
-                rows["observations"].append(played.next_observations[lane])
-                ends[episode] = {"terminated": played.terminated[lane], "truncated": played.truncated[lane]}
-    runner.close()
     metadata = [{"seed": seed + i, **behaviour.metadata} for i in range(behaviour.episodes)]
-    return Episodes.from_episodes(
-        (
-            {**{name: np.stack(values) for name, values in rows.items()}, **end, "metadata": m}
-            for rows, end, m in zip(recorded, ends, metadata, strict=True)
-        ),
-        observation_space=runner.observation_space,
-        action_space=runner.action_space,
-        raw_observation_space=(
-            None if runner.raw_observation_space == runner.observation_space else runner.raw_observation_space
-        ),
-        environment=environment_spec(environment),
-    )
+    return play(runner, behaviour.policy, generator(seed), metadata, environment=environment_spec(environment))
 
 
 def environment_spec(environment: EnvironmentSpec) -> EnvironmentSpec:
-    """The whole spec, as the environment itself tells it: with it, plain Minari can recover the environment."""
+    """The complete spec of an environment, from which plain Minari can recover it."""
     env = make_environment(environment)
     env.close()
     assert env.spec is not None

@@ -1,4 +1,4 @@
-"""What a recipe declares whose policies are trained first: the algorithm, for how long, and which of them play."""
+"""The training run of a recipe: the algorithm, the number of steps, and the checkpoints that play."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_CHECKPOINTS = 100
-"""Of one run: each that is to play must be written."""
+"""Largest number of checkpoints of one run, those that play among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Some episodes of one checkpoint. Raises ValueError for values out of range."""
+    """Episodes of one checkpoint. Raises ValueError for values out of range."""
 
     episodes: int
     at: int | float = 1.0
-    """An int is an environment step of the run, a float a share of its steps: 0.5 plays half of the way."""
+    """The checkpoint: an environment step (int) or a fraction of the run's steps (float)."""
     noise: float = 0.0
-    """On top of its actions, as of a `NoisyPolicy`."""
+    """Action noise, as in `NoisyPolicy`."""
     deterministic: bool = True
-    """The policy's mode; else it samples, or explores as it does once its schedule has ended."""
+    """Play the policy's mode; else sample, or explore as at the end of the exploration schedule."""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -34,32 +34,32 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One run of one seed, the recipe's, and what is kept of it.
+    """One training run with the recipe's seed, and the parts of it that become data.
 
-    Raises ValueError where nothing is kept, for a checkpoint after the last step, and for checkpoints whose steps have
-    no common measure above a hundredth of the run.
+    Raises ValueError if no part is kept, for a checkpoint after the last step, and if the greatest common divisor of
+    the checkpoints' steps is below a hundredth of the run.
     """
 
     algorithm: str
-    """A name in the catalogue of one that learns in an environment of one agent, or `module:Class`."""
+    """Name in the catalogue of an algorithm that learns in a single-agent environment, or `module:Class`."""
     steps: int
-    """Of the environment."""
+    """Environment steps."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the algorithm's config that are not its defaults."""
+    """Fields of the algorithm's config that differ from its defaults."""
     shares: Sequence[Share] = ()
-    """Who plays, one after the other."""
+    """The checkpoints that play, in order."""
     replay: bool = False
-    """Whether what the run itself played, as far as its replay holds it, comes after them."""
+    """Add the steps in the run's replay after the shares."""
     num_envs: int | None = None
-    """Environments side by side in training; by default the algorithm's own number."""
+    """Number of parallel environments in training; None: the algorithm's default."""
     minutes: float
-    """How long it takes on one core, which is told."""
+    """Expected duration on one core, which is shown to the user."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: expected 1 or more, got {self.steps}")
         if not self.shares and not self.replay:
-            raise ValueError("expected shares, the replay or both; a run of which nothing is kept makes no data")
+            raise ValueError("expected shares, the replay or both, got neither; the run would make no data")
         if late := [share.at for share in self.shares if self.step_of(share) > self.steps]:
             raise ValueError(f"at: expected at most {self.steps}, the steps of the run, got {late[0]}")
         if self.steps // self.checkpoint_every > MOST_CHECKPOINTS:
@@ -70,12 +70,12 @@ class Training:
             )
 
     def step_of(self, share: Share) -> int:
-        """The step whose checkpoint plays; that of a run in rounds is of the end of the round that reaches it."""
+        """The step whose checkpoint plays; a run in rounds writes it at the end of the round that reaches the step."""
         return share.at if isinstance(share.at, int) else round(share.at * self.steps)
 
     @property
     def checkpoint_every(self) -> int:
-        """Steps between checkpoints, so that those that play are among them: about 5 % of the run, where that fits."""
+        """Steps between checkpoints, such that the playing ones are written: about 5 % of the run if possible."""
         measure = math.gcd(self.steps, *map(self.step_of, self.shares))
         at_most, at_least = max(self.steps // 20, 1), max(self.steps // MOST_CHECKPOINTS, 1)
         return next((every for every in range(at_most, at_least - 1, -1) if measure % every == 0), measure)
