@@ -59,10 +59,9 @@ class MATD3Config(Config):
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, max_grad_norm=POSITIVE)
-        self.require(policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
-        self.require(logit_penalty=NOT_NEGATIVE, temperature=POSITIVE, exploration_noise=NOT_NEGATIVE)
-        self.require(batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, replay_steps=COUNT)
-        self.require(warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
+        self.require(policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT, logit_penalty=NOT_NEGATIVE)
+        self.require(temperature=POSITIVE, exploration_noise=NOT_NEGATIVE, batch_size=COUNT, hidden_sizes=COUNT)
+        self.require(horizon=COUNT, replay_steps=COUNT, warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
 
 
 class MATD3:

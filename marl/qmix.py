@@ -62,11 +62,10 @@ class QMIXConfig(Config):
     replay_steps: int = 125_000  # EPyMARL: 5,000 episodes, of 25 steps on MPE
 
     def __post_init__(self) -> None:
-        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        self.require(target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, mixer_embedding=COUNT, mixer_hidden=COUNT)
-        self.require(epsilon_start=UNIT, epsilon_end=UNIT)
-        self.require(epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
-        self.require(replay_steps=COUNT)
+        self.require(discount=UNIT, epsilon_start=UNIT, epsilon_end=UNIT, tau=FRACTION, lr=POSITIVE)
+        self.require(max_grad_norm=POSITIVE, episodes_per_update=POSITIVE, batch_size=COUNT, target_period=COUNT)
+        self.require(horizon=COUNT, hidden_sizes=COUNT, mixer_embedding=COUNT, mixer_hidden=COUNT, epsilon_steps=COUNT)
+        self.require(replay_steps=COUNT, warmup_episodes=NOT_NEGATIVE)
 
 
 class Mixer(nn.Module):

@@ -56,10 +56,9 @@ class VDNConfig(Config):
     replay_steps: int = 125_000  # EPyMARL: 5,000 episodes, of 25 steps on MPE
 
     def __post_init__(self) -> None:
-        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        self.require(target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT)
-        self.require(epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
-        self.require(replay_steps=COUNT)
+        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT, horizon=COUNT)
+        self.require(target_period=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT, epsilon_steps=COUNT)
+        self.require(warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE, replay_steps=COUNT)
 
 
 def team_value(q: Tensor, alive: Tensor) -> Tensor:
