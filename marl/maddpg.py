@@ -46,9 +46,7 @@ class MADDPGConfig(Config):
     max_grad_norm: float | None = 10.0  # clip the gradients of actors and critics each to this norm; None: no clipping
     logit_penalty: float = 1e-3  # ρ, weight of the squared outputs of the actors in eq. 3
     temperature: float = 1.0  # temperature of the Gumbel-softmax for discrete actions
-    exploration_noise: float = (
-        0.1  # σ of exploration on Box actions, in units of half their range; discrete ones are sampled
-    )
+    exploration_noise: float = 0.1  # σ of exploration on Box actions, in half ranges; discrete actions are sampled
     hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the hidden layers of actors and critics
     sharing: Sharing = "kind"  # agents that share parameters: all, those with equal spaces (a kind), or none
     agent_id: bool = True  # append the agent's one-hot index to its input where parameters are shared

@@ -47,7 +47,7 @@ class CQLConfig(Config):
     num_actions: int = 10  # n, actions from each of the three proposals (uniform, π(·|s), π(·|s′)) in eq. 2
     temperature: float = 1.0  # T, temperature of the log-sum-exp in eq. 2
     importance_sampling: bool = True  # subtract log-densities in eq. 2; else the data's action joins the sum
-    max_target_backup: bool = False  # in eq. 1, maximise each Q̄_i over n actions before the minimum
+    max_target_backup: bool = False  # maximise each Q̄_i over n actions before the minimum of eq. 1
     deterministic_backup: bool = True  # leave the entropy term −α_T log π(a′|s′) out of eq. 1
     discount: float = 0.99  # γ, discount factor
     tau: float = 0.005  # target critics: θ̄ ← (1 − tau) θ̄ + tau θ after each update
