@@ -32,7 +32,7 @@ class BCConfig(Config):
     lr: float = 3e-4  # learning rate
     hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the policy's hidden layers
     frame_stack: int = 1  # successive observations that form one input of the networks
-    standardise_observations: bool = True  # (s − μ) / (σ + 1e-3) with the dataset's μ and σ; vectors only
+    standardise_observations: bool = True  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(batch_size=COUNT, hidden_sizes=COUNT, frame_stack=COUNT, lr=POSITIVE)

@@ -47,7 +47,7 @@ class BCQConfig(Config):
     hidden_sizes: tuple[int, ...] = (400, 300)  # widths of the hidden layers of Q_j and ξ
     vae_hidden_sizes: tuple[int, ...] = (750, 750)  # widths of the hidden layers of E and D, eq. 1
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
-    standardise_observations: bool = False  # (s − μ) / (σ + 1e-3) with the dataset's μ and σ; vectors only
+    standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, soft_minimum=UNIT, perturbation=UNIT, kl_weight=NOT_NEGATIVE)

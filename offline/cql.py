@@ -57,7 +57,7 @@ class CQLConfig(Config):
     critic_lr: float = 3e-4  # learning rate of the critics
     hidden_sizes: tuple[int, ...] = (256, 256, 256)  # widths of the hidden layers of all networks
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
-    standardise_observations: bool = False  # (s − μ) / (σ + 1e-3) with the dataset's μ and σ; vectors only
+    standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lagrange_threshold=NOT_NEGATIVE)

@@ -42,7 +42,7 @@ class DiscreteBCQConfig(Config):
     hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of Q and of G
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
     frame_stack: int = 1  # successive observations that form one input of the networks
-    standardise_observations: bool = False  # (s − μ) / (σ + 1e-3) with the dataset's μ and σ; vectors only
+    standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, threshold=(0, 0.9999), logit_penalty=NOT_NEGATIVE)

@@ -44,7 +44,7 @@ class IQLConfig(Config):
     actor_decay_updates: int | None = None  # updates over which π's rate decays to 0 by a cosine; None: all of the run
     hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
-    standardise_observations: bool = False  # (s − μ) / (σ + 1e-3) with the dataset's μ and σ; vectors only
+    standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(expectile=UNIT, discount=UNIT, tau=FRACTION, beta=NOT_NEGATIVE, max_weight=LIMIT)

@@ -43,7 +43,7 @@ class TD3BCConfig(Config):
     critic_lr: float = 3e-4  # learning rate of the critics
     hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
-    standardise_observations: bool = True  # (s − μ) / (σ + 1e-3) with the dataset's μ and σ; vectors only, section 5
+    standardise_observations: bool = True  # networks see (s − μ) / (σ + 1e-3), section 5; vectors only
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
