@@ -87,11 +87,11 @@ def d3rlpy_python(given: str | None) -> Iterator[str]:
         yield python
 
 
-Start = Callable[[], dict[str, Worker]]  # both sides anew
+Start = Callable[[], dict[str, Worker]]  # starts a new process for each side
 
 
 def compare(start: Start, name: str, threads: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure one algorithm on both sides alternately."""
+    """Measure both implementations of one algorithm alternately."""
     command = {"do": "build", "algorithm": name, "threads": threads, "shape": SHAPES[name], **DATA}
     rates: dict[str, dict[str, list[dict[str, float]]]] = {mode: {"ours": [], "theirs": []} for mode in options.modes}
     roofs: list[float] = []
@@ -128,7 +128,7 @@ def compare(start: Start, name: str, threads: int, options: argparse.Namespace) 
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row of the table."""
+    """One row of the table in Markdown."""
     cells: list[str] = [row["algorithm"], str(row["threads"])]
     for key in ("update", "with_sampling"):
         if key not in row:

@@ -50,7 +50,7 @@ class Candidate:
 
 
 def controllers() -> Iterator[Candidate]:
-    """The nine controllers on Pendulum."""
+    """Nine scripted controllers on Pendulum, with 0 to 100 % random actions."""
     for fraction in np.linspace(0, 1, 9).tolist():
         yield Candidate(f"{100 * fraction:g} % random", PendulumController(random_fraction=fraction), "Pendulum-v1")
 
@@ -72,7 +72,7 @@ def checkpoints(paths: list[Path], steps: list[int], seed: int) -> Iterator[Cand
 
 
 def judge(candidate: Candidate, data: Episodes, config: FQEConfig, episodes: int, seed: int) -> dict[str, Any]:
-    """The true value and the estimate of one policy."""
+    """The true value of one policy and its estimate by fitted Q evaluation."""
     played = evaluate(
         candidate.policy, candidate.environment, episodes, 10_000, num_envs=min(episodes, 20), spec=candidate.spec
     )

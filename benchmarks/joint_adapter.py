@@ -27,11 +27,11 @@ from herdbook.core.joint.types import JointSpec
 from herdbook.core.registry import joint_module
 from herdbook.core.types import Carry, Step
 
-# (environment, arguments that keep its episodes short, lanes at most, episodes per lane and round)
+# (environment, arguments that keep its episodes short, largest number of lanes, episodes per lane and round)
 TASKS: tuple[tuple[str, dict[str, Any], int, int], ...] = (
     ("mpe2/simple_spread_v3", {}, 8, 2),
     ("mpe2/simple_speaker_listener_v4", {}, 8, 4),
-    ("butterfly/pistonball_v6", {"max_cycles": 20}, 2, 1),  # a step is 3.3 MB
+    ("butterfly/pistonball_v6", {"max_cycles": 20}, 2, 1),  # one step has 3.3 MB of observations
     ("sisl/pursuit_v5", {"max_cycles": 25}, 8, 1),
 )
 
@@ -60,7 +60,7 @@ class Table:
         return {name: leaf[row] for name, leaf in self.actions.items()}, carry
 
     def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
-        raise NotImplementedError  # part of the protocol, not used here
+        raise NotImplementedError  # required by the protocol, not used here
 
 
 def bare(env: Any, spec: JointSpec, table: Table, seeds: range) -> float:
@@ -79,7 +79,7 @@ def bare(env: Any, spec: JointSpec, table: Table, seeds: range) -> float:
 
 
 def adapted(runner: JointRunner, table: Table, seeds: range) -> float:
-    """Steps/s of the runner."""
+    """Steps/s of the runner, which plays the same episodes."""
     start = time.process_time()
     played = runner.run(table, seeds)
     assert not played.failures, played.failures

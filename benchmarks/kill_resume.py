@@ -49,7 +49,7 @@ def main() -> int:
                 time.sleep(0.005)
             time.sleep(choose.uniform(0, seconds))
             if process.poll() is not None:
-                continue  # it was faster this time; nothing was killed
+                continue  # the run had already ended, so that nothing was killed
             process.kill()
             process.wait()
             trial += 1
@@ -70,7 +70,7 @@ def start(*words: object) -> "subprocess.Popen[bytes]":
 
 
 def duration(path: Path) -> float:
-    """Seconds from the first checkpoint to the last line of the run."""
+    """Seconds from the writing of config.json to the last checkpoint."""
     files = [path / "config.json", path / "checkpoints" / "last" / "manifest.json"]
     begin, end = (file.stat().st_mtime for file in files)
     return end - begin

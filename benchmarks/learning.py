@@ -37,7 +37,7 @@ class Row:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def command(self, runs: Path) -> list[str]:
-        """The command that trains it."""
+        """The command that trains this row."""
         words = f"herdbook train {self.algorithm} --dataset {self.dataset} --steps {self.steps} --seeds"
         words += f" {' '.join(map(str, self.seeds))} --eval-episodes {EPISODES} --eval-seed {EVALUATION_SEED}"
         words += f" --evaluate-every {self.steps // 4} --checkpoint-every {self.steps // 12} --keep 40 --threads 1"
@@ -45,7 +45,7 @@ class Row:
         return shlex.split(words)
 
 
-FRESH = (10, 11, 12)  # for rows whose settings were fixed after the curves of seeds 0, 1 and 2 had been seen
+FRESH = (10, 11, 12)  # for rows whose settings were chosen after seeing the curves of seeds 0, 1 and 2
 ROWS = (
     Row("pendulum-iql", "iql", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −230", "−178", seeds=FRESH),
     Row("pendulum-td3bc", "td3_bc", "rlzoo/pendulum/mixed-v0", 20_000, "≥ −500", "−449"),

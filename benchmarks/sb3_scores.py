@@ -85,13 +85,13 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The results in the file so far."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # an unfinished last line was cut off
+    """The results that the file contains."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # without an unfinished last line
     return [json.loads(line) for line in lines]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over the seeds of both sides, and the difference, as markdown."""
+    """The means of both sides over the seeds, and their differences, in Markdown."""
     lines = ["| algorithm | side | per seed | mean [95 % interval] |", "|---|---|---|---|"]
     differences = []
     for name in TASKS:
@@ -111,13 +111,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def means(rows: list[dict[str, Any]], algorithm: str, side: str) -> list[float]:
-    """The mean return of every seed of one side, by seed."""
+    """The mean return of each seed of one side, in the order of the seeds."""
     scores = {r["seed"]: r["returns"] for r in rows if r["algorithm"] == algorithm and r["side"] == side}
     return [float(np.mean(scores[seed])) for seed in sorted(scores)]
 
 
 def main() -> None:
-    """Train what is missing and print the table."""
+    """Train the runs that are missing from the file, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON-lines file to which results are appended")
     parser.add_argument(

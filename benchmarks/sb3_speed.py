@@ -138,7 +138,7 @@ def sb3_python(given: str | None) -> Iterator[str]:
 
 
 def measure(python: str, script: str, name: str, task: dict[str, Any]) -> dict[str, Any]:
-    """One training run in a process of its own, with the task's number of `threads`."""
+    """Run `script` for one task in a process of its own, with `task["threads"]` threads, and return its JSON."""
     words = [python, "-W", "ignore", "-c", script, name, json.dumps(task)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
     ran = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)

@@ -3,10 +3,10 @@
     python benchmarks/threads.py [--commands td3_bc cql sac qmix qmix_workers_0] [--rounds 3] [--scale 1]
 
 Each command trains in a process of its own: without `--threads`, with `--threads 1` and with `--threads 2`, in turn.
-They run alone first, then beside a process that only counts. The rate comes from the run's timing records without the
-first tenth; the final evaluation comes after the last record. The table has medians over the rounds, and for the
-command as typed also their range. QMIX is compared with one process of bare mpe2 in the same round, see marl_speed.py.
-The data come from `herdbook data make classic/pendulum`. The output is a Markdown table.
+The commands run alone first, then beside a process that keeps one core busy. The rate is that of the run's timing
+records without the first tenth, so that the final evaluation does not count. The table shows medians over the rounds,
+and for the command without `--threads` also the range. QMIX is compared with one process of bare mpe2 in the same round
+(see marl_speed.py). The dataset is that of `herdbook data make classic/pendulum`. The output is Markdown.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python benchmarks/update_speed.py [--algorithms td3_bc qmix_recurrent] [--against OTHER_CHECKOUT] [--threads 1]
 
-One seed, but for `td3_bc_5_seeds`. The data are made on the spot, and batches are drawn beforehand. With `--against`,
-each checkout's code runs in a process of its own, and the two are measured in turn, A B A B; the ratio is the median
-over the pairs. `--restarts` starts both anew that often, because a process keeps its own speed. Prints markdown.
+Every algorithm trains one seed, except for `td3_bc_5_seeds`. The data are synthetic, and batches are drawn before the
+measurement. With `--against`, each checkout runs in a process of its own, and the two are measured alternately; the
+ratio is the median over the pairs. A process keeps its speed for its lifetime, so `--restarts` restarts both sides that
+often. The output is Markdown.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ AGENTS, EPISODE, ENVIRONMENTS, ROLLOUT = 3, 25, 8, 128  # simple_spread's agents
 
 
 class Trial:
-    """One algorithm and its batches."""
+    """One algorithm and the batches that it learns from."""
 
     def __init__(self, command: dict[str, Any]) -> None:
         name, generator = command["algorithm"], torch.Generator().manual_seed(0)
@@ -63,7 +64,7 @@ class Trial:
 
 
 def rollout(generator: torch.Generator) -> Segments:
-    """Steps of several environments, [environments, steps, …], none of which ends."""
+    """A rollout of several environments whose episodes do not end, [environments, steps, …]."""
     lead = (ENVIRONMENTS, ROLLOUT)
     sizes = (DATA["observation_size"], DATA["action_size"], DATA["observation_size"])
     seen, acted, next_seen = (torch.randn(*lead, size, generator=generator) for size in sizes)
@@ -73,10 +74,10 @@ def rollout(generator: torch.Generator) -> Segments:
 
 
 def joint_spec() -> Any:
-    """A task of simple_spread's sizes."""
+    """A task with the sizes of simple_spread."""
     names = [f"agent_{number}" for number in range(AGENTS)]
     seen = spaces.Box(-float("inf"), float("inf"), (18,))
-    return qmix.JointSpec(  # type: ignore[attr-defined]  # where it is defined has moved between checkouts
+    return qmix.JointSpec(  # type: ignore[attr-defined]  # its module differs between checkouts
         agents=tuple(names),
         observation_spaces=dict.fromkeys(names, seen),
         action_spaces=dict.fromkeys(names, spaces.Discrete(5)),
@@ -104,7 +105,7 @@ def joint_batch(generator: torch.Generator, batch: int) -> Any:
 
 
 def measure(name: str, sides: dict[str, str], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Updates per second of each side, pair after pair."""
+    """Updates per second of each side, for each pair of measurements."""
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(options.restarts):
         workers = {

@@ -30,7 +30,7 @@ class Trial(Protocol):
 
 
 def arrays(steps: int, observation_size: int, action_size: int, seed: int) -> dict[str, np.ndarray]:
-    """Synthetic episodes of 500 steps, each cut off by a time limit: equal on both sides."""
+    """Synthetic data, the same for both sides: episodes of 500 steps, each truncated by a time limit."""
     rng = np.random.default_rng(seed)
     return {
         "observations": rng.standard_normal((steps, observation_size)).astype(np.float32),
@@ -85,14 +85,14 @@ class FlopCounter(TorchDispatchMode):
 
 
 def flops(trial: Trial) -> float:
-    """Floating-point operations of one update; the mean of two, for delayed updates."""
+    """Floating-point operations of one update: the mean of two updates, because some parts run every second update."""
     with FlopCounter() as counter:
         trial.run(2, False)
     return counter.total / 2
 
 
 def roof(size: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of a square fp32 product on the current number of threads: the median of several."""
+    """FLOP/s of a square fp32 matrix product with the current number of threads: the median of `repeats`."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     out = torch.empty(size, size)
     seconds = []

@@ -3,9 +3,9 @@
     y_i = r_i + γ Q̄_i(o′_i, argmax_a′ Q_i(o′_i, a′))      (1)
     L   = mean (Q_i(o_i, a_i) − y_i)²                     (2)
 
-The mean of (2) runs over the steps at which an agent acts. Others are part of its environment, so it is the one of this
-family that plays games of turns, where o′_i is what the agent sees at its next turn. Settings follow EPyMARL
-(Papoudakis et al. 2021, arXiv:2006.07869), whose agents may share parameters; only legal actions are ever chosen.
+The mean of (2) runs over the steps at which agents act. An agent treats the others as part of its environment, so this
+algorithm also plays turn-based games, where o′_i is the agent's observation at its next turn. The settings follow
+EPyMARL (Papoudakis et al. 2021, arXiv:2006.07869): agents may share parameters. Only legal actions are chosen.
 """
 
 from __future__ import annotations
@@ -30,41 +30,40 @@ from herdbook.core.types import Metrics, Policy
 
 @dataclass(frozen=True, kw_only=True)
 class IndependentQConfig(Config):
-    """Settings of independent Q-learning; the defaults are EPyMARL's but for agents without memory."""
+    """Settings of independent Q-learning; the defaults are EPyMARL's, except that agents are not recurrent."""
 
     algorithm: ClassVar[str] = "independent_q"
-    discount: float = 0.99  # γ
-    team_reward: bool = False  # every agent learns from the sum of all rewards, not from its own
-    double_q: bool = True  # the online network chooses a′ of eq. 1; else the target network does
-    batch_size: int = 32  # whole episodes
-    lr: float = 5e-4
-    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
-    target_period: int = 200  # updates (not episodes) between moves of the target network …
-    tau: float = 1.0  # … by this much: 1 copies it; soft targets are target_period=1, tau=0.01
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    recurrent: bool = False  # the last hidden layer is a GRU
-    sharing: Sharing = "kind"  # who has the same parameters: all agents, those of a kind, none
-    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
-    last_action: bool = False  # agents see what they did before
-    horizon: int | None = None  # they see how much of so many steps has passed (Pardo et al. 2018, arXiv:1712.00378)
+    discount: float = 0.99  # γ, discount factor
+    team_reward: bool = False  # every agent's reward is the sum of all agents' rewards
+    double_q: bool = True  # the online network selects a′ of eq. 1; else the target network does
+    batch_size: int = 32  # whole episodes per update
+    lr: float = 5e-4  # learning rate
+    max_grad_norm: float | None = 10.0  # clip the gradient to this norm; None: no clipping
+    target_period: int = 200  # updates (not episodes) from one move of the target network to the next
+    tau: float = 1.0  # target network: θ̄ ← (1 − tau) θ̄ + tau θ, for example 1 (copy), or 0.01 with target_period=1
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the agents' hidden layers
+    recurrent: bool = False  # make the last hidden layer a GRU
+    sharing: Sharing = "kind"  # agents that share parameters: all, those with equal spaces (a kind), or none
+    agent_id: bool = True  # append the agent's one-hot index to its input where parameters are shared
+    last_action: bool = False  # append the agent's previous action to its input
+    horizon: int | None = None  # append elapsed steps / horizon to the inputs (Pardo et al. 2018, arXiv:1712.00378)
     reward_scaling: bool = True  # divide rewards by their running standard deviation
-    reward_centring: bool = False  # subtract their running mean: only where all episodes are of one length
-    epsilon_start: float = 1.0  # ε of exploration at environment step 0 …
-    epsilon_end: float = 0.05  # … and after
-    epsilon_steps: int = 200_000  # environment steps of linear decay between the two
-    warmup_episodes: int = 32  # collected before the first update
-    episodes_per_update: float = 1.0  # collected for each update; 0.5: two updates per episode
-    replay_steps: int = 125_000  # EPyMARL: 5,000 episodes, of 25 steps on MPE
+    reward_centring: bool = False  # subtract the running mean of the rewards; only for episodes of equal length
+    epsilon_start: float = 1.0  # ε of ε-greedy exploration at environment step 0
+    epsilon_end: float = 0.05  # ε from environment step epsilon_steps on
+    epsilon_steps: int = 200_000  # environment steps over which ε falls linearly to epsilon_end
+    warmup_episodes: int = 32  # episodes collected before the first update
+    episodes_per_update: float = 1.0  # episodes collected per update; 0.5: two updates per episode
+    replay_steps: int = 125_000  # replay capacity in environment steps; EPyMARL: 5,000 episodes (25 steps on MPE)
 
     def __post_init__(self) -> None:
-        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        self.require(target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT)
-        self.require(epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
-        self.require(replay_steps=COUNT)
+        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT, horizon=COUNT)
+        self.require(target_period=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT, epsilon_steps=COUNT)
+        self.require(warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE, replay_steps=COUNT)
 
 
 def greedy_value(chooser: Tensor, values: Tensor) -> Tensor:
-    """The value of the action that `chooser` likes best, −∞ where it is illegal. [*B, n], [*B, n] → [*B]."""
+    """The entry of `values` at the argmax of `chooser`, which has −∞ for illegal actions. [*B, n] twice → [*B]."""
     return values.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
 
 
@@ -74,12 +73,12 @@ def mean_where(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def td_loss(q: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error where `mask` is True. [*B] three times → []."""
+    """Eq. 2, the mean squared TD error where `mask` is True. [*B] three times → []."""
     return mean_where((q - target).square(), mask)
 
 
 class IndependentQ:
-    """`networks` may replace `agents`, which is called as `AgentNetworks` is."""
+    """Independent Q-learning. `networks` may replace `agents`, with the signature of `AgentNetworks`."""
 
     needs: ClassVar[Needs] = Needs(
         environment=True, agents="many", actions="discrete", interaction="episodes", num_envs=8, acting=("agents",)
@@ -90,12 +89,8 @@ class IndependentQ:
         check_joint(spec, self.needs.actions, c.algorithm, turn_based=True)
         self.q = AgentValues(spec, c, setup)
         self.actions = self.q.actions
-        self.learner = Learner(
-            {"agents": self.q.make},
-            {"agents": Adam(lr=c.lr, max_grad_norm=c.max_grad_norm)},
-            targets=("agents",),
-            **setup,
-        )
+        adam = Adam(lr=c.lr, max_grad_norm=c.max_grad_norm)
+        self.learner = Learner({"agents": self.q.make}, {"agents": adam}, targets=("agents",), **setup)
         self.q.network = self.learner.networks["agents"]
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointSegments:
@@ -128,14 +123,13 @@ class IndependentQ:
         return td_loss(q, target, batch.alive), {"q": mean_where(q, batch.alive)}  # eq. 2
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule)."""
+        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule of ε)."""
         c = self.config
         epsilon = linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, step)
         agents = self.learner.parameters_of("agents", seed_index)
         return self.q.policy(agents, epsilon, deterministic=deterministic)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many collected episodes."""
         return int(max(episodes - self.config.warmup_episodes, 0) / self.config.episodes_per_update)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""MATD3 (Ackermann et al. 2019, arXiv:1910.01465): MADDPG with what TD3 (Fujimoto et al. 2018) adds to DDPG.
+"""MATD3 (Ackermann et al. 2019, arXiv:1910.01465): MADDPG with the changes of TD3 (Fujimoto et al. 2018).
 
     y_i = r_i + γ min_k Q̄_ik(x′, a′_1, …, a′_N),   a′_j = clip(μ̄_j(o′_j) + ε),  ε = clip(σ·N(0, 1), −c, c)    (1)
     L_Q = Σ_k mean (Q_ik(x, a_1, …, a_N) − y_i)²                                                              (2)
     L_μ = −mean Q_i1(x, a_1, …, μ_i(o_i), …, a_N) + ρ mean l_i²                                               (3)
 
-Actors and targets move with every `policy_delay`-th update of the critics. x is the state, or all observations; the
-means run over the agents that act, and agents that are absent are zeros in x and in the actions. l_i are the outputs of
-actor i: Box actions are their tanh. Discrete ones are one-hot: that of the largest of them in (1), where they get no
-noise, and in (3) a sample, differentiated as its softmax (straight-through Gumbel-softmax, Jang et al. 2017).
+Actors and targets are updated with every `policy_delay`-th update of the critics. x is the global state, or all
+observations where there is none. Means run over the agents that act; absent agents are zeros in x and in the actions.
+l_i are the outputs of actor i. A Box action is tanh(l_i). A discrete action is one-hot: the argmax of l_i in (1),
+without noise, and in (3) a sample with the gradient of its softmax (straight-through Gumbel-softmax, Jang et al. 2017).
 """
 
 from __future__ import annotations
@@ -33,43 +33,41 @@ from herdbook.marl.maddpg import actor_loss, gumbel, straight_through, with_own
 
 @dataclass(frozen=True, kw_only=True)
 class MATD3Config(Config):
-    """Settings of MATD3: MADDPG's, and TD3's for what it adds."""
+    """Settings of MATD3; the defaults are those of MADDPG, and those of TD3 for its changes."""
 
     algorithm: ClassVar[str] = "matd3"
-    discount: float = 0.99  # γ
-    tau: float = 0.01  # speed of the targets
-    policy_noise: float = 0.2  # σ, eq. 1
-    noise_clip: float = 0.5  # c, eq. 1
-    policy_delay: int = 2  # critic updates per update of actors and targets
-    batch_size: int = 1024  # steps
-    actor_lr: float = 5e-4
-    critic_lr: float = 5e-4
-    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
-    logit_penalty: float = 1e-3  # ρ, eq. 3
-    temperature: float = 1.0  # of the Gumbel-softmax
-    exploration_noise: float = 0.1  # σ of Box actions, in units of half their range; discrete ones are sampled
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    sharing: Sharing = "kind"  # whose actors and critics have the same parameters: all agents', those of a kind, none
-    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
-    horizon: int | None = None  # actors and critics see how much of so many steps has passed (arXiv:1712.00378)
-    reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.01  # target networks: θ̄ ← (1 − tau) θ̄ + tau θ with each actor update
+    policy_noise: float = 0.2  # σ, standard deviation of the noise on target actions, eq. 1
+    noise_clip: float = 0.5  # c, bound of the noise on target actions, eq. 1
+    policy_delay: int = 2  # critic updates per update of the actors and the targets
+    batch_size: int = 1024  # environment steps per update
+    actor_lr: float = 5e-4  # learning rate of the actors
+    critic_lr: float = 5e-4  # learning rate of the critics
+    max_grad_norm: float | None = 10.0  # clip the gradients of actors and critics each to this norm; None: no clipping
+    logit_penalty: float = 1e-3  # ρ, weight of the squared outputs of the actors in eq. 3
+    temperature: float = 1.0  # temperature of the Gumbel-softmax for discrete actions
+    exploration_noise: float = 0.1  # σ of exploration on Box actions, in half ranges; discrete actions are sampled
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the hidden layers of actors and critics
+    sharing: Sharing = "kind"  # agents that share parameters: all, those with equal spaces (a kind), or none
+    agent_id: bool = True  # append the agent's one-hot index to its input where parameters are shared
+    horizon: int | None = None  # append elapsed steps / horizon to all inputs (Pardo et al. 2018, arXiv:1712.00378)
+    reward_scaling: bool = True  # divide rewards by their running standard deviation, without subtracting a mean
     warmup_steps: int = 1_024  # environment steps collected before the first update
-    steps_per_update: float = 25.0  # environment steps collected for each update
-    replay_steps: int = 1_000_000
+    steps_per_update: float = 25.0  # environment steps collected per update
+    replay_steps: int = 1_000_000  # capacity of the replay buffer in environment steps
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, max_grad_norm=POSITIVE)
-        self.require(policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT)
-        self.require(logit_penalty=NOT_NEGATIVE, temperature=POSITIVE, exploration_noise=NOT_NEGATIVE)
-        self.require(batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, replay_steps=COUNT)
-        self.require(warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
+        self.require(policy_noise=NOT_NEGATIVE, noise_clip=LIMIT, policy_delay=COUNT, logit_penalty=NOT_NEGATIVE)
+        self.require(temperature=POSITIVE, exploration_noise=NOT_NEGATIVE, batch_size=COUNT, hidden_sizes=COUNT)
+        self.require(horizon=COUNT, replay_steps=COUNT, warmup_steps=NOT_NEGATIVE, steps_per_update=POSITIVE)
 
 
 class MATD3:
-    """`networks` may replace `actor`, called as `AgentNetworks` is, and the two critics `critic` and `twin`.
+    """MATD3. `networks` may replace `actor` (signature of `AgentNetworks`), `critic` and `twin` (of `JointCritic`).
 
-    Those are called as `JointCritic` is. With a horizon the time is the actor's extra input, and the critics' view is
-    that of timed ones.
+    With a horizon, the elapsed time is the `extra` input of the actor and part of the critics' `view`.
     """
 
     needs: ClassVar[Needs] = Needs(
@@ -113,7 +111,7 @@ class MATD3:
     def critic_objective(
         self, params: Params, batch: JointTransitions, normal: Tensor | None = None
     ) -> tuple[Tensor, Metrics]:
-        """normal: noise of the targets' Box actions [B, N, A]."""
+        """normal: noise for the target actions of eq. 1 [B, N, A], None for discrete actions."""
         c = self.config
         view, next_view = transition_views(self.spec, batch, self.config.horizon)
         with torch.no_grad():
@@ -136,7 +134,7 @@ class MATD3:
     def actor_objective(
         self, params: Params, batch: JointTransitions, uniform: Tensor | None = None
     ) -> tuple[Tensor, Metrics]:
-        """uniform: noise of discrete actions [B, N, A]."""
+        """uniform: noise for sampling discrete actions [B, N, A], None for Box actions."""
         c = self.config
         view, _ = transition_views(self.spec, batch, c.horizon)
         outputs = self.actors.before(params["actor"], batch)  # [B, N, A]
@@ -146,17 +144,16 @@ class MATD3:
             logits = only_legal(outputs, self.actions.legal(batch.action_mask))
             own = straight_through(logits, gumbel(uniform), c.temperature)
         actions = with_own(self.actions.vectors(batch.actions, batch.alive), own)  # [B, N, N, A]
-        q = self.critic(params["critic"], view, actions)  # [B, N]: the actors climb the first critics alone
+        q = self.critic(params["critic"], view, actions)  # [B, N]: eq. 3 has the first critics alone
         return actor_loss(q, outputs, batch.alive, c.logit_penalty), {}  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """Greedy, or exploring: discrete actions are sampled, Box ones get Gaussian noise; the same at every `step`."""
+        """Greedy, or exploring: discrete actions are sampled, Box actions get Gaussian noise. `step` has no effect."""
         actor = self.learner.parameters_of("actor", seed_index)
         noise = 0.0 if deterministic else self.config.exploration_noise
         return self.actors.policy(actor, noise, deterministic=deterministic)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many environment steps."""
         return int(max(steps - self.config.warmup_steps, 0) / self.config.steps_per_update)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""MATD3+BC (Pan et al. 2022, arXiv:2111.11188, its baseline): TD3+BC (Fujimoto & Gu 2021) for each of many agents.
+"""MATD3+BC (Pan et al. 2022, arXiv:2111.11188, its baseline): TD3+BC (Fujimoto & Gu 2021) for each agent.
 
     y_i = r_i + γ min_k Q̄_ik(x′, a′_1, …, a′_N),   a′_j = clip(μ̄_j(o′_j) + ε),  ε = clip(σ·N(0, 1), −c, c)    (1)
     L_Q = Σ_k mean (Q_ik(x, a_1, …, a_N) − y_i)²                                                              (2)
     L_i = −λ_i mean Q_i1(x, a_1, …, μ_i(o_i), …, a_N) + mean (μ_i(o_i) − a_i)²,   λ_i = α / mean |Q_i1|       (3)
 
-The means run over the steps at which an agent acts, that of the cloning term over its actions' dimensions too; the
-actors descend the mean of L_i over the agents. x is the state, or all observations. With independent critics
-Q_ik(o_i, a_i) takes the place of Q_ik(x, a_1, …, a_N) throughout.
+Means run over the steps at which an agent acts; the mean of the cloning term also runs over the dimensions of its
+action. The actors minimise the mean of L_i over the agents. x is the global state, or all observations where there is
+none. With independent critics, Q_ik(o_i, a_i) replaces Q_ik(x, a_1, …, a_N) everywhere.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from herdbook.marl.maddpg import with_own
 
 @dataclass(frozen=True, kw_only=True)
 class MATD3BCConfig(Config):
-    """Settings of MATD3+BC: TD3+BC's, and MATD3's of many agents."""
+    """Settings of MATD3+BC; the defaults are those of TD3+BC, and those of MATD3 for many agents."""
 
     algorithm: ClassVar[str] = "matd3_bc"
-    alpha: float = 2.5  # α, weight of the values against cloning, eq. 3
-    centralised: bool = True  # critics see the state and all actions; else their agent's own
-    discount: float = 0.99  # γ
-    tau: float = 0.01  # speed of the targets
-    policy_noise: float = 0.2  # σ, eq. 1
-    noise_clip: float = 0.5  # c, eq. 1
-    policy_delay: int = 2  # critic updates per update of actors and targets
-    batch_size: int = 1024  # steps
-    actor_lr: float = 5e-4
-    critic_lr: float = 5e-4
-    decay_lr: bool = False  # the actors' rate decays to 0, by a cosine …
-    decay_updates: int | None = None  # … over so many updates; by default those of the run
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    sharing: Sharing = "kind"  # whose actors and critics have the same parameters: all agents', those of a kind, none
-    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
-    horizon: int | None = None  # actors and critics see how much of so many steps has passed (arXiv:1712.00378)
+    alpha: float = 2.5  # α, weight of Q_i1 relative to the cloning term, eq. 3
+    centralised: bool = True  # critics see x and all actions; else only their agent's observation and action
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.01  # target networks: θ̄ ← (1 − tau) θ̄ + tau θ with each actor update
+    policy_noise: float = 0.2  # σ, standard deviation of the noise on target actions, eq. 1
+    noise_clip: float = 0.5  # c, bound of the noise on target actions, eq. 1
+    policy_delay: int = 2  # critic updates per update of the actors and the targets
+    batch_size: int = 1024  # environment steps per update
+    actor_lr: float = 5e-4  # learning rate of the actors
+    critic_lr: float = 5e-4  # learning rate of the critics
+    decay_lr: bool = False  # the actors' learning rate decays to 0 by a cosine over decay_updates
+    decay_updates: int | None = None  # updates until the actors' learning rate reaches 0; None: all of the run
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the hidden layers of actors and critics
+    sharing: Sharing = "kind"  # agents that share parameters: all, those with equal spaces (a kind), or none
+    agent_id: bool = True  # append the agent's one-hot index to its input where parameters are shared
+    horizon: int | None = None  # append elapsed steps / horizon to all inputs (Pardo et al. 2018, arXiv:1712.00378)
 
     def __post_init__(self) -> None:
         self.require(alpha=NOT_NEGATIVE, discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
@@ -58,12 +58,12 @@ class MATD3BCConfig(Config):
         self.require(batch_size=COUNT, hidden_sizes=COUNT, horizon=COUNT, decay_updates=COUNT)
 
     def for_run(self, steps: int) -> Self:
-        """The config of a run of so many updates."""
+        """The config for a run of `steps` updates, over which the actors' learning rate decays if `decay_lr`."""
         return replace(self, decay_updates=max(steps, 1)) if self.decay_lr and self.decay_updates is None else self
 
 
 def actor_loss(q: Tensor, cloning: Tensor, alive: Tensor, alpha: float) -> Tensor:
-    """The mean over the agents of eq. 3. q: Q_i1 [B, N]; cloning: (μ_i − a_i)², averaged over dimensions [B, N]."""
+    """The mean of L_i, eq. 3. q: Q_i1 [B, N]; cloning: (μ_i − a_i)², averaged over dimensions [B, N] → []."""
     steps = alive.sum(0).clamp_min(1)  # [N]; an agent may be absent from a batch
     value, size, error = ((x * alive).sum(0) / steps for x in (q, q.abs(), cloning))
     weight = alpha / size.detach().clamp_min(1e-6)
@@ -71,10 +71,10 @@ def actor_loss(q: Tensor, cloning: Tensor, alive: Tensor, alpha: float) -> Tenso
 
 
 class MATD3BC:
-    """`networks` may replace `actor`, called as `AgentNetworks` is, and the two critics `critic` and `twin`.
+    """MATD3+BC. `networks` may replace `actor` (signature of `AgentNetworks`) and the critics `critic` and `twin`.
 
-    Those are called as `JointCritic` is, or independent ones as `AgentNetworks` with the agent's action as its extra.
-    With a horizon the time is the actor's extra input and the end of theirs, and a view is that of timed critics.
+    Centralised critics have the signature of `JointCritic`; independent ones that of `AgentNetworks`, with the agent's
+    action as `extra`. With a horizon, the elapsed time ends every `extra` and is part of the critics' `view`.
     """
 
     needs: ClassVar[Needs] = Needs(data=True, agents="many", actions="box", state=True)
@@ -121,14 +121,14 @@ class MATD3BC:
         return metrics
 
     def views(self, batch: JointTransitions) -> tuple[Tree, Tree]:
-        """What the critics read before and after each step."""
+        """The inputs of the critics, except for actions, at each step and at the next step."""
         if self.config.centralised:
             return transition_views(self.spec, batch, self.config.horizon)
         time = self.actors.time
         return (batch.observations, time(batch.timesteps)), (batch.next_observations, time(batch.timesteps + 1))
 
     def value(self, critic: Network, parameters: Parameters, view: Tree, others: Tensor, own: Tensor) -> Tensor:
-        """Each agent's critic of its `own` action, the `others` being as they are: [B, N, A] twice → [B, N]."""
+        """Q_i of each agent's `own` action, with the other agents' actions from `others`. [B, N, A] twice → [B, N]."""
         if self.config.centralised:
             value: Tensor = critic(parameters, view, with_own(others, own))
         else:
@@ -164,7 +164,7 @@ class MATD3BC:
         return actor_loss(q, cloning, batch.alive, self.config.alpha), {}  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The actors; they have no noise, so `deterministic` and `step` change nothing."""
+        """The actors, without noise; `deterministic` and `step` have no effect."""
         actor = self.learner.parameters_of("actor", seed_index)
         return self.actors.policy(actor, 0.0, deterministic=True)
 

@@ -1,19 +1,21 @@
-"""QMIX (Rashid et al. 2018, arXiv:1803.11485; 2020, JMLR 21:178): the team's value grows with each of its agents'.
+"""QMIX (Rashid et al. 2018, arXiv:1803.11485; 2020, JMLR 21:178): the team's value is monotonic in each agent's.
 
     Q_tot(o, a, s) = |w₂(s)|ᵀ elu(|W₁(s)|ᵀ q + b₁(s)) + v(s),   q_i = Q_i(o_i, a_i)       (1)
     y = Σ_i r_i + γ Q̄_tot(o′, a′, s′),   a′_i = argmax Q_i(o′_i, ·)                       (2)
     L = mean (Q_tot(o, a, s) − y)²                                                        (3)
 
-Hypernetworks make W₁ [N, embedding], w₂ [embedding], b₁ and v from the state s: W₁ and w₂ have a hidden layer of their
-own, as in PyMARL, v one as wide as the embedding, b₁ none. Absolute weights make ∂Q_tot/∂q_i >= 0, and so the actions
-that are best for each agent best for the team (2). Agents that are absent count as q_i = 0. Settings follow EPyMARL
-(Papoudakis et al. 2021, arXiv:2006.07869), whose agents may share parameters; only legal actions are ever chosen.
+Hypernetworks compute W₁ [N, embedding], w₂ [embedding], b₁ and v from the state s. As in PyMARL, those of W₁ and w₂
+have a hidden layer each, that of v has one as wide as the embedding, and that of b₁ has none. The absolute values make
+∂Q_tot/∂q_i ≥ 0, so that the best action of each agent is also the team's best (2). An absent agent counts as q_i = 0.
+The settings follow EPyMARL (Papoudakis et al. 2021, arXiv:2006.07869): agents may share parameters. Only legal actions
+are chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -35,48 +37,47 @@ from herdbook.marl.independent_q import greedy_value, mean_where, td_loss
 
 @dataclass(frozen=True, kw_only=True)
 class QMIXConfig(Config):
-    """Settings of QMIX; the defaults are EPyMARL's but for agents without memory."""
+    """Settings of QMIX; the defaults are EPyMARL's, except that agents are not recurrent."""
 
     algorithm: ClassVar[str] = "qmix"
-    discount: float = 0.99  # γ
-    double_q: bool = True  # the online network chooses a′ of eq. 2; else the target network does
-    batch_size: int = 32  # whole episodes
-    lr: float = 5e-4
-    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
-    target_period: int = 200  # updates (not episodes) between moves of the target network …
-    tau: float = 1.0  # … by this much: 1 copies it; soft targets are target_period=1, tau=0.01
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    mixer_embedding: int = 32  # width of W₁, eq. 1
-    mixer_hidden: int = 64  # hidden width of the hypernetworks of W₁ and w₂
-    recurrent: bool = False  # the last hidden layer is a GRU
-    sharing: Sharing = "kind"  # who has the same parameters: all agents, those of a kind, none
-    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
-    last_action: bool = False  # agents see what they did before
-    horizon: int | None = None  # they see how much of so many steps has passed (Pardo et al. 2018, arXiv:1712.00378)
-    reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
-    epsilon_start: float = 1.0  # ε of exploration at environment step 0 …
-    epsilon_end: float = 0.05  # … and after
-    epsilon_steps: int = 200_000  # environment steps of linear decay between the two
-    warmup_episodes: int = 32  # collected before the first update
-    episodes_per_update: float = 1.0  # collected for each update; 0.5: two updates per episode
-    replay_steps: int = 125_000  # EPyMARL: 5,000 episodes, of 25 steps on MPE
+    discount: float = 0.99  # γ, discount factor
+    double_q: bool = True  # the online network selects a′ of eq. 2; else the target network does
+    batch_size: int = 32  # whole episodes per update
+    lr: float = 5e-4  # learning rate
+    max_grad_norm: float | None = 10.0  # clip the gradient to this norm; None: no clipping
+    target_period: int = 200  # updates (not episodes) from one move of the target network to the next
+    tau: float = 1.0  # target network: θ̄ ← (1 − tau) θ̄ + tau θ, for example 1 (copy), or 0.01 with target_period=1
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the agents' hidden layers
+    mixer_embedding: int = 32  # embedding, width of W₁ in eq. 1
+    mixer_hidden: int = 64  # width of the hidden layers of the hypernetworks of W₁ and w₂
+    recurrent: bool = False  # make the last hidden layer a GRU
+    sharing: Sharing = "kind"  # agents that share parameters: all, those with equal spaces (a kind), or none
+    agent_id: bool = True  # append the agent's one-hot index to its input where parameters are shared
+    last_action: bool = False  # append the agent's previous action to its input
+    horizon: int | None = None  # append elapsed steps / horizon to the inputs (Pardo et al. 2018, arXiv:1712.00378)
+    reward_scaling: bool = True  # divide rewards by their running standard deviation, without subtracting a mean
+    epsilon_start: float = 1.0  # ε of ε-greedy exploration at environment step 0
+    epsilon_end: float = 0.05  # ε from environment step epsilon_steps on
+    epsilon_steps: int = 200_000  # environment steps over which ε falls linearly to epsilon_end
+    warmup_episodes: int = 32  # episodes collected before the first update
+    episodes_per_update: float = 1.0  # episodes collected per update; 0.5: two updates per episode
+    replay_steps: int = 125_000  # replay capacity in environment steps; EPyMARL: 5,000 episodes (25 steps on MPE)
 
     def __post_init__(self) -> None:
-        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        self.require(target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, mixer_embedding=COUNT, mixer_hidden=COUNT)
-        self.require(epsilon_start=UNIT, epsilon_end=UNIT)
-        self.require(epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
-        self.require(replay_steps=COUNT)
+        self.require(discount=UNIT, epsilon_start=UNIT, epsilon_end=UNIT, tau=FRACTION, lr=POSITIVE)
+        self.require(max_grad_norm=POSITIVE, episodes_per_update=POSITIVE, batch_size=COUNT, target_period=COUNT)
+        self.require(horizon=COUNT, hidden_sizes=COUNT, mixer_embedding=COUNT, mixer_hidden=COUNT, epsilon_steps=COUNT)
+        self.require(replay_steps=COUNT, warmup_episodes=NOT_NEGATIVE)
 
 
 class Mixer(nn.Module):
-    """Q_tot of eq. 1: values of agents [*B, N] and the state [*B, S] → [*B]."""
+    """Eq. 1: the agents' values q [*B, N] and the state s [*B, S] → Q_tot [*B]."""
 
     def __init__(self, agents: int, state_size: int, *, embedding: int = 32, hidden: int = 64) -> None:
         super().__init__()
         self.embedding = embedding
         self.widths = [hidden, hidden, embedding]  # hidden layers of W₁, w₂ and v
-        self.first = Linear(state_size, sum(self.widths) + embedding)  # those, and b₁: one product
+        self.first = Linear(state_size, sum(self.widths) + embedding)  # these hidden layers and b₁ in one product
         self.weights = Linear(hidden, agents * embedding)  # W₁
         self.last_weights = Linear(hidden, embedding)  # w₂
         self.value = Linear(embedding, 1)  # v
@@ -92,7 +93,7 @@ class Mixer(nn.Module):
 
 
 class StateMixer(nn.Module):
-    """A `Mixer` behind the encoder of a task's state, and of the time that has passed where it is `timed`."""
+    """A `Mixer` of the encoded global state; if `timed`, the elapsed time is part of the state."""
 
     def __init__(self, spec: JointSpec, *, embedding: int, hidden: int, timed: bool = False) -> None:
         super().__init__()
@@ -100,20 +101,20 @@ class StateMixer(nn.Module):
         self.mixer = Mixer(len(spec.agents), self.encoder.size, embedding=embedding, hidden=hidden)
 
     def forward(self, q: Tensor, view: Tree) -> Tensor:
-        """view: `mixer_view`."""
+        """q: the agents' values [*B, N]; view: see `mixer_view` → Q_tot [*B]."""
         total: Tensor = self.mixer(q, self.encoder(view))
         return total
 
 
 def mixer_view(spec: JointSpec, batch: JointSegments, horizon: int | None) -> tuple[Tree, Tree]:
-    """What a `StateMixer` reads at each step, and at the row after it: leaves [B, T, …]."""
+    """The views that a `StateMixer` reads at each step and at its next step, as `joint_view` makes them: [B, T, …]."""
     time = None if horizon is None else row_times(batch, horizon)
     view = joint_view(spec, batch.state, batch.observations, rows_present(batch), time)
     return tree_map(lambda leaf: leaf[:, :-1], view), tree_map(lambda leaf: leaf[:, 1:], view)
 
 
 class QMIX:
-    """`networks` may replace `agents`, called as `AgentNetworks` is, and `mixer`, called as `StateMixer` is."""
+    """QMIX. `networks` may replace `agents` (signature of `AgentNetworks`) and `mixer` (signature of `StateMixer`)."""
 
     needs: ClassVar[Needs] = Needs(
         environment=True,
@@ -130,17 +131,10 @@ class QMIX:
         check_joint(spec, self.needs.actions, c.algorithm)
         self.q = AgentValues(spec, c, setup)
         self.actions = self.q.actions
-        self.learner = Learner(
-            {
-                "agents": self.q.make,
-                "mixer": lambda: StateMixer(
-                    spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden, timed=c.horizon is not None
-                ),
-            },
-            {"team": Adam(lr=c.lr, networks=("agents", "mixer"), max_grad_norm=c.max_grad_norm)},
-            targets=("agents", "mixer"),
-            **setup,
-        )
+        timed, names = c.horizon is not None, ("agents", "mixer")
+        mixer = partial(StateMixer, spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden, timed=timed)
+        adam = Adam(lr=c.lr, networks=names, max_grad_norm=c.max_grad_norm)
+        self.learner = Learner({"agents": self.q.make, "mixer": mixer}, {"team": adam}, targets=names, **setup)
         self.spec, self.mixer = spec, self.learner.networks["mixer"]
         self.q.network = self.learner.networks["agents"]
 
@@ -172,14 +166,13 @@ class QMIX:
         return td_loss(q_total, target, batch.mask), {"q": mean_where(q_total, batch.mask)}  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule)."""
+        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule of ε)."""
         c = self.config
         epsilon = linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, step)
         agents = self.learner.parameters_of("agents", seed_index)
         return self.q.policy(agents, epsilon, deterministic=deterministic)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many collected episodes."""
         return int(max(episodes - self.config.warmup_episodes, 0) / self.config.episodes_per_update)
 
     def state_dict(self) -> dict[str, Any]:

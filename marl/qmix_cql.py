@@ -5,16 +5,17 @@
     C   = mean [log Σ_b exp Q_tot(o, b, s) − Q_tot(o, a, s)]                                                     (3)
     L   = mean (Q_i(o_i, a_i) − r_i − γ Q̄_i(o′_i, a′_i))² + α C                                                  (4)
 
-Q_tot is QMIX's mixture (Rashid et al. 2018). The regulariser of each agent (2) is exact; that of the team (3), which
-OG-MARL (Formanek et al. 2023, arXiv:2302.00521) takes, sums over the recorded and over n random legal joint actions b.
-Independent critics (4) have no mixture: each agent is conservative DQN by its own reward, with (2). Means of what is
-each agent's run over the steps at which it acts.
+Q_tot is the mixture of QMIX (Rashid et al. 2018). C is the regulariser of the agents (2), whose sum is exact, or of the
+team (3), as in OG-MARL (Formanek et al. 2023, arXiv:2302.00521), whose sum runs over the recorded joint action and n
+random legal ones. Independent critics (4) have no mixture: each agent is a conservative double DQN with its own reward
+and regulariser (2). Means of an agent's terms run over the steps at which it acts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -34,28 +35,28 @@ from herdbook.marl.qmix import StateMixer, mixer_view
 
 @dataclass(frozen=True, kw_only=True)
 class QMIXCQLConfig(Config):
-    """Settings of QMIX+CQL: QMIX's, with soft targets."""
+    """Settings of QMIX+CQL; the defaults are those of QMIX, with soft targets."""
 
     algorithm: ClassVar[str] = "qmix_cql"
     alpha: float = 1.0  # α, weight of the regulariser, eq. 1 and 4
-    centralised: bool = True  # QMIX's mixture of all values, eq. 1; else independent critics, eq. 4
-    joint_actions: int | None = None  # n of eq. 3, the team's regulariser; None: each agent's own, eq. 2
-    discount: float = 0.99  # γ
-    double_q: bool = True  # the online network chooses a′; else the target network does
-    batch_size: int = 32  # whole episodes
-    lr: float = 5e-4
-    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
-    target_period: int = 1  # updates between moves of the target networks …
-    tau: float = 0.005  # … by this much
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    mixer_embedding: int = 32  # width of QMIX's W₁
-    mixer_hidden: int = 64  # hidden width of the hypernetworks of W₁ and w₂
-    recurrent: bool = False  # the last hidden layer is a GRU
-    sharing: Sharing = "kind"  # who has the same parameters: all agents, those of a kind, none
-    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
-    last_action: bool = False  # agents see what they did before
-    horizon: int | None = None  # they see how much of so many steps has passed (Pardo et al. 2018, arXiv:1712.00378)
-    reward_scaling: bool = True  # divide rewards by their standard deviation; nothing is subtracted
+    centralised: bool = True  # mix all agents' values by QMIX, eq. 1; else independent critics, eq. 4
+    joint_actions: int | None = None  # n, random joint actions in the team's regulariser, eq. 3; None: eq. 2
+    discount: float = 0.99  # γ, discount factor
+    double_q: bool = True  # the online network selects a′ of eq. 1 and 4; else the target network does
+    batch_size: int = 32  # whole episodes per update
+    lr: float = 5e-4  # learning rate
+    max_grad_norm: float | None = 10.0  # clip the gradient to this norm; None: no clipping
+    target_period: int = 1  # updates from one move of the target networks to the next
+    tau: float = 0.005  # target networks: θ̄ ← (1 − tau) θ̄ + tau θ every target_period updates
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the agents' hidden layers
+    mixer_embedding: int = 32  # embedding, width of QMIX's W₁
+    mixer_hidden: int = 64  # width of the hidden layers of the hypernetworks of W₁ and w₂
+    recurrent: bool = False  # make the last hidden layer a GRU
+    sharing: Sharing = "kind"  # agents that share parameters: all, those with equal spaces (a kind), or none
+    agent_id: bool = True  # append the agent's one-hot index to its input where parameters are shared
+    last_action: bool = False  # append the agent's previous action to its input
+    horizon: int | None = None  # append elapsed steps / horizon to the inputs (Pardo et al. 2018, arXiv:1712.00378)
+    reward_scaling: bool = True  # divide rewards by their standard deviation, without subtracting a mean
 
     def __post_init__(self) -> None:
         self.require(alpha=NOT_NEGATIVE, joint_actions=COUNT, discount=UNIT, tau=FRACTION, lr=POSITIVE)
@@ -66,17 +67,17 @@ class QMIXCQLConfig(Config):
 
 
 def conservative_gap(q: Tensor, data_q: Tensor) -> Tensor:
-    """The bracket of eq. 2 and 3. q: values of all candidates [*B, n], −∞ for illegal ones; data_q [*B] → [*B]."""
+    """The bracket of eq. 2 and 3. q: values of the actions b [*B, n], −∞ if illegal; data_q: [*B] → [*B]."""
     return q.logsumexp(-1) - data_q
 
 
 def random_indices(uniform: Tensor, legal: Tensor | None) -> Tensor:
-    """Uniform legal actions. uniform: independent noise for every action [*B, n] → [*B]."""
+    """Indices of uniformly random legal actions. uniform: independent noise [*B, n] → [*B]."""
     return only_legal(uniform, legal).argmax(-1)
 
 
 class QMIXCQL:
-    """`networks` may replace `agents`, called as `AgentNetworks` is, and `mixer`, called as `StateMixer` is.
+    """QMIX+CQL. `networks` may replace `agents` (signature of `AgentNetworks`) and `mixer` (that of `StateMixer`).
 
     Independent critics have no mixer.
     """
@@ -90,16 +91,10 @@ class QMIXCQL:
         self.actions = self.q.actions
         networks: dict[str, Callable[[], nn.Module]] = {"agents": self.q.make}
         if c.centralised:
-            networks["mixer"] = lambda: StateMixer(
-                spec, embedding=c.mixer_embedding, hidden=c.mixer_hidden, timed=c.horizon is not None
-            )
-        trained = tuple(networks)
-        self.learner = Learner(
-            networks,
-            {"team": Adam(lr=c.lr, networks=trained, max_grad_norm=c.max_grad_norm)},
-            targets=trained,
-            **setup,
-        )
+            sizes = {"embedding": c.mixer_embedding, "hidden": c.mixer_hidden}
+            networks["mixer"] = partial(StateMixer, spec, **sizes, timed=c.horizon is not None)
+        adam = Adam(lr=c.lr, networks=tuple(networks), max_grad_norm=c.max_grad_norm)
+        self.learner = Learner(networks, {"team": adam}, targets=tuple(networks), **setup)
         self.q.network = self.learner.networks["agents"]
         self.spec, self.mixer = spec, self.learner.networks.get("mixer")
         self.objective = self.team_objective if c.centralised else self.independent_objective
@@ -122,7 +117,7 @@ class QMIXCQL:
         return metrics
 
     def values(self, params: Params, batch: JointSegments) -> tuple[Tensor, Tensor, Tensor]:
-        """Q_i of all actions, −∞ for illegal ones [B, T, N, n], of the recorded one, and Q̄_i(o′_i, a′_i) [B, T, N]."""
+        """Q_i(o_i, ·) with −∞ for illegal actions [B, T, N, n]; Q_i(o_i, a_i) and Q̄_i(o′_i, a′_i) [B, T, N]."""
         legal = self.actions.legal(batch.action_mask)
         all_q = self.q.over(params["agents"], batch)  # [B, T + 1, N, n]
         with torch.no_grad():
@@ -136,7 +131,7 @@ class QMIXCQL:
     def team_objective(
         self, params: Params, batch: JointSegments, uniform: Tensor | None = None
     ) -> tuple[Tensor, Metrics]:
-        """uniform: noise of the joint actions of eq. 3 [n, B, T, N, actions]."""
+        """uniform: noise for the random joint actions of eq. 3 [n, B, T, N, actions]."""
         assert self.mixer is not None
         now, later = mixer_view(self.spec, batch, self.config.horizon)
         candidates, q, next_q = self.values(params, batch)
@@ -164,7 +159,7 @@ class QMIXCQL:
         return loss, {"conservative_gap": gap, "q": mean_where(q, batch.alive)}
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The greedy actions: there is no exploration, so `deterministic` and `step` change nothing."""
+        """The greedy policy, without exploration; `deterministic` and `step` have no effect."""
         return self.q.policy(self.learner.parameters_of("agents", seed_index), 0.0, deterministic=True)
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@
     y = Σ_i r_i + γ Q̄_tot(o′, a′),   a′_i = argmax Q_i(o′_i, ·)   (2)
     L = mean (Q_tot(o, a) − y)²                                 (3)
 
-The sums of values run over the agents that act. Settings follow EPyMARL (Papoudakis et al. 2021, arXiv:2006.07869),
-whose agents may share parameters and which values a′ by a target network; only legal actions are ever chosen.
+The sum of (1) runs over the agents that act. The settings follow EPyMARL (Papoudakis et al. 2021, arXiv:2006.07869):
+agents may share parameters, and a target network evaluates a′. Only legal actions are chosen.
 """
 
 from __future__ import annotations
@@ -31,44 +31,43 @@ from herdbook.marl.independent_q import greedy_value, mean_where, td_loss
 
 @dataclass(frozen=True, kw_only=True)
 class VDNConfig(Config):
-    """Settings of VDN; the defaults are EPyMARL's but for agents without memory."""
+    """Settings of VDN; the defaults are EPyMARL's, except that agents are not recurrent."""
 
     algorithm: ClassVar[str] = "vdn"
-    discount: float = 0.99  # γ
-    double_q: bool = True  # the online network chooses a′ of eq. 2; else the target network does
-    batch_size: int = 32  # whole episodes
-    lr: float = 5e-4
-    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
-    target_period: int = 200  # updates (not episodes) between moves of the target network …
-    tau: float = 1.0  # … by this much: 1 copies it; soft targets are target_period=1, tau=0.01
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    recurrent: bool = False  # the last hidden layer is a GRU
-    sharing: Sharing = "kind"  # who has the same parameters: all agents, those of a kind, none
-    agent_id: bool = True  # a one-hot number tells agents that share parameters apart
-    last_action: bool = False  # agents see what they did before
-    horizon: int | None = None  # they see how much of so many steps has passed (Pardo et al. 2018, arXiv:1712.00378)
-    reward_scaling: bool = True  # divide rewards by their running standard deviation; nothing is subtracted
-    epsilon_start: float = 1.0  # ε of exploration at environment step 0 …
-    epsilon_end: float = 0.05  # … and after
-    epsilon_steps: int = 200_000  # environment steps of linear decay between the two
-    warmup_episodes: int = 32  # collected before the first update
-    episodes_per_update: float = 1.0  # collected for each update; 0.5: two updates per episode
-    replay_steps: int = 125_000  # EPyMARL: 5,000 episodes, of 25 steps on MPE
+    discount: float = 0.99  # γ, discount factor
+    double_q: bool = True  # the online network selects a′ of eq. 2; else the target network does
+    batch_size: int = 32  # whole episodes per update
+    lr: float = 5e-4  # learning rate
+    max_grad_norm: float | None = 10.0  # clip the gradient to this norm; None: no clipping
+    target_period: int = 200  # updates (not episodes) from one move of the target network to the next
+    tau: float = 1.0  # target network: θ̄ ← (1 − tau) θ̄ + tau θ, for example 1 (copy), or 0.01 with target_period=1
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the agents' hidden layers
+    recurrent: bool = False  # make the last hidden layer a GRU
+    sharing: Sharing = "kind"  # agents that share parameters: all, those with equal spaces (a kind), or none
+    agent_id: bool = True  # append the agent's one-hot index to its input where parameters are shared
+    last_action: bool = False  # append the agent's previous action to its input
+    horizon: int | None = None  # append elapsed steps / horizon to the inputs (Pardo et al. 2018, arXiv:1712.00378)
+    reward_scaling: bool = True  # divide rewards by their running standard deviation, without subtracting a mean
+    epsilon_start: float = 1.0  # ε of ε-greedy exploration at environment step 0
+    epsilon_end: float = 0.05  # ε from environment step epsilon_steps on
+    epsilon_steps: int = 200_000  # environment steps over which ε falls linearly to epsilon_end
+    warmup_episodes: int = 32  # episodes collected before the first update
+    episodes_per_update: float = 1.0  # episodes collected per update; 0.5: two updates per episode
+    replay_steps: int = 125_000  # replay capacity in environment steps; EPyMARL: 5,000 episodes (25 steps on MPE)
 
     def __post_init__(self) -> None:
-        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        self.require(target_period=COUNT, horizon=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT)
-        self.require(epsilon_steps=COUNT, warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE)
-        self.require(replay_steps=COUNT)
+        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT, horizon=COUNT)
+        self.require(target_period=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT, epsilon_steps=COUNT)
+        self.require(warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE, replay_steps=COUNT)
 
 
 def team_value(q: Tensor, alive: Tensor) -> Tensor:
-    """Eq. 1: [*B, N] → [*B]."""
+    """Eq. 1. q: Q_i(o_i, a_i) [*B, N]; alive: the agent acts [*B, N] → [*B]."""
     return (q * alive).sum(-1)
 
 
 class VDN:
-    """`networks` may replace `agents`, which is called as `AgentNetworks` is."""
+    """VDN. `networks` may replace `agents`, with the signature of `AgentNetworks`."""
 
     needs: ClassVar[Needs] = Needs(
         environment=True, agents="many", actions="discrete", interaction="episodes", num_envs=8, acting=("agents",)
@@ -79,12 +78,8 @@ class VDN:
         check_joint(spec, self.needs.actions, c.algorithm)
         self.q = AgentValues(spec, c, setup)
         self.actions = self.q.actions
-        self.learner = Learner(
-            {"agents": self.q.make},
-            {"team": Adam(lr=c.lr, networks=("agents",), max_grad_norm=c.max_grad_norm)},
-            targets=("agents",),
-            **setup,
-        )
+        adam = Adam(lr=c.lr, networks=("agents",), max_grad_norm=c.max_grad_norm)
+        self.learner = Learner({"agents": self.q.make}, {"team": adam}, targets=("agents",), **setup)
         self.q.network = self.learner.networks["agents"]
 
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> JointSegments:
@@ -114,14 +109,13 @@ class VDN:
         return td_loss(q_total, target, batch.mask), {"q": mean_where(q_total, batch.mask)}  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule)."""
+        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule of ε)."""
         c = self.config
         epsilon = linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, step)
         agents = self.learner.parameters_of("agents", seed_index)
         return self.q.policy(agents, epsilon, deterministic=deterministic)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many collected episodes."""
         return int(max(episodes - self.config.warmup_episodes, 0) / self.config.episodes_per_update)
 
     def state_dict(self) -> dict[str, Any]:

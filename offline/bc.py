@@ -1,7 +1,7 @@
 """Behavioural cloning (Pomerleau 1989): supervised learning of the recorded actions.
 
-L_π = mean (π(s) − a)²           continuous actions, a deterministic tanh policy         (1)
-L_π = −mean log π(a|s)           discrete actions                                        (2)
+L_π = mean (π(s) − a)²         for continuous actions and a deterministic tanh policy         (1)
+L_π = −mean log π(a|s)         for discrete actions                                           (2)
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ class BCConfig(Config):
     """Settings of behavioural cloning."""
 
     algorithm: ClassVar[str] = "bc"
-    batch_size: int = 256
-    lr: float = 3e-4
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    frame_stack: int = 1  # observations that the networks see at once
-    standardise_observations: bool = True  # (s − μ) / (σ + 1e-3), vectors only
+    batch_size: int = 256  # transitions per update
+    lr: float = 3e-4  # learning rate
+    hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the policy's hidden layers
+    frame_stack: int = 1  # successive observations that form one input of the networks
+    standardise_observations: bool = True  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(batch_size=COUNT, hidden_sizes=COUNT, frame_stack=COUNT, lr=POSITIVE)
 
 
 def regression_loss(actions: Tensor, data_actions: Tensor) -> Tensor:
-    """Eq. 1: mean over batch and dimensions. actions, data_actions: [B, A] in [−1, 1]."""
+    """Eq. 1, a mean over batch and action dimensions. actions, data_actions: [B, A] in [−1, 1] → []."""
     return (actions - data_actions).square().mean()
 
 
 def classification_loss(logits: Tensor, data_actions: Tensor) -> Tensor:
-    """Eq. 2. logits: [B, n]; data_actions: indices [B]."""
+    """Eq. 2. logits: [B, n]; data_actions: indices [B] → []."""
     return -Categorical(logits).log_prob(data_actions).mean()
 
 
 class BC:
-    """`networks` may replace `actor`: [B, …] → actions [B, A] in [−1, 1], or logits [B, n]."""
+    """Behavioural cloning. `networks` may replace `actor`: [B, …] → actions [B, A] in [−1, 1], or logits [B, n]."""
 
     needs: ClassVar[Needs] = Needs(data=True, online_noise=0.1)
 
@@ -57,17 +57,11 @@ class BC:
         self.config = c = config
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(
-            spec,
-            standardise=c.standardise_observations,
-            frame_stack=c.frame_stack,
-            device=setup.get("device", "cpu"),
+            spec, standardise=c.standardise_observations, frame_stack=c.frame_stack, device=setup.get("device", "cpu")
         )
+        space, size = self.scaling.observation_space, self.scaling.action_size
         head = Head if self.scaling.discrete else DeterministicActor
-        self.learner = Learner(
-            {"actor": lambda: head(self.scaling.observation_space, self.scaling.action_size, c.hidden_sizes)},
-            {"actor": Adam(lr=c.lr)},
-            **setup,
-        )
+        self.learner = Learner({"actor": lambda: head(space, size, c.hidden_sizes)}, {"actor": Adam(lr=c.lr)}, **setup)
         self.actor = self.learner.networks["actor"]
         self.loss = classification_loss if self.scaling.discrete else regression_loss
         self.head: type[Categorical] | type[Deterministic] = Categorical if self.scaling.discrete else Deterministic
@@ -85,7 +79,7 @@ class BC:
         return self.loss(self.actor(params["actor"], observations), actions), {}
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
-        """The cloned policy; with discrete actions and `deterministic` its most likely action."""
+        """The cloned policy. With discrete actions it takes the most likely one, or samples."""
         actor = self.learner.parameters_of("actor", seed_index)
         return FeedForwardPolicy(self.scaling, lambda o: self.head(self.actor(actor, o)), deterministic=deterministic)
 

@@ -2,12 +2,12 @@
 
     L_VAE = mean (D(s, z) − a)² + w KL(N(μ, σ) ‖ N(0, 1)),   z = μ + σ ε,   (μ, σ) = E(s, a)                (1)
     a_i   = clip(ã_i + Φ ξ(s, ã_i), −1, 1),   ã_i = D(s, z_i),   z_i = clip(N(0, 1), −0.5, 0.5)              (2)
-    y     = r + γ max_i [λ min_j Q̄_j(s′, a_i) + (1 − λ) max_j Q̄_j(s′, a_i)]   over candidates at s′        (3)
+    y     = r + γ max_i [λ min_j Q̄_j(s′, a_i) + (1 − λ) max_j Q̄_j(s′, a_i)]   for candidates a_i at s′     (3)
     L_Q   = Σ_j mean (Q_j(s, a) − y)²                                                                      (4)
-    L_ξ   = −mean Q_1(s, a_1),   with a_1 of (2) at s                                                      (5)
+    L_ξ   = −mean Q_1(s, a_1),   a_1 by (2) at s                                                           (5)
 
-The policy draws candidates as in (2) and takes the one that Q_1 values most. The KL of (1) is a mean over the latent's
-dimensions too, as in the authors' code.
+The policy draws candidates by (2) and takes the one with the largest Q_1. The KL term of (1) is also averaged over the
+dimensions of the latent, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ LATENT_CLIP = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class BCQConfig(Config):
-    """Settings of continuous BCQ; the defaults are the authors'."""
+    """Settings of BCQ for continuous actions; the defaults are the authors'."""
 
     algorithm: ClassVar[str] = "bcq"
-    perturbation: float = 0.05  # Φ, eq. 2
-    soft_minimum: float = 0.75  # λ, eq. 3
-    kl_weight: float = 0.5  # w, eq. 1
-    num_target_actions: int = 10  # candidates of eq. 3
-    num_policy_actions: int = 100  # candidates when acting
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the targets
-    batch_size: int = 100
-    lr: float = 1e-3  # of all networks
-    hidden_sizes: tuple[int, ...] = (400, 300)  # critics and perturbation
-    vae_hidden_sizes: tuple[int, ...] = (750, 750)
-    n_step: int = 1  # rewards summed before bootstrapping
-    standardise_observations: bool = False
+    perturbation: float = 0.05  # Φ, largest change of a candidate action by ξ, eq. 2
+    soft_minimum: float = 0.75  # λ, weight of the minimum over the critics in eq. 3; the maximum has 1 − λ
+    kl_weight: float = 0.5  # w, weight of the KL term in eq. 1
+    num_target_actions: int = 10  # candidate actions per next state in eq. 3
+    num_policy_actions: int = 100  # candidate actions from which the policy chooses
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target networks: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    batch_size: int = 100  # transitions per update
+    lr: float = 1e-3  # learning rate of all networks
+    hidden_sizes: tuple[int, ...] = (400, 300)  # widths of the hidden layers of Q_j and ξ
+    vae_hidden_sizes: tuple[int, ...] = (750, 750)  # widths of the hidden layers of E and D, eq. 1
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, soft_minimum=UNIT, perturbation=UNIT, kl_weight=NOT_NEGATIVE)
@@ -56,7 +56,7 @@ class BCQConfig(Config):
 
 
 def vae_loss(decoded: Tensor, actions: Tensor, mean: Tensor, log_std: Tensor, kl_weight: float) -> Tensor:
-    """Eq. 1. decoded, actions: [B, A]; mean, log_std of the latent: [B, Z]."""
+    """Eq. 1. decoded, actions: [B, A]; mean, log_std: μ and log σ of the latent [B, Z] → []."""
     kl = -0.5 * (1 + 2 * log_std - mean.square() - (2 * log_std).exp()).mean()
     return (decoded - actions).square().mean() + kl_weight * kl
 
@@ -68,22 +68,19 @@ def soft_clipped_target(next_q: Tensor, rewards: Tensor, discounts: Tensor, soft
 
 
 class BestCandidate:
-    """The policy's distribution: of N candidate actions the one of the highest Q_1, drawn anew for each sample."""
+    """The policy's distribution: a sample draws N candidate actions by eq. 2 and takes the one with the largest Q_1."""
 
     def __init__(self, algorithm: BCQ, parameters: Mapping[str, Parameters], observations: Tree) -> None:
         self.algorithm, self.parameters, self.observations = algorithm, parameters, observations
+        self.count = len(tree_leaves(observations)[0])  # B
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self._best(self._draw(self._count, generator))
+        return self._best(self._draw(self.count, generator))
 
     def mode(self) -> Tensor:
-        """The best of one fixed draw of latents for every state: a function of the observation alone."""
+        """The best candidate from one fixed draw of latents for all states, so that it depends only on the state."""
         draw = self._draw(1, torch.Generator(self.algorithm.learner.device).manual_seed(0))
-        return self._best(draw.expand(-1, self._count, -1))
-
-    @property
-    def _count(self) -> int:
-        return int(tree_leaves(self.observations)[0].shape[0])
+        return self._best(draw.expand(-1, self.count, -1))
 
     def _draw(self, count: int, generator: torch.Generator | None) -> Tensor:
         shape = (self.algorithm.config.num_policy_actions, count, self.algorithm.latent_size)
@@ -102,7 +99,7 @@ class BestCandidate:
 
 
 class BCQ:
-    """`networks` may replace `encoder` (s, a → [B, 2 Z]), `decoder` (s, z → [B, A]), `perturbation`, `critic`."""
+    """BCQ. `networks` may replace `encoder` (s, a → [B, 2 Z]), `decoder` (s, z → [B, A]), `perturbation`, `critic`."""
 
     needs: ClassVar[Needs] = Needs(data=True, actions="box")
 
@@ -174,7 +171,7 @@ class BCQ:
         return -self.critic(first, batch.observations, actions)[0].mean(), {}  # eq. 5
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
-        """The best of `num_policy_actions` candidates; `deterministic` fixes the seed they are drawn from."""
+        """The best of `num_policy_actions` candidates; `deterministic` fixes the draw of their latents."""
         parameters = {name: self.learner.parameters_of(name, seed_index) for name in self.learner.networks}
         return FeedForwardPolicy(
             self.scaling, lambda o: BestCandidate(self, parameters, o), deterministic=deterministic

@@ -1,17 +1,18 @@
 """Conservative Q-learning (Kumar et al. 2020, arXiv:2006.04779) on soft actor-critic (Haarnoja et al. 2018), CQL(H).
 
-    y    = r + γ min_i Q̄_i(s′, a′),   a′ ~ π(·|s′);  −α_T log π(a′|s′) within the bracket unless the backup is
-           deterministic; with the max-target backup Q̄_i(s′, a′) is first maximised over n candidates           (1)
+    y    = r + γ min_i Q̄_i(s′, a′),   a′ ~ π(·|s′)                                                              (1)
     C_i  = mean [T log Σ_a exp(Q_i(s, a) / T) − Q_i(s, a_data)]                                                 (2)
     L_Q  = Σ_i [mean (Q_i(s, a_data) − y)² + α C_i]                                                             (3)
-    L_Q  = Σ_i [mean (Q_i(s, a_data) − y)² + α′ (α C_i − τ)],  max over α′ ≥ 0, with the Lagrange form          (4)
+    L_Q  = Σ_i [mean (Q_i(s, a_data) − y)² + α′ (α C_i − τ)],  max over α′ ≥ 0, in the Lagrange form            (4)
     L_π  = mean [α_T log π(a|s) − min_i Q_i(s, a)],  a ~ π(·|s)                                                 (5)
     L_T  = −log α_T · mean [log π(a|s) + H̄],  H̄ = −dim A                                                       (6)
 
-The sum in (2) is estimated by importance sampling (appendix F): n actions each from U[−1, 1]^A, from π(·|s) and from
-π(·|s′), all scored at s, each less its own log-density. Without importance sampling the densities are left out and the
-data's action joins the sum, as in the authors' second version. Numbers follow the authors' code, whose defaults differ
-from the paper's text: see docs/algorithms.md.
+Two options change (1). Without `deterministic_backup`, −α_T log π(a′|s′) is added to the minimum. With
+`max_target_backup`, each Q̄_i is first maximised over n actions from π(·|s′), and no entropy is added. The sum in (2) is
+estimated by importance sampling (appendix F) from n actions each of U[−1, 1]^A, π(·|s) and π(·|s′): Q_i is evaluated at
+s, and the action's log-density is subtracted. Without importance sampling the densities are left out and the data's
+action joins the sum, as in the authors' second version. The defaults follow the authors' code, which differs from the
+paper's text (docs/algorithms.md).
 """
 
 from __future__ import annotations
@@ -36,40 +37,39 @@ from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 @dataclass(frozen=True, kw_only=True)
 class CQLConfig(Config):
-    """Settings of continuous CQL(H)."""
+    """Settings of CQL(H) for continuous actions."""
 
     algorithm: ClassVar[str] = "cql"
     alpha: float = 5.0  # α, weight of the conservative term, eq. 3
-    lagrange: bool = False  # tune α′ so that α C_i stays at τ, eq. 4
-    lagrange_threshold: float = 10.0  # τ, eq. 4
-    lagrange_lr: float = 3e-4
-    num_actions: int = 10  # n, candidates from each of the three proposals of eq. 2
-    temperature: float = 1.0  # T, eq. 2
-    importance_sampling: bool = True  # CQL(H) with densities; without: plain logsumexp, over the data's action too
-    max_target_backup: bool = False  # eq. 1: maximum over n candidates of each critic, then the minimum
-    deterministic_backup: bool = True  # eq. 1: no entropy in the target
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the target critic
-    initial_temperature: float = 1.0  # α_T at the start
-    batch_size: int = 256
-    actor_lr: float = 1e-4  # of α_T too
-    critic_lr: float = 3e-4
-    hidden_sizes: tuple[int, ...] = (256, 256, 256)
-    n_step: int = 1  # rewards summed before bootstrapping
-    standardise_observations: bool = False
+    lagrange: bool = False  # tune α′ so that α C_i stays near τ (eq. 4), instead of eq. 3
+    lagrange_threshold: float = 10.0  # τ, target value of α C_i in eq. 4
+    lagrange_lr: float = 3e-4  # learning rate of α′, eq. 4
+    num_actions: int = 10  # n, actions from each of the three proposals (uniform, π(·|s), π(·|s′)) in eq. 2
+    temperature: float = 1.0  # T, temperature of the log-sum-exp in eq. 2
+    importance_sampling: bool = True  # subtract log-densities in eq. 2; else the data's action joins the sum
+    max_target_backup: bool = False  # maximise each Q̄_i over n actions before the minimum of eq. 1
+    deterministic_backup: bool = True  # leave the entropy term −α_T log π(a′|s′) out of eq. 1
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target critics: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    initial_temperature: float = 1.0  # initial value of α_T, the entropy temperature of eq. 5
+    batch_size: int = 256  # transitions per update
+    actor_lr: float = 1e-4  # learning rate of the policy and of α_T
+    critic_lr: float = 3e-4  # learning rate of the critics
+    hidden_sizes: tuple[int, ...] = (256, 256, 256)  # widths of the hidden layers of all networks
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lagrange_threshold=NOT_NEGATIVE)
-        self.require(num_actions=COUNT, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT)
-        self.require(actor_lr=POSITIVE, critic_lr=POSITIVE, lagrange_lr=POSITIVE)
-        self.require(temperature=POSITIVE, initial_temperature=POSITIVE)
+        self.require(num_actions=COUNT, batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, actor_lr=POSITIVE)
+        self.require(critic_lr=POSITIVE, lagrange_lr=POSITIVE, temperature=POSITIVE, initial_temperature=POSITIVE)
 
 
 def conservative_gap(q: Tensor, data_q: Tensor, log_density: Tensor | float, temperature: float = 1.0) -> Tensor:
-    """C_i of eq. 2 before the mean over the batch, one per critic.
+    """C_i of eq. 2 before the mean over the batch → [critics, B].
 
-    q: Q_i of the candidates [critics, N, B]; data_q: Q_i(s, a_data) [critics, B]; log_density: that of each candidate
-    under its proposal [N, B], or 0 for a plain logsumexp. Returns [critics, B].
+    q: Q_i of the sampled actions [critics, N, B]; data_q: Q_i(s, a_data) [critics, B]; log_density: log-density of each
+    action under its proposal [N, B], or 0 without importance sampling.
     """
     return temperature * torch.logsumexp((q - log_density) / temperature, 1) - data_q
 
@@ -80,7 +80,7 @@ def lagrange_multiplier(log_multiplier: Tensor) -> Tensor:
 
 
 class CQL:
-    """`networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (actions [*N, B, A] → [critics, *N, B])."""
+    """CQL. `networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (a: [*N, B, A] → [critics, *N, B])."""
 
     needs: ClassVar[Needs] = Needs(data=True, actions="box")
 
@@ -131,7 +131,7 @@ class CQL:
     def critic_objective(
         self, params: Params, batch: Transitions, random_actions: Tensor, noise: Tensor, next_noise: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """random_actions, noise: [n, B, A]; next_noise: [n + 1, B, A], of which the last is the backup's."""
+        """random_actions, noise: [n, B, A]; next_noise: [n + 1, B, A], the last row for a′ of eq. 1."""
         c = self.config
         with torch.no_grad():
             policy = self.actor(params["actor"], batch.observations)
@@ -153,8 +153,8 @@ class CQL:
             return bellman + c.alpha * gap.sum(), metrics  # eq. 3
         multiplier = lagrange_multiplier(self.log_multiplier(params["multiplier"]))
         excess = c.alpha * gap - c.lagrange_threshold  # [2]
-        conservative = (multiplier.detach() * excess).sum()  # eq. 4, minimised over the critics …
-        ascent = -multiplier * excess.detach().mean()  # … and maximised over α′
+        conservative = (multiplier.detach() * excess).sum()  # eq. 4, minimised over the critics
+        ascent = -multiplier * excess.detach().mean()  # eq. 4, maximised over α′
         return bellman + conservative + ascent, metrics | {"multiplier": multiplier}
 
     def backup(self, params: Params, batch: Transitions, next_actions: Tensor, next_log_prob: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class CQL:
         return actor_loss + temperature_loss, {"entropy": -log_prob.mean(), "temperature": temperature}
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
-        """The squashed Gaussian, or tanh of its mean."""
+        """The tanh of the Gaussian's mean, or a sample of the squashed Gaussian."""
         actor = self.learner.parameters_of("actor", seed_index)
         return FeedForwardPolicy(self.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
 

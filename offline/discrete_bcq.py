@@ -1,10 +1,11 @@
-"""Discrete BCQ (Fujimoto et al. 2019, arXiv:1910.01708): double DQN over the actions that the data makes likely.
+"""Discrete BCQ (Fujimoto et al. 2019, arXiv:1910.01708): double DQN restricted to actions that are likely in the data.
 
-    A(s) = {a : G(a|s) / max_b G(b|s) > τ}                             G: softmax of a cloned policy's logits i     (1)
-    y    = r + γ Q̄(s′, argmax_{a′ ∈ A(s′)} Q(s′, a′))                  G and Q of the online network               (2)
-    L    = mean huber(Q(s, a) − y) − mean log G(a|s) + w mean i(s, ·)²                                             (3)
+    A(s) = {a : G(a|s) / max_b G(b|s) > τ}                                    (1)
+    y    = r + γ Q̄(s′, argmax_{a′ ∈ A(s′)} Q(s′, a′))                         (2)
+    L    = mean huber(Q(s, a) − y) − mean log G(a|s) + w mean i(s, ·)²        (3)
 
-The policy is argmax_{a ∈ A(s)} Q(s, a). Masks are never empty: the likeliest action has ratio 1.
+G is the softmax of the logits i of a network that clones the data. The policy is argmax_{a ∈ A(s)} Q(s, a). A(s) is
+never empty, because the likeliest action has ratio 1.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ class DiscreteBCQConfig(Config):
     """Settings of discrete BCQ; the defaults are the authors' for vector observations."""
 
     algorithm: ClassVar[str] = "discrete_bcq"
-    threshold: float = 0.3  # τ, eq. 1: 0 is double DQN, towards 1 behavioural cloning
-    logit_penalty: float = 1e-2  # w, eq. 3
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the target network
-    batch_size: int = 64
-    lr: float = 3e-4
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    n_step: int = 1  # rewards summed before bootstrapping
-    frame_stack: int = 1  # observations that the networks see at once
-    standardise_observations: bool = False
+    threshold: float = 0.3  # τ, eq. 1: 0 is double DQN; close to 1, the policy clones the behaviour
+    logit_penalty: float = 1e-2  # w, weight of the squared logits in eq. 3
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target network: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    batch_size: int = 64  # transitions per update
+    lr: float = 3e-4  # learning rate of Q and G
+    hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of Q and of G
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    frame_stack: int = 1  # successive observations that form one input of the networks
+    standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, threshold=(0, 0.9999), logit_penalty=NOT_NEGATIVE)
@@ -49,13 +50,13 @@ class DiscreteBCQConfig(Config):
 
 
 def constrained_q(q: Tensor, logits: Tensor, threshold: float) -> Tensor:
-    """Q where the action is likely enough under eq. 1, −inf elsewhere. q, logits: [*B, n] → [*B, n]."""
+    """Q(s, a) for a in A(s) of eq. 1, −∞ for all other actions. q; logits: i(s, ·); both [*B, n] → [*B, n]."""
     ratio = (logits - logits.amax(-1, keepdim=True)).exp()  # G(a|s) / max_b G(b|s): the normaliser cancels
     return q.masked_fill(ratio <= threshold, -torch.inf)
 
 
 class DiscreteBCQ:
-    """`networks` may replace `critic` ([B, …] → Q [B, n]) and `behaviour` ([B, …] → logits [B, n])."""
+    """Discrete BCQ. `networks` may replace `critic` ([B, …] → Q [B, n]) and `behaviour` ([B, …] → logits [B, n])."""
 
     needs: ClassVar[Needs] = Needs(data=True, actions="discrete")
 
@@ -63,10 +64,7 @@ class DiscreteBCQ:
         self.config = c = config
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(
-            spec,
-            standardise=c.standardise_observations,
-            frame_stack=c.frame_stack,
-            device=setup.get("device", "cpu"),
+            spec, standardise=c.standardise_observations, frame_stack=c.frame_stack, device=setup.get("device", "cpu")
         )
         space, actions = self.scaling.observation_space, self.scaling.action_size
         self.learner = Learner(
@@ -106,7 +104,7 @@ class DiscreteBCQ:
         return loss, {"loss/value": value_loss, "loss/cloning": cloning_loss, "q": q.mean()}
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
-        """The best likely action, or a sample of softmax Q over the likely ones."""
+        """The action of A(s) with the largest Q, or a sample of the softmax of Q over A(s)."""
         critic = self.learner.parameters_of("critic", seed_index)
         behaviour = self.learner.parameters_of("behaviour", seed_index)
 

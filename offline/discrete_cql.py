@@ -1,4 +1,4 @@
-"""Discrete CQL (Kumar et al. 2020, arXiv:2006.04779): double DQN (van Hasselt et al. 2016) with the exact CQL(H) term.
+"""Discrete CQL (Kumar et al. 2020, arXiv:2006.04779): double DQN (van Hasselt et al. 2016) and the exact CQL(H) term.
 
 y   = r + γ Q̄(s′, argmax_a′ Q(s′, a′))                        (1)
 C   = mean [log Σ_a exp Q(s, a) − Q(s, a_data)]               (2)
@@ -27,18 +27,18 @@ from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteCQLConfig(Config):
-    """Settings of discrete CQL; learning rate and widths are ours for vectors, the paper trains on Atari."""
+    """Settings of discrete CQL. Learning rate and widths suit vector observations; the paper trains on Atari."""
 
     algorithm: ClassVar[str] = "discrete_cql"
     alpha: float = 1.0  # α, weight of the conservative term, eq. 3
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the target network
-    batch_size: int = 256
-    lr: float = 3e-4
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    n_step: int = 1  # rewards summed before bootstrapping
-    frame_stack: int = 1  # observations that the networks see at once
-    standardise_observations: bool = False
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target network: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    batch_size: int = 256  # transitions per update
+    lr: float = 3e-4  # learning rate
+    hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    frame_stack: int = 1  # successive observations that form one input of the networks
+    standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lr=POSITIVE)
@@ -46,18 +46,18 @@ class DiscreteCQLConfig(Config):
 
 
 def conservative_loss(q: Tensor, actions: Tensor) -> Tensor:
-    """C of eq. 2. q: [B, n]; actions: indices [B]."""
+    """C of eq. 2. q: Q(s, ·) [B, n]; actions: a_data, indices [B] → []."""
     return -q.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).mean()
 
 
 def double_q_target(rewards: Tensor, discounts: Tensor, online_next_q: Tensor, target_next_q: Tensor) -> Tensor:
-    """Eq. 1: chosen by the online network, valued by the slow one. rewards, discounts: [B]; next_q: [B, n] → [B]."""
+    """Eq. 1. rewards, discounts: [B]; online_next_q, target_next_q: Q(s′, ·) and Q̄(s′, ·) [B, n] → [B]."""
     best = online_next_q.argmax(-1, keepdim=True)
     return rewards + discounts * target_next_q.gather(-1, best).squeeze(-1)
 
 
 class DiscreteCQL:
-    """`networks` may replace `critic`: [B, …] → Q [B, n]."""
+    """Discrete CQL. `networks` may replace `critic`: [B, …] → Q [B, n]."""
 
     needs: ClassVar[Needs] = Needs(data=True, actions="discrete")
 
@@ -65,17 +65,11 @@ class DiscreteCQL:
         self.config = c = config
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(
-            spec,
-            standardise=c.standardise_observations,
-            frame_stack=c.frame_stack,
-            device=setup.get("device", "cpu"),
+            spec, standardise=c.standardise_observations, frame_stack=c.frame_stack, device=setup.get("device", "cpu")
         )
-        self.learner = Learner(
-            {"critic": lambda: Head(self.scaling.observation_space, self.scaling.action_size, c.hidden_sizes)},
-            {"critic": Adam(lr=c.lr)},
-            targets=("critic",),
-            **setup,
-        )
+        space, size = self.scaling.observation_space, self.scaling.action_size
+        networks = {"critic": lambda: Head(space, size, c.hidden_sizes)}
+        self.learner = Learner(networks, {"critic": Adam(lr=c.lr)}, targets=("critic",), **setup)
         self.critic = self.learner.networks["critic"]
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
@@ -100,7 +94,7 @@ class DiscreteCQL:
         return loss, {"conservative_gap": conservative, "q": data_q.mean()}
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
-        """The greedy action, or a sample of softmax Q: the policy whose entropy CQL(H) regularises."""
+        """The greedy action, or a sample of the softmax of Q, the maximising policy in CQL(H)."""
         critic = self.learner.parameters_of("critic", seed_index)
         return FeedForwardPolicy(
             self.scaling, lambda o: Categorical(self.critic(critic, o)), deterministic=deterministic

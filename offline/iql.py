@@ -1,12 +1,12 @@
-"""Implicit Q-learning (Kostrikov, Nair & Levine 2021, arXiv:2110.06169): no action is ever queried out of the data.
+"""Implicit Q-learning (Kostrikov, Nair & Levine 2021, arXiv:2110.06169): Q is evaluated at actions of the data only.
 
     L_V = mean L₂^τ(min_i Q̄_i(s, a) − V(s)),   L₂^τ(u) = |τ − 1(u < 0)| u²                 (5)
     L_Q = mean Σ_i (r + γ V(s′) − Q_i(s, a))²                                              (6)
     L_π = −mean exp(β (min_i Q̄_i(s, a) − V(s))) log π(a|s)                                (7)
 
-The weight of (7) is clipped at 100. V and the advantage are those before the step: the three losses share nothing but
-forward passes, and are descended together. π is a Gaussian that is not squashed, with a log σ that does not depend on
-the state.
+The weight in (7) is clipped at 100. One step minimises the sum of the three losses, each of which moves only its own
+network: V(s′) of (6) and the weight of (7) are constants computed before the step. π is a Gaussian without tanh, whose
+log σ does not depend on the state.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class IQLConfig(Config):
     """Settings of IQL; the defaults are the paper's for locomotion."""
 
     algorithm: ClassVar[str] = "iql"
-    expectile: float = 0.7  # τ, eq. 5; 0.9 on antmaze
-    beta: float = 3.0  # β, inverse temperature of eq. 7; 10 on antmaze
-    max_weight: float = 100.0  # the exponential of eq. 7 is clipped here
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the target critic
-    batch_size: int = 256
-    actor_lr: float = 3e-4
-    critic_lr: float = 3e-4
-    value_lr: float = 3e-4
-    actor_decay_updates: int | None = None  # cosine decay of the actor's rate to 0; None: over the run, if it is known
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    n_step: int = 1  # rewards summed before bootstrapping
-    standardise_observations: bool = False
+    expectile: float = 0.7  # τ, expectile of eq. 5; the paper: 0.9 on antmaze
+    beta: float = 3.0  # β, inverse temperature of eq. 7; the paper: 10 on antmaze
+    max_weight: float = 100.0  # largest value of the exponential weight in eq. 7
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target critics: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    batch_size: int = 256  # transitions per update
+    actor_lr: float = 3e-4  # learning rate of π
+    critic_lr: float = 3e-4  # learning rate of Q
+    value_lr: float = 3e-4  # learning rate of V
+    actor_decay_updates: int | None = None  # updates over which π's rate decays to 0 by a cosine; None: all of the run
+    hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(expectile=UNIT, discount=UNIT, tau=FRACTION, beta=NOT_NEGATIVE, max_weight=LIMIT)
@@ -52,7 +52,7 @@ class IQLConfig(Config):
         self.require(actor_lr=POSITIVE, critic_lr=POSITIVE, value_lr=POSITIVE)
 
     def for_run(self, steps: int) -> Self:
-        """The config of a run of so many updates: the actor's rate decays over all of them, as the authors' does."""
+        """The config for a run of `steps` updates, over which π's learning rate decays, as in the authors' code."""
         return replace(self, actor_decay_updates=max(steps, 1)) if self.actor_decay_updates is None else self
 
 
@@ -62,12 +62,12 @@ def expectile_loss(difference: Tensor, expectile: float) -> Tensor:
 
 
 def advantage_weight(advantage: Tensor, beta: float, max_weight: float) -> Tensor:
-    """exp(β A) of eq. 7, clipped. advantage: [B]."""
+    """The clipped weight exp(β A) of eq. 7. advantage: min_i Q̄_i(s, a) − V(s) [B] → [B]."""
     return (beta * advantage).exp().clamp(max=max_weight)
 
 
 class IQL:
-    """`networks` may replace `actor` ([B, …] → a distribution), `critic` (→ [critics, B]) and `value` (→ [B])."""
+    """IQL. `networks` may replace `actor` ([B, …] → a distribution), `critic` (→ [critics, B]) and `value` (→ [B])."""
 
     needs: ClassVar[Needs] = Needs(data=True, actions="box")
 
@@ -117,16 +117,11 @@ class IQL:
 
         log_prob = self.actor(params["actor"], batch.observations).log_prob(batch.actions)  # [B]
         actor_loss = -(weight * log_prob).mean()  # eq. 7
-        return value_loss + critic_loss + actor_loss, {
-            "loss/value": value_loss,
-            "loss/critic": critic_loss,
-            "loss/actor": actor_loss,
-            "value": value.mean(),
-            "q": q.mean(),
-        }
+        losses = {"loss/value": value_loss, "loss/critic": critic_loss, "loss/actor": actor_loss}
+        return value_loss + critic_loss + actor_loss, losses | {"value": value.mean(), "q": q.mean()}
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
-        """The Gaussian clipped to the action space, or its mean."""
+        """The mean of the Gaussian, or a sample clipped to the action space."""
         actor = self.learner.parameters_of("actor", seed_index)
         return FeedForwardPolicy(self.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
 

@@ -1,10 +1,10 @@
-"""TD3+BC (Fujimoto & Gu 2021, arXiv:2106.06860): TD3 whose actor also clones the data.
+"""TD3+BC (Fujimoto & Gu 2021, arXiv:2106.06860): TD3 with a behaviour-cloning term in the actor's loss.
 
     y   = r + γ min_i Q̄_i(s′, clip(π̄(s′) + ε)),   ε = clip(σ·N(0, 1), −c, c)        (1)
     L_Q = Σ_i mean (Q_i(s, a) − y)²                                                 (2)
     L_π = −λ mean Q_1(s, π(s)) + mean (π(s) − a)²,   λ = α / mean |Q_1(s, π(s))|    (3)
 
-The means of (3) run over the batch, and that of the cloning term over the action's dimensions too.
+The means of (3) run over the batch; the mean of the cloning term also runs over the action dimensions.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class TD3BCConfig(Config):
     """Settings of TD3+BC; the defaults are the paper's."""
 
     algorithm: ClassVar[str] = "td3_bc"
-    alpha: float = 2.5  # α, weight of the value against cloning, eq. 3
-    online_alpha: float | None = None  # α of fine-tuning, where Beeson & Montana (arXiv:2211.11802) raise it; None: α
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the targets
-    policy_noise: float = 0.2  # σ, eq. 1
-    noise_clip: float = 0.5  # c, eq. 1
-    policy_delay: int = 2  # critic updates per update of actor and targets
-    batch_size: int = 256
-    actor_lr: float = 3e-4
-    critic_lr: float = 3e-4
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    n_step: int = 1  # rewards summed before bootstrapping
-    standardise_observations: bool = True  # (s − μ) / (σ + 1e-3), section 5
+    alpha: float = 2.5  # α, weight of Q relative to the cloning term, eq. 3
+    online_alpha: float | None = None  # α of eq. 3 in online fine-tuning (cf. arXiv:2211.11802); None: the same α
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target networks: θ̄ ← (1 − tau) θ̄ + tau θ with each actor update
+    policy_noise: float = 0.2  # σ, standard deviation of the target policy's noise, eq. 1
+    noise_clip: float = 0.5  # c, bound of the target policy's noise, eq. 1
+    policy_delay: int = 2  # critic updates per update of the actor and the targets
+    batch_size: int = 256  # transitions per update
+    actor_lr: float = 3e-4  # learning rate of the actor
+    critic_lr: float = 3e-4  # learning rate of the critics
+    hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    standardise_observations: bool = True  # networks see (s − μ) / (σ + 1e-3), section 5; vectors only
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
@@ -52,18 +52,18 @@ class TD3BCConfig(Config):
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B]."""
+    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B] → []."""
     return (q - target).square().mean(-1).sum()
 
 
 def actor_loss(q: Tensor, actions: Tensor, data_actions: Tensor, alpha: float) -> Tensor:
-    """Eq. 3. q: Q_1(s, π(s)) [B]; actions, data_actions: [B, A] in [−1, 1]."""
+    """Eq. 3. q: Q_1(s, π(s)) [B]; actions, data_actions: [B, A] in [−1, 1] → []."""
     weight = alpha / q.abs().mean().detach()
     return -weight * q.mean() + (actions - data_actions).square().mean()
 
 
 class TD3BC:
-    """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [critics, B])."""
+    """TD3+BC. `networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [critics, B])."""
 
     needs: ClassVar[Needs] = Needs(data=True, actions="box", online_noise=0.1, goes_online=True)
 
@@ -110,16 +110,16 @@ class TD3BC:
 
     def actor_objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
         actions = self.actor(params["actor"], batch.observations)  # [B, A]
-        first = self.critic.first_copy(params["critic"])  # the actor climbs Q_1 alone
+        first = self.critic.first_copy(params["critic"])  # eq. 3 has Q_1 alone
         q = self.critic(first, batch.observations, actions)[0]  # [B]
         return actor_loss(q, actions, batch.actions, self.alpha), {}
 
     def go_online(self) -> None:
-        """From now on what it plays joins the dataset."""
+        """Use `online_alpha` from now on: online fine-tuning begins."""
         self.alpha = self.config.alpha if self.config.online_alpha is None else self.config.online_alpha
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True) -> Policy:
-        """The actor; it has no noise, so `deterministic` changes nothing."""
+        """The actor, without noise; `deterministic` has no effect."""
         actor = self.learner.parameters_of("actor", seed_index)
         return FeedForwardPolicy(self.scaling, lambda o: Deterministic(self.actor(actor, o)))
 

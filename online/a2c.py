@@ -4,8 +4,8 @@
     L_V = ½ mean (V(s) − R)²,   R = Â + V(s)              (2)
     L   = L_π + c_V L_V − c_H mean H(π(·|s))              (3)
 
-Â is the generalised advantage (core/returns.py); with λ = 1 it is the paper's, the n-step return less V(s). One step of
-Adam a rollout, where the paper has RMSprop.
+Â is the generalised advantage (core/returns.py); with λ = 1 it is the paper's, the n-step return minus V(s). Each
+rollout gives one step of Adam, where the paper uses RMSprop.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 @dataclass(frozen=True, kw_only=True)
 class A2CConfig(Config):
-    """Settings of A2C; the defaults are the paper's, but for optimiser and rate."""
+    """Settings of A2C; the defaults are the paper's, except for the optimiser and its learning rate."""
 
     algorithm: ClassVar[str] = "a2c"
-    discount: float = 0.99  # γ
-    trace: float = 1.0  # λ of the advantage
-    value_weight: float = 0.5  # c_V, eq. 3
-    entropy_weight: float = 0.01  # c_H, eq. 3
-    rollout_steps: int = 5  # in each environment, between updates
-    normalise_advantages: bool = False
-    lr: float = 1e-3
-    decay_lr: bool = False  # linearly to 0 …
-    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
-    max_grad_norm: float | None = 0.5  # None: gradients are not clipped
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    initial_std: float = 1.0  # σ of continuous actions in [−1, 1]
-    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
-    scale_rewards: bool = False  # by the running deviation of their discounted sum
+    discount: float = 0.99  # γ, discount factor
+    trace: float = 1.0  # λ of the generalised advantage estimator
+    value_weight: float = 0.5  # c_V, weight of the value loss in eq. 3
+    entropy_weight: float = 0.01  # c_H, weight of the entropy in eq. 3
+    rollout_steps: int = 5  # steps of each environment per rollout
+    normalise_advantages: bool = False  # standardise the advantages of each rollout
+    lr: float = 1e-3  # learning rate
+    decay_lr: bool = False  # learning rates fall linearly to 0 over decay_steps
+    decay_steps: int | None = None  # environment steps until learning rates reach 0; None: all steps of the run
+    max_grad_norm: float | None = 0.5  # clip the gradient to this norm; None: no clipping
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the hidden layers of all networks
+    initial_std: float = 1.0  # initial standard deviation of continuous actions in [−1, 1]
+    normalise_observations: bool = False  # standardise vectors by their running mean and std, saved with the policy
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of their discounted sum
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, trace=UNIT, value_weight=NOT_NEGATIVE, entropy_weight=NOT_NEGATIVE)
@@ -62,7 +62,7 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
 
 
 class A2C:
-    """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` ([B, …] → V [B])."""
+    """A2C. `networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` (→ V [B])."""
 
     needs: ClassVar[Needs] = Needs(environment=True, interaction="rollouts", num_envs=8, seeds_together=False)
 
@@ -99,16 +99,14 @@ class A2C:
         return policy_term + c.value_weight * value_term - c.entropy_weight * entropy, metrics  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The mode, or a sample; `step` changes nothing."""
+        """The mode of π, or a sample; `step` has no effect."""
         return self.agent.policy(seed_index, deterministic)
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each environment takes between updates."""
         return self.config.rollout_steps
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """One after each rollout."""
-        return self.learner.updates + 1
+        return self.learner.updates + 1  # one update after each rollout
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.agent.state_dict(), "steps": self.steps}

@@ -1,18 +1,19 @@
-"""DDPG (Lillicrap et al. 2016, arXiv:1509.02971): an actor that climbs its critic.
+"""DDPG (Lillicrap et al. 2016, arXiv:1509.02971): an actor that maximises its critic.
 
     y   = r + γ Q̄(s′, π̄(s′))              (1)
     L_Q = mean (Q(s, a) − y)²             (2)
     L_π = −mean Q(s, π(s))                (3)
 
-It explores by N(0, σ²) on actions in [−1, 1], where the paper has an Ornstein-Uhlenbeck process: uncorrelated noise
-does as well (Fujimoto et al. 2018); or by noise on the actor's parameters (core/parameter_noise.py). Widths, rates and
-batch are those of Fujimoto et al.'s code for TD3.
+The exploring policy adds N(0, σ²) to actions in [−1, 1]. The paper's noise is an Ornstein-Uhlenbeck process, but
+uncorrelated noise works as well (Fujimoto et al. 2018). Alternatively, noise is added to the actor's parameters
+(core/parameter_noise.py). Widths, learning rates and batch size are those of Fujimoto et al.'s code for TD3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -35,38 +36,37 @@ class DDPGConfig(Config):
     """Settings of DDPG."""
 
     algorithm: ClassVar[str] = "ddpg"
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the targets
-    exploration_noise: float = 0.1  # σ, on actions in [−1, 1]
-    parameter_noise: float | None = None  # instead: noise on parameters that moves actions by this (δ); the paper: 0.2
-    batch_size: int = 256
-    actor_lr: float = 3e-4
-    critic_lr: float = 3e-4
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    n_step: int = 1  # rewards summed before bootstrapping
-    warmup_steps: int = 1_000  # of uniform actions, before the first update
-    updates_per_step: float = 1.0  # of the environment
-    max_grad_norm: float | None = None  # of actor and critic each; None: gradients are not clipped
-    decay_lr: bool = False  # linearly to 0 …
-    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
-    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
-    scale_rewards: bool = False  # by the running deviation of their discounted sum
-    replay_steps: int = 1_000_000
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target networks: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    exploration_noise: float = 0.1  # σ, standard deviation of the noise on actions in [−1, 1]
+    parameter_noise: float | None = None  # δ: parameter noise that moves actions by δ replaces action noise; paper: 0.2
+    batch_size: int = 256  # transitions per update
+    actor_lr: float = 3e-4  # learning rate of the actor
+    critic_lr: float = 3e-4  # learning rate of the critic
+    hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    warmup_steps: int = 1_000  # steps of uniform actions before the first update
+    updates_per_step: float = 1.0  # updates per environment step
+    max_grad_norm: float | None = None  # clip the gradients of actor and critic each to this norm; None: no clipping
+    decay_lr: bool = False  # learning rates fall linearly to 0 over decay_steps
+    decay_steps: int | None = None  # environment steps until learning rates reach 0; None: all steps of the run
+    normalise_observations: bool = False  # standardise vectors by their running mean and std, saved with the policy
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of their discounted sum
+    replay_steps: int = 1_000_000  # capacity of the replay buffer in environment steps
 
     def __post_init__(self) -> None:
-        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, batch_size=COUNT)
-        self.require(exploration_noise=NOT_NEGATIVE, hidden_sizes=COUNT, n_step=COUNT)
-        self.require(warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
-        self.require(max_grad_norm=POSITIVE, decay_steps=COUNT, parameter_noise=POSITIVE)
+        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, batch_size=COUNT, n_step=COUNT)
+        self.require(exploration_noise=NOT_NEGATIVE, hidden_sizes=COUNT, warmup_steps=NOT_NEGATIVE, replay_steps=COUNT)
+        self.require(updates_per_step=POSITIVE, max_grad_norm=POSITIVE, decay_steps=COUNT, parameter_noise=POSITIVE)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Eq. 2. q: Q(s, a) [B]; target: y [B]."""
+    """Eq. 2. q: Q(s, a) [B]; target: y [B] → []."""
     return (q - target).square().mean()
 
 
 class DDPG:
-    """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [1, B])."""
+    """DDPG. `networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [1, B])."""
 
     needs: ClassVar[Needs] = Needs(environment=True, actions="box", follows=True)
 
@@ -77,15 +77,13 @@ class DDPG:
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
         self.scaling, self.follows = self.units.scaling, self.units.follows
         space, size = spec.observation_space, self.scaling.action_size
+        adam = partial(Adam, max_grad_norm=c.max_grad_norm)
         self.learner = Learner(
             {
                 "actor": lambda: DeterministicActor(space, size, c.hidden_sizes),
                 "critic": lambda: Critic(space, size, c.hidden_sizes, copies=1),
             },
-            {
-                "critic": Adam(lr=c.critic_lr, max_grad_norm=c.max_grad_norm),
-                "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),
-            },
+            {"critic": adam(lr=c.critic_lr), "actor": adam(lr=c.actor_lr)},
             targets=("actor", "critic"),
             **setup,
         )
@@ -120,25 +118,18 @@ class DDPG:
         return -self.critic(params["critic"], batch.observations, actions)[0].mean(), {}  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The actor, or with its noise: as at environment step `step`, which may be in the warm-up."""
-        c, actor = self.config, self.learner.parameters_of("actor", seed_index)
+        """The actor, or the exploring policy at environment step `step`: uniform in the warm-up, then with noise."""
+        c, act = self.config, partial(self.actor, self.learner.parameters_of("actor", seed_index))
         if self.noise is not None and not deterministic and (step is None or step >= c.warmup_steps):
             return self.noise.policies[seed_index]
         return exploring_actor(
-            self.scaling,
-            lambda o: self.actor(actor, o),
-            c.exploration_noise,
-            c.warmup_steps,
-            deterministic=deterministic,
-            step=step,
+            self.scaling, act, c.exploration_noise, c.warmup_steps, deterministic=deterministic, step=step
         )
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each environment takes between updates."""
         return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many environment steps."""
         return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:

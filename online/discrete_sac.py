@@ -1,4 +1,4 @@
-"""Soft actor-critic for discrete actions (Christodoulou 2019, arXiv:1910.07207): every expectation is a sum.
+"""Soft actor-critic for discrete actions (Christodoulou 2019, arXiv:1910.07207), with exact expectations.
 
 V̄(s) = Σ_a π(a|s) [min_i Q̄_i(s, a) − α log π(a|s)]                     (1)
 L_Q  = Σ_i mean (Q_i(s, a) − y)²,   y = r + γ V̄(s′)                     (2)
@@ -31,45 +31,39 @@ from herdbook.core.units import RunningUnits
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteSACConfig(Config):
-    """Settings of discrete SAC; the paper's are those of Atari, these are ours for vectors."""
+    """Settings of discrete SAC. The defaults suit vector observations; the paper's are for Atari."""
 
     algorithm: ClassVar[str] = "discrete_sac"
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the target critics
-    initial_temperature: float = 1.0  # α at the start …
-    tune_temperature: bool = True  # … and by eq. 4 after, else for ever
-    entropy_share: float = 0.3  # h, eq. 4: the target entropy as a share of the uniform policy's; the paper: 0.98
-    batch_size: int = 64
-    actor_lr: float = 1e-3
-    critic_lr: float = 1e-3
-    temperature_lr: float = 1e-3
-    hidden_sizes: tuple[int, ...] = (128, 128)
-    n_step: int = 1  # rewards summed before bootstrapping
-    frame_stack: int = 1  # observations that the networks see at once
-    warmup_steps: int = 1_000  # before the first update
-    updates_per_step: float = 0.5  # of the environment
-    max_grad_norm: float | None = None  # of actor and critic each; None: gradients are not clipped
-    decay_lr: bool = False  # linearly to 0 …
-    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
-    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
-    scale_rewards: bool = False  # by the running deviation of their discounted sum
-    replay_steps: int = 100_000
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target critics: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    initial_temperature: float = 1.0  # initial value of α, the entropy temperature
+    tune_temperature: bool = True  # learn α by eq. 4; else α stays at initial_temperature
+    entropy_share: float = 0.3  # h of eq. 4: target entropy relative to that of the uniform policy; the paper: 0.98
+    batch_size: int = 64  # transitions per update
+    actor_lr: float = 1e-3  # learning rate of the actor
+    critic_lr: float = 1e-3  # learning rate of the critics
+    temperature_lr: float = 1e-3  # learning rate of log α, eq. 4
+    hidden_sizes: tuple[int, ...] = (128, 128)  # widths of the hidden layers of all networks
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    frame_stack: int = 1  # successive observations that form one input of the networks
+    warmup_steps: int = 1_000  # environment steps before the first update
+    updates_per_step: float = 0.5  # updates per environment step
+    max_grad_norm: float | None = None  # clip the gradients of actor and critic each to this norm; None: no clipping
+    decay_lr: bool = False  # learning rates fall linearly to 0 over decay_steps
+    decay_steps: int | None = None  # environment steps until learning rates reach 0; None: all steps of the run
+    normalise_observations: bool = False  # standardise vectors by their running mean and std, saved with the policy
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of their discounted sum
+    replay_steps: int = 100_000  # capacity of the replay buffer in environment steps
 
     def __post_init__(self) -> None:
-        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
-        self.require(initial_temperature=POSITIVE, entropy_share=UNIT, batch_size=COUNT, hidden_sizes=COUNT)
-        self.require(
-            n_step=COUNT,
-            frame_stack=COUNT,
-            warmup_steps=NOT_NEGATIVE,
-            updates_per_step=POSITIVE,
-            replay_steps=COUNT,
-        )
-        self.require(max_grad_norm=POSITIVE, decay_steps=COUNT)
+        self.require(discount=UNIT, entropy_share=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE)
+        self.require(temperature_lr=POSITIVE, initial_temperature=POSITIVE, updates_per_step=POSITIVE)
+        self.require(max_grad_norm=POSITIVE, batch_size=COUNT, hidden_sizes=COUNT, n_step=COUNT, frame_stack=COUNT)
+        self.require(replay_steps=COUNT, decay_steps=COUNT, warmup_steps=NOT_NEGATIVE)
 
 
 def soft_value(q: Tensor, log_probs: Tensor, temperature: Tensor) -> Tensor:
-    """Eq. 1. q: Q_i(s, ·) [critics, B, n]; log_probs: log π(·|s) [B, n] → [B]."""
+    """Eq. 1. q: Q_i(s, ·) [critics, B, n]; log_probs: log π(·|s) [B, n]; temperature: α [] → [B]."""
     return (log_probs.exp() * (q.amin(0) - temperature * possible(log_probs))).sum(-1)
 
 
@@ -79,24 +73,24 @@ def entropy(log_probs: Tensor) -> Tensor:
 
 
 def possible(log_probs: Tensor) -> Tensor:
-    """log π with 0 for −∞: what an actor forbids has no share in an expectation, where 0 · ∞ would be NaN."""
+    """log π with −∞ replaced by 0, so that a forbidden action adds 0 to an expectation, and not 0 · ∞ = NaN."""
     return log_probs.masked_fill(log_probs == -torch.inf, 0.0)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B]."""
+    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B] → []."""
     return (q - target).square().mean(-1).sum()
 
 
 def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: float) -> Tensor:
-    """Eq. 4. log_temperature: log α []; entropy: H(π(·|s)) [B]."""
+    """Eq. 4. log_temperature: log α []; entropy: H(π(·|s)) [B] → []."""
     return (log_temperature * (entropy.detach() - target_entropy)).mean()
 
 
 class DiscreteSAC:
-    """`networks` may replace `actor` ([B, …] → logits [B, n]) and `critic` ([B, …] → Q_i [critics, B, n]).
+    """Discrete SAC. `networks` may replace `actor` ([B, …] → logits [B, n]) and `critic` ([B, …] → [critics, B, n]).
 
-    An actor forbids actions by logits of −∞.
+    An actor forbids an action by a logit of −∞.
     """
 
     needs: ClassVar[Needs] = Needs(environment=True, actions="discrete", follows=True)
@@ -162,16 +156,14 @@ class DiscreteSAC:
         return loss, {"entropy": spread.mean(), "temperature": temperature}
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The most probable action, or a sample; `step` changes nothing."""
+        """The most probable action, or a sample of π; `step` has no effect."""
         actor = self.learner.parameters_of("actor", seed_index)
         return FeedForwardPolicy(self.scaling, lambda o: Categorical(self.actor(actor, o)), deterministic=deterministic)
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each environment takes between updates."""
         return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many environment steps."""
         return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""DQN (Mnih et al. 2015) and what was added to it, each an option.
+"""DQN (Mnih et al. 2015) with its extensions as options.
 
     y = R + γⁿ Q̄(s′, argmax_a Q̄(s′, a))                                    (1)  Mnih et al. 2015
     y = R + γⁿ Q̄(s′, argmax_a Q(s′, a))                                    (2)  double: van Hasselt et al. 2016
@@ -6,9 +6,9 @@
     P(i) = p_i^α / Σ_j p_j^α,   p_i = |δ_i| + 1e-6,   w_i = (N P(i))^−β    (4)  prioritised: Schaul et al. 2016
     L = mean w_i huber(δ_i),   δ_i = Q(s, a) − y                           (5)
 
-R is the sum of n discounted rewards, s′ the observation after them (n-step: Sutton & Barto 2018, 7.1); an episode that
-ends before shortens it. The weights of (4) are divided by the largest in the batch, and β grows to 1.
-It explores ε-greedily, or by noise on the parameters of Q (core/parameter_noise.py).
+R is the sum of n discounted rewards and s′ the observation after them (n-step: Sutton & Barto 2018, 7.1); n is smaller
+where the episode ends earlier. The weights of (4) are divided by the largest weight of the batch, and β rises to 1.
+The exploring policy is ε-greedy, or it adds noise to the parameters of Q (core/parameter_noise.py).
 """
 
 from __future__ import annotations
@@ -38,52 +38,44 @@ from herdbook.core.units import RunningUnits
 
 @dataclass(frozen=True, kw_only=True)
 class DQNConfig(Config):
-    """Settings of DQN; the defaults are ours for vectors, the papers train on Atari."""
+    """Settings of DQN. The defaults suit vector observations; the papers train on Atari."""
 
     algorithm: ClassVar[str] = "dqn"
-    double_q: bool = True  # eq. 2, else eq. 1
-    dueling: bool = False  # eq. 3
-    prioritised: bool = False  # eq. 4, else uniform
-    priority_exponent: float = 0.6  # α, eq. 4
-    importance_exponent: float = 0.4  # β at the start, eq. 4
-    importance_updates: int | None = None  # updates over which β grows to 1; by default those of the whole run
-    n_step: int = 1
-    frame_stack: int = 1  # observations that the networks see at once
-    discount: float = 0.99  # γ
-    batch_size: int = 64
-    lr: float = 1e-3
-    max_grad_norm: float | None = 10.0  # None: gradients are not clipped
-    target_period: int = 200  # updates between moves of the target network …
-    tau: float = 1.0  # … by this much: 1 copies it; soft targets are target_period=1, tau=0.005
-    hidden_sizes: tuple[int, ...] = (128, 128)
-    epsilon_start: float = 1.0  # ε of exploration at environment step 0 …
-    epsilon_end: float = 0.05  # … and after
-    epsilon_steps: int = 10_000  # environment steps of linear decay between the two
-    parameter_noise: bool = False  # instead of ε after the warm-up: noise on parameters that changes as much as ε would
-    warmup_steps: int = 1_000  # before the first update
-    updates_per_step: float = 0.5  # of the environment
-    decay_lr: bool = False  # linearly to 0 …
-    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
-    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
-    scale_rewards: bool = False  # by the running deviation of their discounted sum
-    replay_steps: int = 100_000
+    double_q: bool = True  # double Q-learning: the target of eq. 2 instead of eq. 1
+    dueling: bool = False  # dueling network, eq. 3
+    prioritised: bool = False  # sample the replay by priority (eq. 4) instead of uniformly
+    priority_exponent: float = 0.6  # α, exponent of the priorities in eq. 4
+    importance_exponent: float = 0.4  # initial value of β, exponent of the importance weights in eq. 4
+    importance_updates: int | None = None  # updates over which β of eq. 4 rises to 1; None: all updates of the run
+    n_step: int = 1  # n of eq. 1 and 2: rewards summed before bootstrapping
+    frame_stack: int = 1  # successive observations that form one input of the networks
+    discount: float = 0.99  # γ, discount factor
+    batch_size: int = 64  # transitions per update
+    lr: float = 1e-3  # learning rate
+    max_grad_norm: float | None = 10.0  # clip the gradient to this norm; None: no clipping
+    target_period: int = 200  # updates from one move of the target network to the next
+    tau: float = 1.0  # target network: θ̄ ← (1 − tau) θ̄ + tau θ, for example 1 (copy), or 0.005 with target_period=1
+    hidden_sizes: tuple[int, ...] = (128, 128)  # widths of the hidden layers of Q
+    epsilon_start: float = 1.0  # ε of ε-greedy exploration at environment step 0
+    epsilon_end: float = 0.05  # ε from environment step epsilon_steps on
+    epsilon_steps: int = 10_000  # environment steps over which ε falls linearly to epsilon_end
+    parameter_noise: bool = False  # after the warm-up, replace ε-greedy by noise on parameters of equal divergence
+    warmup_steps: int = 1_000  # environment steps before the first update
+    updates_per_step: float = 0.5  # updates per environment step
+    decay_lr: bool = False  # learning rates fall linearly to 0 over decay_steps
+    decay_steps: int | None = None  # environment steps until learning rates reach 0; None: all steps of the run
+    normalise_observations: bool = False  # standardise vectors by their running mean and std, saved with the policy
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of their discounted sum
+    replay_steps: int = 100_000  # capacity of the replay buffer in environment steps
 
     def __post_init__(self) -> None:
-        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
-        self.require(priority_exponent=UNIT, importance_exponent=UNIT, importance_updates=COUNT)
-        self.require(
-            n_step=COUNT,
-            frame_stack=COUNT,
-            target_period=COUNT,
-            hidden_sizes=COUNT,
-            epsilon_start=UNIT,
-            epsilon_end=UNIT,
-        )
-        self.require(epsilon_steps=COUNT, warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
-        self.require(decay_steps=COUNT)
+        self.require(discount=UNIT, tau=FRACTION, lr=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT, n_step=COUNT)
+        self.require(priority_exponent=UNIT, importance_exponent=UNIT, importance_updates=COUNT, frame_stack=COUNT)
+        self.require(target_period=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT, epsilon_steps=COUNT)
+        self.require(warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT, decay_steps=COUNT)
 
     def for_run(self, steps: int) -> Self:
-        """The config of a run of so many environment steps: β grows and rates decay over all of it."""
+        """The config for a run of `steps` environment steps, over which β rises and learning rates decay."""
         c = super().for_run(steps)
         if not self.prioritised or self.importance_updates is not None:
             return c
@@ -91,24 +83,21 @@ class DQNConfig(Config):
 
 
 def td_loss(q: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-    """Eq. 5. q: Q(s, a) [B]; target: y [B]; weights: [B], None for 1 → []."""
+    """Eq. 5. q: Q(s, a) [B]; target: y [B]; weights: w [B], or None for weights of 1 → []."""
     if weights is None:
         return F.huber_loss(q, target)
     return (weights * F.huber_loss(q, target, reduction="none")).mean()
 
 
 def q_target(rewards: Tensor, discounts: Tensor, chooser: Tensor | None, target_q: Tensor) -> Tensor:
-    """Eq. 2: the best action of `chooser`, valued by the target network. [B], [B], [B, n], [B, n] → [B].
-
-    Eq. 1, the target network's best value, where `chooser` is None.
-    """
+    """Eq. 2, or eq. 1 without a chooser. chooser: Q(s′, ·) [B, n]; target_q: Q̄(s′, ·) [B, n]; the others [B] → [B]."""
     if chooser is None:
         return rewards + discounts * target_q.amax(-1)
     return rewards + discounts * target_q.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
 
 
 class DuelingHead(nn.Module):
-    """Eq. 3, with a hidden stream for each part: [B, …] → [B, n]."""
+    """Q of eq. 3; V and A have a last hidden layer each and share the layers before. [B, …] → [B, n]."""
 
     def __init__(self, space: Space[Any], actions: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
@@ -127,7 +116,7 @@ class DuelingHead(nn.Module):
 
 
 class DQN:
-    """`networks` may replace `critic`: [B, …] → Q [B, n]."""
+    """DQN. `networks` may replace `critic`: [B, …] → Q [B, n]."""
 
     needs: ClassVar[Needs] = Needs(environment=True, actions="discrete", follows=True)
 
@@ -139,12 +128,10 @@ class DQN:
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"), frame_stack=c.frame_stack)
         self.scaling, self.follows = self.units.scaling, self.units.follows
         head = DuelingHead if c.dueling else Head
-        self.learner = Learner(
-            {"critic": lambda: head(self.scaling.observation_space, self.scaling.action_size, c.hidden_sizes)},
-            {"critic": Adam(lr=c.lr, max_grad_norm=c.max_grad_norm)},
-            targets=("critic",),
-            **setup,
-        )
+        space, size = self.scaling.observation_space, self.scaling.action_size
+        adam = Adam(lr=c.lr, max_grad_norm=c.max_grad_norm)
+        networks = {"critic": lambda: head(space, size, c.hidden_sizes)}
+        self.learner = Learner(networks, {"critic": adam}, targets=("critic",), **setup)
         self.critic = self.learner.networks["critic"]
         noisy = c.parameter_noise
         self.noise = noise_on_values(self.learner, self.scaling, self.divergence_after) if noisy else None
@@ -171,10 +158,9 @@ class DQN:
         return metrics
 
     def divergence_after(self, updates: int) -> float:
-        """How far noise on parameters is to move the policy: as far as the ε of so many updates would."""
+        """δ of the noise on parameters: the divergence of the ε-greedy policy after so many updates."""
         c = self.config
-        step = steps_before(c, updates)
-        epsilon = linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, step)
+        epsilon = linear_schedule(c.epsilon_start, c.epsilon_end, c.epsilon_steps, steps_before(c, updates))
         return greedy_divergence(epsilon, self.scaling.action_size)
 
     def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
@@ -190,7 +176,7 @@ class DQN:
         return td_loss(q, target, batch.weights), metrics  # eq. 5
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """Greedy, or ε-greedy as at environment step `step` (None: after the schedule), or greedy under its noise."""
+        """Greedy, or exploring as at environment step `step` (None: after the schedule of ε)."""
         c = self.config
         if self.noise is not None and not deterministic and (step is None or step >= c.warmup_steps):
             return self.noise.policies[seed_index]
@@ -201,11 +187,9 @@ class DQN:
         )
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each environment takes between updates."""
         return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many environment steps."""
         return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:

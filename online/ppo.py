@@ -1,11 +1,11 @@
-"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), its clipped form.
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), with the clipped objective.
 
     L_π = −mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â),   ρ = π(a|s) / π_old(a|s)        (1)
     L_V = ½ mean (V(s) − R)²,   R = Â + V_old(s)                                    (2)
     L   = L_π + c_V L_V − c_H mean H(π(·|s))                                        (3)
 
-Â is the generalised advantage (core/returns.py), which tells truncations from terminations, less its mean and over its
-standard deviation in each minibatch. Details follow Andrychowicz et al. 2021 (arXiv:2006.05990) and Huang et al. 2022.
+Â is the generalised advantage (core/returns.py), bootstrapped at truncations but not at terminations. By default it is
+standardised in each minibatch. Details follow Andrychowicz et al. 2021 (arXiv:2006.05990) and Huang et al. 2022.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(Config):
-    """Settings of PPO; the defaults are the paper's for control, but for the width of a rollout."""
+    """Settings of PPO; the defaults are the paper's for control, but a rollout is 256 steps of 8 environments."""
 
     algorithm: ClassVar[str] = "ppo"
-    discount: float = 0.99  # γ
-    trace: float = 0.95  # λ of the advantage
-    clip: float = 0.2  # ε, eq. 1
-    value_weight: float = 0.5  # c_V, eq. 3
-    entropy_weight: float = 0.0  # c_H, eq. 3
-    rollout_steps: int = 256  # in each environment, between updates
-    epochs: int = 10  # passes over a rollout
-    batch_size: int = 64
-    normalise_advantages: bool = True
-    lr: float = 3e-4
-    decay_lr: bool = False  # linearly to 0 …
-    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
-    max_grad_norm: float | None = 0.5  # None: gradients are not clipped
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    initial_std: float = 1.0  # σ of continuous actions in [−1, 1]
-    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
-    scale_rewards: bool = False  # by the running deviation of their discounted sum
+    discount: float = 0.99  # γ, discount factor
+    trace: float = 0.95  # λ of the generalised advantage estimator
+    clip: float = 0.2  # ε, clipping range of the ratio ρ in eq. 1
+    value_weight: float = 0.5  # c_V, weight of the value loss in eq. 3
+    entropy_weight: float = 0.0  # c_H, weight of the entropy in eq. 3
+    rollout_steps: int = 256  # steps of each environment per rollout
+    epochs: int = 10  # passes over each rollout
+    batch_size: int = 64  # steps per minibatch
+    normalise_advantages: bool = True  # standardise the advantages of each minibatch
+    lr: float = 3e-4  # learning rate
+    decay_lr: bool = False  # learning rates fall linearly to 0 over decay_steps
+    decay_steps: int | None = None  # environment steps until learning rates reach 0; None: all steps of the run
+    max_grad_norm: float | None = 0.5  # clip the gradient to this norm; None: no clipping
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the hidden layers of all networks
+    initial_std: float = 1.0  # initial standard deviation of continuous actions in [−1, 1]
+    normalise_observations: bool = False  # standardise vectors by their running mean and std, saved with the policy
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of their discounted sum
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, trace=UNIT, clip=POSITIVE, value_weight=NOT_NEGATIVE, entropy_weight=NOT_NEGATIVE)
@@ -65,7 +65,7 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
 
 
 class PPO:
-    """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` ([B, …] → V [B])."""
+    """PPO. `networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` (→ V [B])."""
 
     needs: ClassVar[Needs] = Needs(environment=True, interaction="rollouts", num_envs=8, seeds_together=False)
 
@@ -103,26 +103,20 @@ class PPO:
         policy_term = policy_loss(ratio, advantages, c.clip)  # eq. 1
         value_term = value_loss(self.critic(params["critic"], batch.observations), batch.returns)  # eq. 2
         entropy = policy.entropy().mean()
-        metrics = {
-            "loss/policy": policy_term,
-            "loss/value": value_term,
-            "entropy": entropy,
-            "divergence": (ratio - 1 - log_ratio).mean(),  # an estimate of KL(π_old ‖ π) that is never negative
-            "clipped": ((ratio - 1).abs() > c.clip).float().mean(),
-        }
+        metrics = {"loss/policy": policy_term, "loss/value": value_term, "entropy": entropy}
+        metrics["divergence"] = (ratio - 1 - log_ratio).mean()  # an estimate of KL(π_old ‖ π) that is never negative
+        metrics["clipped"] = ((ratio - 1).abs() > c.clip).float().mean()
         return policy_term + c.value_weight * value_term - c.entropy_weight * entropy, metrics  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The mode, or a sample; `step` changes nothing."""
+        """The mode of π, or a sample; `step` has no effect."""
         return self.agent.policy(seed_index, deterministic)
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each environment takes between updates."""
         return self.config.rollout_steps
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """One after each rollout."""
-        return self.learner.updates + 1
+        return self.learner.updates + 1  # one update after each rollout
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.agent.state_dict(), "steps": self.steps}

@@ -1,12 +1,12 @@
 """REINFORCE (Williams 1992), with or without a learned baseline (Sutton & Barto 2018, 13.3 and 13.4).
 
-    G_t = Σ_k γ^k r_{t+k}, to the end of the episode               (1)
+    G_t = Σ_k γ^k r_{t+k},   until the episode ends                (1)
     L_π = −mean log π(a_t|s_t) (G_t − b(s_t))                      (2)
     L_b = mean (b(s_t) − G_t)²                                     (3)
 
-It learns from whole episodes of one policy. As everywhere in practice, (2) leaves out the factor γ^t of the discounted
-objective's gradient. Where the time limit is none of the task's, the baseline stands for what would have followed;
-without one nothing does, and a truncated return is only what was earned.
+Each update learns from whole episodes of the current policy. As is usual, (2) leaves out the factor γ^t of the gradient
+of the discounted objective. If a time limit that is not part of the task truncates an episode, the baseline's value of
+the final observation continues the sum of (1). Without a baseline, the sum ends there.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class ReinforceConfig(Config):
     """Settings of REINFORCE."""
 
     algorithm: ClassVar[str] = "reinforce"
-    discount: float = 0.99  # γ
-    baseline: bool = True  # b of eq. 2, else 0
-    episodes_per_update: int = 4  # for each step of the policy
-    baseline_epochs: int = 5  # passes over these episodes for eq. 3 …
-    batch_size: int = 64  # … in parts of so many steps
-    normalise_advantages: bool = True  # G − b less its mean and over its deviation
-    entropy_weight: float = 0.0
-    lr: float = 3e-3
-    baseline_lr: float = 3e-3
-    max_grad_norm: float | None = None  # None: gradients are not clipped
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    initial_std: float = 1.0  # σ of continuous actions in [−1, 1]
-    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
-    scale_rewards: bool = False  # by the running deviation of their discounted sum
+    discount: float = 0.99  # γ, discount factor
+    baseline: bool = True  # learn the baseline b of eq. 2; else b = 0
+    episodes_per_update: int = 4  # episodes per update of the policy
+    baseline_epochs: int = 5  # passes over the episodes of an update to fit the baseline, eq. 3
+    batch_size: int = 64  # steps per minibatch of the baseline's passes
+    normalise_advantages: bool = True  # standardise G − b of eq. 2 over the steps of an update
+    entropy_weight: float = 0.0  # weight of an entropy bonus added to eq. 2
+    lr: float = 3e-3  # learning rate of the policy
+    baseline_lr: float = 3e-3  # learning rate of the baseline
+    max_grad_norm: float | None = None  # clip the gradients of policy and baseline each to this norm; None: no clipping
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the hidden layers of both networks
+    initial_std: float = 1.0  # initial standard deviation of continuous actions in [−1, 1]
+    normalise_observations: bool = False  # standardise vectors by their running mean and std, saved with the policy
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of their discounted sum
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, episodes_per_update=COUNT, baseline_epochs=COUNT, batch_size=COUNT)
@@ -63,9 +63,9 @@ def baseline_loss(values: Tensor, returns: Tensor) -> Tensor:
 
 
 class Reinforce:
-    """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `baseline` ([B, …] → [B])."""
+    """REINFORCE. `networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `baseline` (→ [B])."""
 
-    # One environment: another would be in the middle of an episode where the policy changes.
+    # One environment: in a second one, the policy would change in the middle of an episode.
     needs: ClassVar[Needs] = Needs(environment=True, interaction="rollouts", max_envs=1, seeds_together=False)
 
     def __init__(self, config: ReinforceConfig, spec: Spec, **setup: Unpack[Setup]) -> None:
@@ -79,15 +79,14 @@ class Reinforce:
         self.actor, self.baseline = self.agent.actor, self.agent.value
 
     def update(self, rollout: Segments) -> Metrics:
-        """rollout: whole episodes, one after the other, [1, T]."""
+        """rollout: whole episodes in succession, [1, T]."""
         c = self.config
         self.learner.updates += 1
         scaled = self.units.rollout(rollout)
         with torch.no_grad():
             values, next_values = self.values(scaled.observations), self.values(scaled.next_observations)
-            returns = discounted_returns(
-                scaled.rewards, scaled.terminated, scaled.truncated, next_values, c.discount
-            )  # eq. 1
+            ends = scaled.terminated, scaled.truncated
+            returns = discounted_returns(scaled.rewards, *ends, next_values, c.discount)  # eq. 1
         steps = steps_of(scaled, returns - values, returns)
         metrics = self.learner.step("actor", self.policy_objective, steps)
         if c.baseline:
@@ -97,7 +96,7 @@ class Reinforce:
         return metrics
 
     def values(self, observations: Any) -> Tensor:
-        """b, or 0 without a baseline: [lanes, T, …] → [lanes, T]."""
+        """b(s), or 0 without a baseline. observations: [lanes, T, …] → [lanes, T]."""
         leaf = tree_leaves(observations)[0]
         if not self.config.baseline:
             return torch.zeros(leaf.shape[:2], device=leaf.device)
@@ -117,15 +116,13 @@ class Reinforce:
         return baseline_loss(self.baseline(params["baseline"], batch.observations), batch.returns), {}  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The mode, or a sample; `step` changes nothing."""
+        """The mode of π, or a sample; `step` has no effect."""
         return self.agent.policy(seed_index, deterministic)
 
     def round_steps(self, num_envs: int) -> int:
-        """Whether enough episodes have ended is asked after each step."""
-        return 1
+        return 1  # an episode can end after any step
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many episodes."""
         return episodes // self.config.episodes_per_update
 
     def state_dict(self) -> dict[str, Any]:

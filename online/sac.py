@@ -1,11 +1,11 @@
-"""Soft actor-critic (Haarnoja et al. 2018, arXiv:1812.05905), its temperature tuned or fixed.
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv:1812.05905), with a learned or a fixed temperature.
 
     y   = r + γ [min_i Q̄_i(s′, a′) − α log π(a′|s′)],   a′ ~ π(·|s′)        (1)
     L_Q = Σ_i mean (Q_i(s, a) − y)²                                         (2)
     L_π = mean [α log π(a|s) − min_i Q_i(s, a)],   a ~ π(·|s)               (3)
     L_α = −log α · mean [log π(a|s) + H̄],   H̄ = −dim A                      (4)
 
-(4) is in log α where the paper has α, as in its authors' code; where α is fixed it is left out.
+As in the authors' code, (4) has log α in place of the paper's α. With a fixed α, (4) is left out.
 """
 
 from __future__ import annotations
@@ -32,35 +32,34 @@ from herdbook.core.units import RunningUnits
 
 @dataclass(frozen=True, kw_only=True)
 class SACConfig(Config):
-    """Settings of SAC; the defaults are the paper's, with a warm-up for the smaller tasks."""
+    """Settings of SAC; the defaults are the paper's, with a shorter warm-up for smaller tasks."""
 
     algorithm: ClassVar[str] = "sac"
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the target critics
-    initial_temperature: float = 1.0  # α at the start …
-    tune_temperature: bool = True  # … and by eq. 4 after, else for ever
-    target_entropy: float | None = None  # H̄; None: −dim A
-    batch_size: int = 256
-    actor_lr: float = 3e-4
-    critic_lr: float = 3e-4
-    temperature_lr: float = 3e-4
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    n_step: int = 1  # rewards summed before bootstrapping
-    warmup_steps: int = 1_000  # of uniform actions, before the first update; the paper: 10,000 on HalfCheetah and Ant
-    updates_per_step: float = 1.0  # of the environment
-    max_grad_norm: float | None = None  # of actor and critic each; None: gradients are not clipped
-    decay_lr: bool = False  # linearly to 0 …
-    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
-    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
-    scale_rewards: bool = False  # by the running deviation of their discounted sum
-    replay_steps: int = 1_000_000
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target critics: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    initial_temperature: float = 1.0  # initial value of α, the entropy temperature
+    tune_temperature: bool = True  # learn α by eq. 4; else α stays at initial_temperature
+    target_entropy: float | None = None  # H̄ of eq. 4, the target entropy; None: −dim A
+    batch_size: int = 256  # transitions per update
+    actor_lr: float = 3e-4  # learning rate of the actor
+    critic_lr: float = 3e-4  # learning rate of the critics
+    temperature_lr: float = 3e-4  # learning rate of log α, eq. 4
+    hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    warmup_steps: int = 1_000  # steps of uniform actions before the first update; paper: 10,000 on HalfCheetah and Ant
+    updates_per_step: float = 1.0  # updates per environment step
+    max_grad_norm: float | None = None  # clip the gradients of actor and critic each to this norm; None: no clipping
+    decay_lr: bool = False  # learning rates fall linearly to 0 over decay_steps
+    decay_steps: int | None = None  # environment steps until learning rates reach 0; None: all steps of the run
+    normalise_observations: bool = False  # standardise vectors by their running mean and std, saved with the policy
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of their discounted sum
+    replay_steps: int = 1_000_000  # capacity of the replay buffer in environment steps
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, temperature_lr=POSITIVE)
-        self.require(initial_temperature=POSITIVE, batch_size=COUNT, hidden_sizes=COUNT, n_step=COUNT)
-        self.require(target_entropy=FINITE)
-        self.require(warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
-        self.require(max_grad_norm=POSITIVE, decay_steps=COUNT)
+        self.require(initial_temperature=POSITIVE, updates_per_step=POSITIVE, max_grad_norm=POSITIVE, batch_size=COUNT)
+        self.require(hidden_sizes=COUNT, n_step=COUNT, replay_steps=COUNT, decay_steps=COUNT, target_entropy=FINITE)
+        self.require(warmup_steps=NOT_NEGATIVE)
 
 
 def soft_target(rewards: Tensor, discounts: Tensor, q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
@@ -69,22 +68,22 @@ def soft_target(rewards: Tensor, discounts: Tensor, q: Tensor, log_prob: Tensor,
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B]."""
+    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B] → []."""
     return (q - target).square().mean(-1).sum()
 
 
 def actor_loss(q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
-    """Eq. 3. q: Q_i(s, a) [critics, B]; log_prob: log π(a|s) [B]."""
+    """Eq. 3. q: Q_i(s, a) [critics, B]; log_prob: log π(a|s) [B]; temperature: α [] → []."""
     return (temperature * log_prob - q.amin(0)).mean()
 
 
 def temperature_loss(log_temperature: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """Eq. 4. log_temperature: log α []; log_prob: log π(a|s) [B]."""
+    """Eq. 4. log_temperature: log α []; log_prob: log π(a|s) [B] → []."""
     return -(log_temperature * (log_prob.detach() + target_entropy)).mean()
 
 
 class SAC:
-    """`networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (→ [critics, B])."""
+    """SAC. `networks` may replace `actor` ([B, …] → SquashedNormal) and `critic` (→ [critics, B])."""
 
     needs: ClassVar[Needs] = Needs(environment=True, actions="box", follows=True)
 
@@ -149,7 +148,7 @@ class SAC:
         return loss, metrics
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """tanh of the mean, or the squashed Gaussian: as at environment step `step`, which may be in the warm-up."""
+        """The tanh of the mean, or a sample of the squashed Gaussian (in the warm-up, at `step`, a uniform action)."""
         actor = self.learner.parameters_of("actor", seed_index)
         if not deterministic and step is not None and step < self.config.warmup_steps:
             size = self.scaling.action_size
@@ -157,11 +156,9 @@ class SAC:
         return FeedForwardPolicy(self.scaling, lambda o: self.actor(actor, o), deterministic=deterministic)
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each environment takes between updates."""
         return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many environment steps."""
         return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:

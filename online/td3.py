@@ -4,13 +4,14 @@ y   = r + γ min_i Q̄_i(s′, clip(π̄(s′) + ε)),   ε = clip(σ·N(0, 1), 
 L_Q = Σ_i mean (Q_i(s, a) − y)²                                                 (2)
 L_π = −mean Q_1(s, π(s))                                                        (3)
 
-It explores by N(0, σ²) on actions, or by noise on the actor's parameters (core/parameter_noise.py).
+The exploring policy adds Gaussian noise to actions, or to the actor's parameters (core/parameter_noise.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -30,45 +31,44 @@ from herdbook.core.units import RunningUnits
 
 @dataclass(frozen=True, kw_only=True)
 class TD3Config(Config):
-    """Settings of TD3; the defaults are the authors' code's, with the paper's warm-up of the smaller tasks."""
+    """Settings of TD3; the defaults are those of the authors' code, with the paper's warm-up for its smaller tasks."""
 
     algorithm: ClassVar[str] = "td3"
-    discount: float = 0.99  # γ
-    tau: float = 0.005  # speed of the targets
-    policy_noise: float = 0.2  # σ, eq. 1
-    noise_clip: float = 0.5  # c, eq. 1
-    policy_delay: int = 2  # critic updates per update of actor and targets
-    exploration_noise: float = 0.1  # σ of N(0, σ²) on actions in [−1, 1]
-    parameter_noise: float | None = None  # instead: noise on parameters that moves actions by this (δ); the paper: 0.2
-    batch_size: int = 256
-    actor_lr: float = 3e-4
-    critic_lr: float = 3e-4
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    n_step: int = 1  # rewards summed before bootstrapping
-    warmup_steps: int = 1_000  # of uniform actions, before the first update; the paper: 10,000 on HalfCheetah and Ant
-    updates_per_step: float = 1.0  # of the environment
-    max_grad_norm: float | None = None  # of actor and critic each; None: gradients are not clipped
-    decay_lr: bool = False  # linearly to 0 …
-    decay_steps: int | None = None  # … over so many environment steps; by default those of the run
-    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
-    scale_rewards: bool = False  # by the running deviation of their discounted sum
-    replay_steps: int = 1_000_000
+    discount: float = 0.99  # γ, discount factor
+    tau: float = 0.005  # target networks: θ̄ ← (1 − tau) θ̄ + tau θ with each actor update
+    policy_noise: float = 0.2  # σ, standard deviation of the target policy's noise, eq. 1
+    noise_clip: float = 0.5  # c, bound of the target policy's noise, eq. 1
+    policy_delay: int = 2  # critic updates per update of the actor and the targets
+    exploration_noise: float = 0.1  # standard deviation of the exploration noise on actions in [−1, 1]
+    parameter_noise: float | None = None  # δ: parameter noise that moves actions by δ replaces action noise; paper: 0.2
+    batch_size: int = 256  # transitions per update
+    actor_lr: float = 3e-4  # learning rate of the actor
+    critic_lr: float = 3e-4  # learning rate of the critics
+    hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
+    n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
+    warmup_steps: int = 1_000  # steps of uniform actions before the first update; paper: 10,000 on HalfCheetah and Ant
+    updates_per_step: float = 1.0  # updates per environment step
+    max_grad_norm: float | None = None  # clip the gradients of actor and critic each to this norm; None: no clipping
+    decay_lr: bool = False  # learning rates fall linearly to 0 over decay_steps
+    decay_steps: int | None = None  # environment steps until learning rates reach 0; None: all steps of the run
+    normalise_observations: bool = False  # standardise vectors by their running mean and std, saved with the policy
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of their discounted sum
+    replay_steps: int = 1_000_000  # capacity of the replay buffer in environment steps
 
     def __post_init__(self) -> None:
-        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, n_step=COUNT)
-        self.require(policy_delay=COUNT, batch_size=COUNT, hidden_sizes=COUNT, noise_clip=LIMIT)
-        self.require(policy_noise=NOT_NEGATIVE, exploration_noise=NOT_NEGATIVE)
-        self.require(warmup_steps=NOT_NEGATIVE, updates_per_step=POSITIVE, replay_steps=COUNT)
-        self.require(max_grad_norm=POSITIVE, decay_steps=COUNT, parameter_noise=POSITIVE)
+        self.require(discount=UNIT, tau=FRACTION, actor_lr=POSITIVE, critic_lr=POSITIVE, updates_per_step=POSITIVE)
+        self.require(max_grad_norm=POSITIVE, parameter_noise=POSITIVE, n_step=COUNT, policy_delay=COUNT)
+        self.require(batch_size=COUNT, hidden_sizes=COUNT, replay_steps=COUNT, decay_steps=COUNT, noise_clip=LIMIT)
+        self.require(policy_noise=NOT_NEGATIVE, exploration_noise=NOT_NEGATIVE, warmup_steps=NOT_NEGATIVE)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B]."""
+    """Eq. 2. q: Q_i(s, a) [critics, B]; target: y [B] → []."""
     return (q - target).square().mean(-1).sum()
 
 
 class TD3:
-    """`networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [critics, B])."""
+    """TD3. `networks` may replace `actor` ([B, …] → [B, A] in [−1, 1]) and `critic` (→ [critics, B])."""
 
     needs: ClassVar[Needs] = Needs(environment=True, actions="box", follows=True)
 
@@ -79,15 +79,13 @@ class TD3:
         self.units = RunningUnits(spec, c, setup.get("device", "cpu"))
         self.scaling, self.follows = self.units.scaling, self.units.follows
         space, size = spec.observation_space, self.scaling.action_size
+        adam = partial(Adam, max_grad_norm=c.max_grad_norm)
         self.learner = Learner(
             {
                 "actor": lambda: DeterministicActor(space, size, c.hidden_sizes),
                 "critic": lambda: Critic(space, size, c.hidden_sizes),
             },
-            {
-                "critic": Adam(lr=c.critic_lr, max_grad_norm=c.max_grad_norm),
-                "actor": Adam(lr=c.actor_lr, max_grad_norm=c.max_grad_norm),
-            },
+            {"critic": adam(lr=c.critic_lr), "actor": adam(lr=c.actor_lr)},
             targets=("actor", "critic"),
             **setup,
         )
@@ -127,25 +125,18 @@ class TD3:
         return -self.critic(first, batch.observations, actions)[0].mean(), {}  # eq. 3
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The actor, or with its noise: as at environment step `step`, which may be in the warm-up."""
-        c, actor = self.config, self.learner.parameters_of("actor", seed_index)
+        """The actor, or the exploring policy at environment step `step`: uniform in the warm-up, then with noise."""
+        c, act = self.config, partial(self.actor, self.learner.parameters_of("actor", seed_index))
         if self.noise is not None and not deterministic and (step is None or step >= c.warmup_steps):
             return self.noise.policies[seed_index]
         return exploring_actor(
-            self.scaling,
-            lambda o: self.actor(actor, o),
-            c.exploration_noise,
-            c.warmup_steps,
-            deterministic=deterministic,
-            step=step,
+            self.scaling, act, c.exploration_noise, c.warmup_steps, deterministic=deterministic, step=step
         )
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each environment takes between updates."""
         return steps_between_updates(self.config.updates_per_step, num_envs)
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """How many updates should have been made after so many environment steps."""
         return updates_after(steps, self.config.warmup_steps, self.config.updates_per_step)
 
     def state_dict(self) -> dict[str, Any]:

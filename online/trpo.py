@@ -5,7 +5,7 @@
     θ = θ_old + α^j √(2δ / xᵀF x) x,   the first j for which L rises and the KL is at most δ      (3)
     L_V = ½ mean (V(s) − R)²,   R = Â + V_old(s)                                                  (4)
 
-Where no j of (3) does, the policy stays. Appendix C: F is damped by adding a multiple of the identity.
+If no j satisfies (3), the policy does not change. F is damped by adding a multiple of the identity (appendix C).
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 @dataclass(frozen=True, kw_only=True)
 class TRPOConfig(Config):
-    """Settings of TRPO; the defaults are the paper's, the critic's are ours."""
+    """Settings of TRPO; the defaults are the paper's, except for those of the critic."""
 
     algorithm: ClassVar[str] = "trpo"
-    discount: float = 0.99  # γ
-    trace: float = 0.95  # λ of the advantage
-    max_divergence: float = 0.01  # δ, eq. 1
-    conjugate_steps: int = 10  # of eq. 2
-    damping: float = 0.1  # of F
-    backtracks: int = 10  # j of eq. 3 is less than this
-    shrinkage: float = 0.8  # α, eq. 3
-    rollout_steps: int = 256  # in each environment, between updates
-    normalise_advantages: bool = True
-    critic_epochs: int = 10  # passes over a rollout
-    batch_size: int = 64  # of the critic
-    critic_lr: float = 1e-3
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    initial_std: float = 1.0  # σ of continuous actions in [−1, 1]
-    normalise_observations: bool = False  # by their running mean and deviation, which are saved with the policy
-    scale_rewards: bool = False  # by the running deviation of their discounted sum
+    discount: float = 0.99  # γ, discount factor
+    trace: float = 0.95  # λ of the generalised advantage estimator
+    max_divergence: float = 0.01  # δ, bound of the mean KL divergence in eq. 1
+    conjugate_steps: int = 10  # iterations of the conjugate-gradient method, eq. 2
+    damping: float = 0.1  # multiple of the identity that is added to F of eq. 2
+    backtracks: int = 10  # step sizes tried in the line search of eq. 3: j < backtracks
+    shrinkage: float = 0.8  # α, factor from one step size to the next in eq. 3
+    rollout_steps: int = 256  # steps of each environment per rollout
+    normalise_advantages: bool = True  # standardise the advantages of each rollout
+    critic_epochs: int = 10  # passes of the critic over each rollout, eq. 4
+    batch_size: int = 64  # steps per minibatch of the critic
+    critic_lr: float = 1e-3  # learning rate of the critic
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the hidden layers of both networks
+    initial_std: float = 1.0  # initial standard deviation of continuous actions in [−1, 1]
+    normalise_observations: bool = False  # standardise vectors by their running mean and std, saved with the policy
+    scale_rewards: bool = False  # divide rewards by the running standard deviation of their discounted sum
 
     def __post_init__(self) -> None:
         self.require(discount=UNIT, trace=UNIT, max_divergence=POSITIVE, damping=NOT_NEGATIVE, shrinkage=FRACTION)
@@ -53,12 +53,12 @@ class TRPOConfig(Config):
 
 
 def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
-    """L of eq. 1. All [N] → []."""
+    """L of eq. 1. log_probs, old_log_probs: log π_θ(a|s), log π_old(a|s) [N]; advantages: Â [N] → []."""
     return ((log_probs - old_log_probs).exp() * advantages).mean()
 
 
 def conjugate_gradients(product: Callable[[Tensor], Tensor], g: Tensor, steps: int, residual: float = 1e-10) -> Tensor:
-    """x of eq. 2: F x = g for the positive definite F of `product`, x ↦ F x. g: [P] → [P]."""
+    """Solve F x = g of eq. 2 for a positive definite F. product: the map x ↦ F x; g: [P] → x [P]."""
     x, r, p = torch.zeros_like(g), g.clone(), g.clone()
     square = r @ r
     for _ in range(steps):
@@ -78,7 +78,7 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
 
 
 class TRPO:
-    """`networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` ([B, …] → V [B])."""
+    """TRPO. `networks` may replace `actor` ([B, …] → `Categorical` or `ClippedNormal`) and `critic` (→ V [B])."""
 
     needs: ClassVar[Needs] = Needs(environment=True, interaction="rollouts", num_envs=8, seeds_together=False)
 
@@ -104,7 +104,7 @@ class TRPO:
         return metrics
 
     def improve(self, steps: Experience) -> Metrics:
-        """Eq. 1 to 3: move the actor's parameters. Reads numbers from the device, as a line search must."""
+        """Update the actor by eq. 1 to 3. The line search reads numbers from the device."""
         c = self.config
         own = self.learner.parameters_of("actor")
         before = {name: value.clone() for name, value in own.items()}
@@ -139,27 +139,23 @@ class TRPO:
             else:
                 _move(own, before, moving, torch.zeros_like(step))
                 gain, divergence = torch.zeros_like(gain), torch.zeros_like(divergence)
-        return {
-            "loss/policy": -objective.detach(),
-            "gain": gain,
-            "divergence": divergence,
-            "accepted": torch.full_like(gain, accepted),  # the share of the full step, 0 if none was good
-        }
+        metrics = {"loss/policy": -objective.detach(), "gain": gain, "divergence": divergence}
+        return metrics | {
+            "accepted": torch.full_like(gain, accepted)
+        }  # the share of the full step, 0 if all steps were rejected
 
     def critic_objective(self, params: Params, batch: Experience) -> tuple[Tensor, Metrics]:
         return value_loss(self.critic(params["critic"], batch.observations), batch.returns), {}  # eq. 4
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:
-        """The mode, or a sample; `step` changes nothing."""
+        """The mode of π, or a sample; `step` has no effect."""
         return self.agent.policy(seed_index, deterministic)
 
     def round_steps(self, num_envs: int) -> int:
-        """How many steps each environment takes between updates."""
         return self.config.rollout_steps
 
     def updates_due(self, episodes: int, steps: int) -> int:
-        """One after each rollout."""
-        return self.learner.updates + 1
+        return self.learner.updates + 1  # one update after each rollout
 
     def state_dict(self) -> dict[str, Any]:
         return self.agent.state_dict()
@@ -173,6 +169,6 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _move(own: Parameters, before: Parameters, names: Sequence[str], by: Tensor) -> None:
-    """own = before + by, in place, those of these names. by: [P]."""
+    """own ← before + by, in place, for the parameters of these names. by: all their changes in one vector [P]."""
     for name, part in zip(names, torch.split(by, [own[name].numel() for name in names]), strict=True):
         own[name].copy_(before[name] + part.view_as(own[name]))

@@ -1,11 +1,11 @@
-"""Good actions, learned by acting in an environment with few states, without a model (Sutton & Barto 2018).
+"""Model-free control with tables: Q-learning, n-step SARSA and Monte Carlo (Sutton & Barto 2018).
 
     Q(s_t, a_t) ← Q(s_t, a_t) + α (G_t − Q(s_t, a_t))                                       (1)  Monte Carlo, §5.4
     G_t = r_t + … + γ^{n−1} r_{t+n−1} + γⁿ Q(s_{t+n}, a_{t+n})                              (2)  n-step SARSA, §7.2
     Q(s_t, a_t) ← Q(s_t, a_t) + α (r_t + γ max_a Q(s_{t+1}, a) − Q(s_t, a_t))               (3)  Q-learning, §6.5
 
-Actions are ε-greedy; of several best ones each is as likely. The value of what follows is 0 if the episode terminated;
-one that was cut off goes on from Q of its final observation, for Monte Carlo too: from that of the ε-greedy policy.
+Actions are ε-greedy, with ties broken uniformly at random. The value after a termination is 0. A truncated episode is
+bootstrapped from Q of its final observation; Monte Carlo takes the mean of that Q under the ε-greedy policy.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 from herdbook.tabular.mdp import Floats
 
 Schedule = float | Callable[[int], float]
-"""A number, or a function of the episode's number from 0."""
+"""A constant, or a function of the episode's number, which starts at 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learned:
-    """What was learned, and how it went."""
+    """The result of learning."""
 
     q: Floats
-    """Q, `[S, A]`."""
+    """Action values, `[S, A]`."""
     returns: Floats
-    """Of the ε-greedy policy, undiscounted, `[episodes]`."""
+    """Undiscounted returns of the ε-greedy policy, `[episodes]`."""
     lengths: NDArray[np.int64]
-    """Steps, `[episodes]`."""
+    """Numbers of steps, `[episodes]`."""
 
 
 def q_learning(
@@ -47,22 +47,18 @@ def q_learning(
     generator: np.random.Generator,
     max_steps: int = 10_000,
 ) -> Learned:
-    """Q-learning (Watkins 1989), eq. 3: learns the greedy policy while it explores.
+    """Q-learning (Watkins 1989), eq. 3: off-policy control, which learns the values of the greedy policy.
 
     Args:
-        env: With Discrete observations and actions. Each episode is reset with a seed of its own.
-        episodes: How many.
+        env: An environment with Discrete observations and actions. Each episode is reset with its own seed.
+        episodes: Number of episodes.
         discount: γ.
         step_size: α.
-        epsilon: Probability of a uniformly random action.
-        generator: Of the actions and of the reset seeds.
-        max_steps: An episode is cut off there.
+        epsilon: ε, probability of a uniformly random action.
+        generator: Randomness of the actions and the reset seeds.
+        max_steps: Episodes are truncated after this many steps.
 
-    Returns:
-        Q and what the episodes gave.
-
-    Raises:
-        ValueError: The spaces are not Discrete, or a setting is out of range.
+    Raises ValueError if the spaces are not Discrete or a setting is out of range.
     """
     table = _Table(env, episodes, discount, step_size, generator, max_steps)
     q = table.q
@@ -88,10 +84,10 @@ def sarsa(
     n: int = 1,
     max_steps: int = 10_000,
 ) -> Learned:
-    """SARSA (Rummery & Niranjan 1994), of n steps, eq. 2: learns the value of the policy that explores.
+    """n-step SARSA (Rummery & Niranjan 1994), eq. 2: on-policy control, which learns the values of the ε-greedy policy.
 
-    At an episode's end the windows are shorter, with the power of γ of their real length. Further arguments, result and
-    errors are those of `q_learning`, and ValueError for n < 1.
+    Windows at the end of an episode are shorter than n; the power of γ is their actual length. The other arguments, the
+    result and the errors are those of `q_learning`. Also raises ValueError if n < 1.
     """
     if n < 1:
         raise ValueError(f"n: expected at least 1 step, got {n}")
@@ -99,7 +95,7 @@ def sarsa(
     for number in range(episodes):
         chance, state = _epsilon(epsilon, number), table.reset()
         action = table.choose(state, chance)
-        window: list[tuple[int, int, float]] = []  # the last n steps, whose returns are not complete
+        window: list[tuple[int, int, float]] = []  # the last n steps, not yet updated
         while table.goes_on:
             following, reward, terminated = table.step(action)
             window.append((state, action, reward))
@@ -107,7 +103,7 @@ def sarsa(
             if len(window) == n:
                 table.update(window, 0.0 if terminated else table.q[state, action], step_size)
                 del window[0]
-        while window:  # only an episode's end leaves some
+        while window:  # the shorter windows at the end of the episode
             table.update(window, 0.0 if terminated else table.q[state, action], step_size)
             del window[0]
     return table.learned()
@@ -124,11 +120,11 @@ def monte_carlo_control(
     first_visit: bool = True,
     max_steps: int = 10_000,
 ) -> Learned:
-    """On-policy Monte Carlo control, eq. 1, changed at the end of each episode.
+    """On-policy Monte Carlo control, eq. 1, with updates at the end of each episode.
 
-    `step_size` None is 1 / the number of visits; `first_visit`: only the first visit of a state and action in an
-    episode counts, else all do, one after the other from the last. Further arguments, result and errors are those of
-    `q_learning`.
+    With `step_size=None`, α is 1 / the number of visits. With `first_visit`, only the first visit of a state and action
+    in an episode counts; else all visits do, from the last to the first. The other arguments, the result and the errors
+    are those of `q_learning`.
     """
     table = _Table(env, episodes, discount, step_size, generator, max_steps)
     visits = np.zeros_like(table.q)
@@ -153,7 +149,7 @@ def monte_carlo_control(
 
 
 class _Table:
-    """Q of an environment, the episode that is being played, and the record of those before."""
+    """The table Q of an environment, its current episode, and the returns and lengths of all episodes."""
 
     def __init__(
         self,
@@ -184,7 +180,7 @@ class _Table:
         self.goes_on = False
 
     def reset(self) -> int:
-        """Begin an episode. Its state, numbered from 0."""
+        """Begin an episode and return its first state, counted from 0."""
         self.returns.append(0.0)
         self.lengths.append(0)
         self.goes_on = True
@@ -192,7 +188,7 @@ class _Table:
         return int(observation) - self.first_state
 
     def step(self, action: int) -> tuple[int, float, bool]:
-        """The next state, the reward, and whether the episode terminated; `goes_on` is False after its last step."""
+        """Return the next state, the reward and `terminated`. `goes_on` becomes False after the last step."""
         observation, reward, terminated, truncated, _ = self.env.step(action + self.first_action)
         self.returns[-1] += float(reward)
         self.lengths[-1] += 1
@@ -200,14 +196,14 @@ class _Table:
         return int(observation) - self.first_state, float(reward), bool(terminated)
 
     def choose(self, state: int, epsilon: float) -> int:
-        """ε-greedy, ties broken at random."""
+        """An ε-greedy action."""
         if self.generator.random() < epsilon:
             return int(self.generator.integers(self.q.shape[1]))
         best = np.flatnonzero(self.q[state] == self.q[state].max())
         return int(best[0] if len(best) == 1 else self.generator.choice(best))
 
     def update(self, window: list[tuple[int, int, float]], value: float, step_size: float) -> None:
-        """Move the oldest step's Q towards eq. 2. `value`: of what follows the window."""
+        """Update Q of the oldest step of the window by eq. 2. value: the bootstrap value after the window."""
         for _, _, reward in reversed(window):
             value = reward + self.discount * value
         state, action, _ = window[0]

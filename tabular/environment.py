@@ -1,7 +1,7 @@
-"""Finite MDPs, gridworlds and mazes as Gymnasium environments, for methods that learn by acting.
+"""Finite MDPs, gridworlds and mazes as Gymnasium environments.
 
 Importing this module registers `herdbook/GridWorld-v0` and `herdbook/Maze-v0`; the herdbook command and
-`herdbook.train` do so by themselves.
+`herdbook.train` import it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ ROOM = "S....\n.....\n..#..\n.....\n....G"
 
 
 class MDPEnv(gymnasium.Env[np.int64, np.int64]):
-    """Observations and actions are the MDP's states and actions; there is no time limit.
+    """An MDP as an environment whose observations and actions are the MDP's states and actions, without time limit.
 
-    It exposes its model as toy-text environments do (`P`, `initial_state_distrib`).
+    Like toy-text environments, it exposes its model as `P` and `initial_state_distrib`.
     """
 
     def __init__(self, mdp: MDP) -> None:
@@ -62,16 +62,15 @@ class MDPEnv(gymnasium.Env[np.int64, np.int64]):
 
 
 class GridWorldEnv(gymnasium.Env[Any, np.int64]):
-    """A gridworld (`GridWorld`, in `grid`): actions up, right, down, left.
+    """A gridworld with the actions up, right, down and left. The attribute `grid` is its `GridWorld`.
 
     Args:
         text: The layout.
-        observation: `state`, its number (Discrete), or `position`, row and column scaled to [0, 1] (Box [2]).
+        observation: `state`, the number of the state (Discrete), or `position`, row and column in [0, 1] (Box [2]).
         render_mode: `ansi` (text with `@` for the agent) or `rgb_array`.
-        settings: Further fields of `GridWorld`: slip and rewards.
+        settings: Other fields of `GridWorld`: slip and rewards.
 
-    Raises:
-        ValueError: As `GridWorld`, and for an unknown observation or render mode.
+    Raises ValueError as `GridWorld` does, and for an unknown observation or render mode.
     """
 
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 8}  # noqa: RUF012  # a plain dict, as Gymnasium declares it
@@ -119,7 +118,7 @@ class GridWorldEnv(gymnasium.Env[Any, np.int64]):
 
     @property
     def shortest_path(self) -> float:
-        """Steps from the nearest start to a goal, without slips; ∞ where there is no path."""
+        """Number of steps from the nearest start to a goal, without slips; ∞ if there is no path."""
         return float(self.grid.distances()[self._starts].min())
 
     def render(self) -> Any:
@@ -133,7 +132,7 @@ class GridWorldEnv(gymnasium.Env[Any, np.int64]):
         raise ValueError("expected a render_mode of ansi or rgb_array, given when the environment is made; got None")
 
     def _image(self, row: int, column: int, size: int = 16) -> NDArray[np.uint8]:
-        """Cells of `size` pixels: walls dark, goals green, pits red, the agent blue. [rows, columns, 3]"""
+        """Cells of `size` pixels: walls dark, goals green, pits red, the agent blue. Shape `[height, width, 3]`."""
         colours = {"#": (60, 60, 60), GOAL: (90, 190, 90), PIT: (200, 80, 80)}
         cells = [[colours.get(cell, (240, 240, 240)) for cell in line] for line in self.grid.rows]
         cells[row][column] = (70, 110, 220)
@@ -142,7 +141,7 @@ class GridWorldEnv(gymnasium.Env[Any, np.int64]):
 
 
 class MazeEnv(GridWorldEnv):
-    """A random perfect maze (`random_maze`), the same for each `maze_seed`, whatever the reset seed."""
+    """A random perfect maze (`random_maze`), which depends on `maze_seed` and not on the reset seed."""
 
     def __init__(self, rows: int = 5, columns: int = 5, maze_seed: int = 0, **options: Any) -> None:
         super().__init__(random_maze(rows, columns, np.random.default_rng(maze_seed)), **options)

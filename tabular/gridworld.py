@@ -1,13 +1,14 @@
 """Gridworlds and mazes from text, as MDPs.
 
     #######
-    #S..#.#        # wall      S start (several: each as likely; none: every free cell)
+    #S..#.#        # wall      S start (one of several is drawn uniformly; without any, a free cell is drawn)
     #.#...#        . free      G goal, ends the episode
     #..X.G#        X pit, ends the episode
     #######
 
-Actions are up, right, down, left (0 to 3, as in CliffWalking-v1); a move into a wall or off the grid stays. With
-probability `slip` a move goes to one of its two sides instead, each as likely (FrozenLake's ice has slip 2/3).
+Actions are up, right, down, left (0 to 3, as in CliffWalking-v1). After a move into a wall or off the grid, the agent
+stays where it is. With probability `slip`, a move goes to the left or the right of its direction instead, with equal
+probability (FrozenLake's ice has slip 2/3).
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ WALL, FREE, START, GOAL, PIT = "#.SGX"
 
 @dataclass(frozen=True, kw_only=True)
 class GridWorld:
-    """A gridworld; states are the cells that are not walls, numbered row by row.
+    """A gridworld. Its states are the cells that are not walls, numbered row by row.
 
-    Raises ValueError for text of unequal lines or unknown characters (where is said), without a cell to begin in, and
-    for a slip outside [0, 1].
+    Raises ValueError, naming the row, for lines of unequal length and unknown characters; also for a layout without a
+    cell to begin in, and for a slip outside [0, 1].
     """
 
     text: str
-    step_reward: float = -1.0  # of every step …
-    goal_reward: float = 0.0  # … and of one that enters the goal on top of it …
-    pit_reward: float = -100.0  # … or a pit
-    slip: float = 0.0  # probability that a move goes to a side
+    step_reward: float = -1.0  # reward of every step
+    goal_reward: float = 0.0  # added to step_reward for a step into a goal
+    pit_reward: float = -100.0  # added to step_reward for a step into a pit
+    slip: float = 0.0  # probability that a move goes to one of its two sides
 
     def __post_init__(self) -> None:
         rows = self.rows
@@ -52,12 +53,12 @@ class GridWorld:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The lines of the text without surrounding space."""
+        """The lines of the text without surrounding whitespace."""
         return tuple(line.strip() for line in self.text.strip().splitlines())
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Numbers of rows and columns."""
         return len(self.rows), len(self.rows[0])
 
     @property
@@ -66,34 +67,34 @@ class GridWorld:
         return [(r, c) for r, row in enumerate(self.rows) for c, cell in enumerate(row) if cell != WALL]
 
     def states(self, kind: str) -> NDArray[np.bool_]:
-        """Which states are of a kind (`S`, `.`, `G`, `X`). `[S]`"""
+        """Mask of the states of one kind (`S`, `.`, `G` or `X`). `[S]` bool"""
         return np.array([self.rows[r][c] == kind for r, c in self.cells])
 
     @property
     def starts(self) -> NDArray[np.bool_]:
-        """Where episodes begin. `[S]`"""
+        """Mask of the states in which episodes begin. `[S]` bool"""
         marked = self.states(START)
         return marked if marked.any() else self.states(FREE)
 
     @property
     def ends(self) -> NDArray[np.bool_]:
-        """Goals and pits. `[S]`"""
+        """Mask of the terminal states, goals and pits. `[S]` bool"""
         return self.states(GOAL) | self.states(PIT)
 
     @property
     def entered(self) -> Floats:
-        """The reward of a step into each state. `[S]`"""
+        """Reward of a step into each state. `[S]`"""
         return self.step_reward + self.goal_reward * self.states(GOAL) + self.pit_reward * self.states(PIT)
 
     def successors(self) -> NDArray[np.int64]:
-        """Where each move leads if it does not slip. `[S, 4]`"""
+        """The next state of each move without slip. `[S, 4]`"""
         number = {cell: state for state, cell in enumerate(self.cells)}
         return np.array(
             [[number.get((r + down, c + right), number[r, c]) for down, right in MOVES] for r, c in self.cells]
         )
 
     def mdp(self, *, discount: float) -> MDP:
-        """The gridworld as an MDP, of 64 S² bytes; goals and pits are terminal."""
+        """The gridworld as an MDP, which takes 64 S² bytes. Goals and pits are terminal."""
         successors = self.successors()
         states = len(successors)
         moves = np.eye(states)[successors]  # [S, 4, S]
@@ -108,7 +109,7 @@ class GridWorld:
         )
 
     def distances(self) -> Floats:
-        """Steps of the shortest path from each state to a goal, without pits or slips; ∞ where there is none. `[S]`"""
+        """Length of the shortest path from each state to a goal that avoids pits, without slips; ∞ if none. `[S]`"""
         successors, goals, pits = self.successors(), self.states(GOAL), self.states(PIT)
         into: list[list[int]] = [[] for _ in successors]
         for state, moves in enumerate(successors):
@@ -125,17 +126,17 @@ class GridWorld:
         return distances
 
     def picture(self, values: Floats) -> Floats:
-        """Values of states as an image, NaN at walls. [S] → [rows, columns]."""
+        """Values of the states as an image with NaN at walls. [S] → [rows, columns]"""
         image = np.full(self.shape, np.nan)
         image[tuple(np.array(self.cells).T)] = values
         return image
 
 
 def random_maze(rows: int, columns: int, generator: np.random.Generator) -> str:
-    """The text of a perfect maze (one path between any two cells), by a random depth-first walk.
+    """The text of a perfect maze (one path between any two cells), made by a randomised depth-first search.
 
-    `rows` and `columns` count the cells that walls are between, so the text has 2n + 1 lines. Start and goal are in
-    opposite corners. Raises ValueError for fewer than two cells.
+    `rows` and `columns` count cells without the walls between them, so that the text has 2 · rows + 1 lines. Start and
+    goal are in opposite corners. Raises ValueError for fewer than two cells.
     """
     if rows < 1 or columns < 1 or rows * columns < 2:
         raise ValueError(f"expected at least two cells, got {rows} × {columns}")

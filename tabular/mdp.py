@@ -3,13 +3,13 @@
     p(s′ | s, a),   r(s, a, s′),   μ(s),   γ                          (Puterman 1994, §2.1)
     r(s, a) = Σ_s′ p(s′ | s, a) r(s, a, s′)                           (1)
 
-An episode ends when it enters a terminal state; its value is 0.
+An episode ends when it enters a terminal state, whose value is 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -21,29 +21,29 @@ from herdbook.core.environments import EnvironmentSource, make_environment
 
 Floats = NDArray[np.float64]
 
-_TOLERANCE = 1e-8  # of the sum of a distribution
+_TOLERANCE = 1e-8  # largest error in the sum of a distribution
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MDP:
-    """A finite MDP of S states and A actions; immutable, validated when built.
+    """A finite MDP with S states and A actions, immutable and validated when built.
 
-    The rows of terminal states are not read: they become self-loops without reward.
+    Terminal states become self-loops without reward; their rows in `transitions` and `rewards` are ignored.
 
-    Raises ValueError, naming the row, for shapes that disagree, probabilities that are negative or do not sum to 1,
-    rewards that are not finite, a discount outside [0, 1], and an episode that would begin in a terminal state.
+    Raises ValueError for shapes that disagree, probabilities that are negative or do not sum to 1, rewards that are not
+    finite, a discount outside [0, 1], and a terminal state with positive initial probability. The error names the row.
     """
 
     transitions: Floats
     """p(s′ | s, a), `[S, A, S]`."""
     rewards: Floats
-    """`[S, A, S]`, of a step; `[S, A]` and `[S]` (of the state that is left) are spread over the rest."""
+    """r(s, a, s′), `[S, A, S]`. r(s, a) `[S, A]` and r(s) `[S]` are broadcast."""
     initial: Floats
     """μ, `[S]`."""
     discount: float
-    """γ in [0, 1]. With 1, methods without a horizon need policies that end."""
+    """γ in [0, 1]. With γ = 1, methods without a horizon need policies under which every episode ends."""
     terminal: NDArray[np.bool_] | None = None
-    """`[S]`; None: no state is."""
+    """Mask of the terminal states, `[S]`. None: no state is terminal."""
     expected_rewards: Floats = field(init=False, repr=False)
     """r(s, a), eq. 1, `[S, A]`."""
 
@@ -72,14 +72,9 @@ class MDP:
             raise ValueError(f"initial: no episode can begin in the terminal state {state}; give it probability 0")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount: expected a value in [0, 1], got {self.discount}")
-        expected = np.einsum("sat,sat->sa", transitions, rewards)
-        for name, value in {
-            "transitions": transitions,
-            "rewards": rewards,
-            "initial": initial,
-            "terminal": terminal,
-            "expected_rewards": expected,
-        }.items():
+        checked = {"transitions": transitions, "rewards": rewards, "initial": initial, "terminal": terminal}
+        checked["expected_rewards"] = np.einsum("sat,sat->sa", transitions, rewards)
+        for name, value in checked.items():
             object.__setattr__(self, name, value)
         self._freeze()
 
@@ -88,14 +83,14 @@ class MDP:
             if isinstance(value, np.ndarray):
                 value.setflags(write=False)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:  # a copy's arrays can be written to
+    def __setstate__(self, state: dict[str, Any]) -> None:  # arrays are writable after copy and pickle
         vars(self).update(state)
         self._freeze()
 
     @property
     def ends(self) -> NDArray[np.bool_]:
-        """Which states are terminal, `[S]`."""
-        assert self.terminal is not None  # it is made in __post_init__
+        """Mask of the terminal states, `[S]`."""
+        assert self.terminal is not None  # set in __post_init__
         return self.terminal
 
     @property
@@ -109,19 +104,13 @@ class MDP:
         return int(self.transitions.shape[1])
 
     def with_rewards(self, rewards: ArrayLike) -> MDP:
-        """The same MDP with other rewards, `[S]`, `[S, A]` or `[S, A, S]`, as a learned reward function gives them."""
-        return MDP(
-            transitions=self.transitions,
-            rewards=np.asarray(rewards, np.float64),
-            initial=self.initial,
-            discount=self.discount,
-            terminal=self.terminal,
-        )
+        """The same MDP with other (for example learned) rewards, `[S]`, `[S, A]` or `[S, A, S]`."""
+        return replace(self, rewards=np.asarray(rewards, np.float64))
 
     def shaped(self, potential: ArrayLike) -> MDP:
-        """The same MDP with r + γ Φ(s′) − Φ(s), Φ of terminal states 0 (Ng, Harada & Russell 1999). potential: Φ [S].
+        """The same MDP with rewards r + γ Φ(s′) − Φ(s) (Ng, Harada & Russell 1999). potential: Φ [S].
 
-        Its optimal policies are the same, its values V − Φ.
+        Φ is 0 in terminal states. The optimal policies are the same, and the values are V − Φ.
         """
         phi = np.where(self.ends, 0.0, np.asarray(potential, np.float64))
         return self.with_rewards(self.rewards + self.discount * phi - phi[:, None, None])
@@ -137,10 +126,11 @@ class MDP:
         num_terminal: int = 0,
         generator: np.random.Generator,
     ) -> MDP:
-        """A Garnet MDP (Archibald, McKinnon & Thomas 1995): each row spreads over `branching` states (None: all).
+        """A Garnet MDP (Archibald, McKinnon & Thomas 1995): each state and action has `branching` successors.
 
-        Probabilities are uniform on the simplex, rewards r(s, a) standard normal, the last `num_terminal` states end
-        episodes, which begin in the others with equal probability. Raises ValueError for counts that do not fit.
+        `branching` None means all states. Probabilities are uniform on the simplex and rewards r(s, a) standard normal.
+        The last `num_terminal` states are terminal; the initial state is uniform over the others. Raises ValueError for
+        counts out of range.
         """
         branching = num_states if branching is None else branching
         if not 1 <= branching <= num_states:
@@ -163,53 +153,40 @@ class MDP:
     def from_gymnasium(cls, env: EnvironmentSource | gymnasium.Env[Any, Any], *, discount: float) -> MDP:
         """The model that a toy-text environment exposes (FrozenLake-v1, Taxi-v4, CliffWalking-v1).
 
-        It is that of the unwrapped environment: time limits and other wrappers are not part of it. A state is terminal
-        if a reachable transition into it ends the episode.
+        It is the model of the unwrapped environment, without time limits and other wrappers. A state is terminal if a
+        reachable transition into it ends the episode.
 
-        Raises ValueError for an environment without a model (`P` and `initial_state_distrib`), and where a state is
-        entered both with and without an end, which an MDP of these states cannot say.
+        Raises ValueError for an environment without a model (`P` and `initial_state_distrib`), and for a state that is
+        entered both with and without an end of the episode: an MDP over these states cannot represent it.
         """
         made = env if isinstance(env, gymnasium.Env) else make_environment(env)
-        try:
-            inner: Any = made.unwrapped
-            model, initial = getattr(inner, "P", None), getattr(inner, "initial_state_distrib", None)
-            if model is None or initial is None or not isinstance(inner.action_space, spaces.Discrete):
-                raise ValueError(
-                    f"{inner}: expected an environment that exposes its model, as toy-text ones do: P "
-                    "({state: {action: [(probability, next state, reward, terminated)]}}) and initial_state_distrib"
-                )
-            return cls._from_model(model, np.asarray(initial, np.float64), int(inner.action_space.n), discount)
-        finally:
-            if made is not env:
-                made.close()
-
-    @classmethod
-    def _from_model(
-        cls,
-        model: Mapping[int, Mapping[int, Sequence[tuple[float, int, float, bool]]]],
-        initial: Floats,
-        num_actions: int,
-        discount: float,
-    ) -> MDP:
-        states = len(initial)
-        transitions, weighted = np.zeros((2, states, num_actions, states))
+        inner: Any = made.unwrapped
+        model, initial = getattr(inner, "P", None), getattr(inner, "initial_state_distrib", None)
+        if made is not env:
+            made.close()
+        if model is None or initial is None or not isinstance(inner.action_space, spaces.Discrete):
+            raise ValueError(
+                f"{inner}: expected an environment that exposes its model, as toy-text ones do: P "
+                "({state: {action: [(probability, next state, reward, terminated)]}}) and initial_state_distrib"
+            )
+        initial, states, actions = np.asarray(initial, np.float64), len(initial), int(inner.action_space.n)
+        transitions, weighted = np.zeros((2, states, actions, states))
         for s in range(states):
-            for a in range(num_actions):
+            for a in range(actions):
                 for probability, successor, reward, _ in model[s][a]:
                     transitions[s, a, successor] += probability
                     weighted[s, a, successor] += probability * reward
-        ends = _entered(model, initial)
         return cls(
             transitions=transitions,
             rewards=np.divide(weighted, transitions, out=np.zeros_like(weighted), where=transitions > 0),
             initial=initial,
             discount=discount,
-            terminal=np.isin(np.arange(states), sorted(ends)),
+            terminal=np.isin(np.arange(states), sorted(_entered(model, initial))),
         )
 
 
 def _entered(model: Mapping[int, Mapping[int, Sequence[Any]]], initial: Floats) -> set[int]:
-    """The states that end an episode, among those that it can reach."""
+    """The terminal states among those that an episode can reach."""
     ends: set[int] = set()
     goes_on = {int(s) for s in np.flatnonzero(initial)}
     waiting = list(goes_on)
@@ -230,7 +207,7 @@ def _entered(model: Mapping[int, Mapping[int, Sequence[Any]]], initial: Floats) 
 
 
 def _spread(name: str, values: ArrayLike, shape: tuple[int, int, int]) -> Floats:
-    """`[S]`, `[S, A]` or `[S, A, S]` → `[S, A, S]`."""
+    """Broadcast `[S]`, `[S, A]` or `[S, A, S]` → `[S, A, S]`."""
     array = np.asarray(values, np.float64)
     if array.ndim not in (1, 2, 3) or array.shape != shape[: array.ndim]:
         expected = ", ".join(str(list(shape[:n])) for n in (1, 2, 3))
@@ -239,7 +216,7 @@ def _spread(name: str, values: ArrayLike, shape: tuple[int, int, int]) -> Floats
 
 
 def check_distributions(name: str, rows: Floats, axes: tuple[str, ...]) -> None:
-    """Raise ValueError, naming the row by the names of the `axes`, unless the last axis holds distributions."""
+    """Raise ValueError unless the last axis holds distributions. The error names the row by the names in `axes`."""
 
     def where(index: NDArray[np.intp]) -> str:
         row = ", ".join(f"{axis} {i}" for axis, i in zip(axes, index.tolist(), strict=False))
@@ -255,7 +232,7 @@ def check_distributions(name: str, rows: Floats, axes: tuple[str, ...]) -> None:
 
 
 def check_policy(mdp: MDP, policy: ArrayLike) -> Floats:
-    """π(a | s) `[S, A]` as float64. Raises ValueError, naming the row, if it is none of this MDP."""
+    """π(a | s) `[S, A]` as float64. Raises ValueError, naming the row, if it is no policy for this MDP."""
     array = np.asarray(policy, np.float64)
     if array.shape != (mdp.num_states, mdp.num_actions):
         raise ValueError(f"policy: expected [{mdp.num_states}, {mdp.num_actions}], got shape {array.shape}")

@@ -12,16 +12,15 @@ from herdbook.tabular.gridworld import GOAL, MOVES, PIT, START, GridWorld
 
 
 def draw(grid: GridWorld, values: ArrayLike, policy: ArrayLike | None = None, *, path: str | Path) -> None:
-    """Write a picture of values as colours and of a policy as arrows, as long as their actions are probable.
+    """Draw values as colours and a policy as arrows, whose lengths are the probabilities of their actions.
 
     Args:
         grid: The gridworld.
-        values: [S].
+        values: V(s), [S].
         policy: π(a | s), [S, 4].
-        path: Of the file; its ending chooses the format (png, pdf, svg).
+        path: The file to write; its suffix determines the format (png, pdf, svg).
 
-    Raises:
-        ValueError: The arrays are not of this gridworld.
+    Raises ValueError for arrays whose shapes do not fit the gridworld.
     """
     states = len(grid.cells)
     values, pi = np.asarray(values, np.float64), None if policy is None else np.asarray(policy, np.float64)

@@ -1,4 +1,4 @@
-"""Exact methods on a finite MDP whose model is known.
+"""Exact methods for a finite MDP with a known model.
 
     Q(s, a)  = r(s, a) + γ Σ_s′ p(s′ | s, a) V(s′)                            (1)
     V^π      = (I − γ P_π)⁻¹ r_π                                              (2)  policy evaluation
@@ -14,6 +14,7 @@ Puterman 1994, §6.9. The value of a terminal state is 0. A policy is π(a | s),
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,12 @@ from scipy.special import logsumexp, softmax
 
 from herdbook.tabular.mdp import MDP, Floats, check_policy
 
-_TIE = 1e-12  # actions whose values differ by less, relative to what they are sums of, are as good as each other
+_TIE = 1e-12  # relative difference up to which the values of two actions count as equal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """What planning gives; over a finite horizon T every array has a leading time axis, `values` with T + 1 rows."""
+    """The result of planning. With a finite horizon T, arrays have a leading time axis: T rows, `values` T + 1."""
 
     values: Floats
     """V, `[S]`."""
@@ -36,31 +37,31 @@ class Solution:
     policy: Floats
     """π(a | s), `[S, A]`."""
     iterations: int
-    """Sweeps over all states, improvements of the policy, or the horizon."""
+    """Number of sweeps over all states, number of policy improvements, or the horizon."""
 
 
 def q_values(mdp: MDP, values: Floats) -> Floats:
-    """Eq. 1. values: [S] → [S, A]."""
+    """Eq. 1. values: V [S] → Q [S, A]."""
     q: Floats = mdp.expected_rewards + mdp.discount * mdp.transitions @ np.where(mdp.ends, 0.0, values)
     return q
 
 
 def greedy(q: Floats) -> Floats:
-    """The deterministic policy of eq. 4; of several best actions the first. q: [*B, A] → [*B, A]."""
+    """The greedy policy of eq. 4, with the first of several best actions. q: [*B, A] → [*B, A]."""
     policy: Floats = np.eye(q.shape[-1])[q.argmax(-1)]
     return policy
 
 
 def uniform(mdp: MDP) -> Floats:
-    """All actions with the same probability. `[S, A]`"""
+    """The policy under which all actions are equally probable. `[S, A]`"""
     return np.full((mdp.num_states, mdp.num_actions), 1 / mdp.num_actions)
 
 
 def evaluate_policy(mdp: MDP, policy: ArrayLike) -> Floats:
     """The value of a policy by one linear solve, eq. 2. policy: [S, A] → V^π [S].
 
-    Raises ValueError for an array that is no policy of this MDP, and with γ = 1 for a policy that need not end, which
-    has no value.
+    Raises ValueError for an array that is no policy for this MDP. With γ = 1, also raises ValueError if episodes never
+    end from some state, because the policy then has no value.
     """
     pi = check_policy(mdp, policy)
     inside, steps = _within(mdp, _chain(mdp, pi), np.ones(mdp.num_states, np.bool_))
@@ -75,38 +76,44 @@ def evaluate_policy_iteratively(
 ) -> Floats:
     """The value of a policy by repeated backups, eq. 3. policy: [S, A] → V^π [S].
 
-    With γ < 1 no value is off by more than `tolerance`; with γ = 1 the last backup changed none by more. Raises
-    ValueError for an array that is no policy of this MDP, and if `max_iterations` are not enough.
+    With γ < 1, `tolerance` bounds the error of every value; with γ = 1, it bounds the last change. Raises ValueError
+    for an array that is no policy for this MDP, and if `max_iterations` backups do not suffice.
     """
     pi = check_policy(mdp, policy)
+    return _fixed_point(mdp, lambda q: (pi * q).sum(-1), tolerance, max_iterations)[0]
+
+
+def _fixed_point(
+    mdp: MDP, backup: Callable[[Floats], Floats], tolerance: float, max_iterations: int
+) -> tuple[Floats, int]:
+    """Repeat V ← backup(Q) from V = 0, with V = 0 in terminal states. Returns V [S] and the number of backups."""
+    # With γ < 1, all later changes add up to at most `tolerance`: they form a geometric series.
+    change = tolerance * (1 - mdp.discount) / mdp.discount if 0 < mdp.discount < 1 else tolerance
     values = np.zeros(mdp.num_states)
-    for _ in range(max_iterations):
-        before, values = values, np.where(mdp.ends, 0.0, (pi * q_values(mdp, values)).sum(-1))
-        if np.abs(values - before).max() <= _last_change(mdp, tolerance):
-            return values
+    for iteration in range(1, max_iterations + 1):
+        before, values = values, np.where(mdp.ends, 0.0, backup(q_values(mdp, values)))
+        if np.abs(values - before).max() <= change:
+            return values, iteration
     raise _not_converged(mdp, max_iterations)
 
 
 def policy_iteration(mdp: MDP, policy: ArrayLike | None = None, *, max_iterations: int = 10_000) -> Solution:
-    """Evaluate by eq. 2, improve by eq. 4, until no action is better than the policy's, but for rounding.
+    """Evaluate by eq. 2 and improve by eq. 4 until no action is better than the policy's, up to rounding.
 
     Args:
         mdp: The MDP.
-        policy: To begin with, `[S, A]`; by default the uniform one. With γ = 1 it must end from every state.
-        max_iterations: Improvements at most.
+        policy: The initial policy `[S, A]`, by default uniform. With γ = 1, its episodes must end from every state.
+        max_iterations: Largest number of improvements.
 
-    Returns:
-        The optimal values, and a deterministic policy that has them.
-
-    Raises:
-        ValueError: With γ = 1, if a policy on the way need not end; or no convergence.
+    Returns the optimal values and a deterministic optimal policy. Raises ValueError if the iteration does not converge,
+    and with γ = 1 if episodes never end under one of the policies.
     """
     pi = uniform(mdp) if policy is None else check_policy(mdp, policy)
     for iteration in range(max_iterations):
         values = evaluate_policy(mdp, pi)
         q = q_values(mdp, values)
         best = _best(mdp, values, q)
-        # Rows whose actions are all as good as the best stay: rounding would change them back and forth for ever.
+        # A row of optimal actions stays as it is. Rounding could otherwise make the policy alternate for ever.
         stays = ~((pi > 0) & ~best).any(-1, keepdims=True)
         if stays.all():
             return Solution(values, q, _choice(mdp, (pi > 0) & best), iteration)
@@ -115,14 +122,14 @@ def policy_iteration(mdp: MDP, policy: ArrayLike | None = None, *, max_iteration
 
 
 def _best(mdp: MDP, values: Floats, q: Floats, slack: float = 0.0) -> NDArray[np.bool_]:
-    """The actions that are as good as the best of their state, but for rounding and `slack`. `[S, A]`"""
-    size = np.abs(mdp.expected_rewards) + mdp.discount * mdp.transitions @ np.abs(values)  # of what q is the sum of
+    """Mask of the best actions in each state, up to rounding and `slack`. `[S, A]` bool"""
+    size = np.abs(mdp.expected_rewards) + mdp.discount * mdp.transitions @ np.abs(values)  # size of the terms of q
     best: NDArray[np.bool_] = q >= q.max(-1, keepdims=True) - slack - _TIE * size.max(-1, keepdims=True)
     return best
 
 
 def _choice(mdp: MDP, among: NDArray[np.bool_]) -> Floats:
-    """A deterministic policy: the first action of `among` [S, A], with γ = 1 the first that leads on to an end."""
+    """A deterministic policy: the first action in `among` [S, A]; with γ = 1, the first that leads to an end."""
     policy = greedy(among.astype(np.float64))
     if mdp.discount < 1:
         return policy
@@ -139,19 +146,14 @@ def _choice(mdp: MDP, among: NDArray[np.bool_]) -> Floats:
 def value_iteration(mdp: MDP, *, tolerance: float = 1e-10, max_iterations: int = 100_000) -> Solution:
     """Repeated optimal backups, eq. 5.
 
-    With γ < 1 no value is off by more than `tolerance`; with γ = 1 the last backup changed none by more. The policy is
-    greedy; with γ = 1, of actions that are as good within the tolerance, by those that lead to an end. Raises
-    ValueError if `max_iterations` are not enough.
+    With γ < 1, `tolerance` bounds the error of every value; with γ = 1, it bounds the last change. The policy is
+    greedy; with γ = 1, it takes among equally good actions one that leads to an end. Raises ValueError if
+    `max_iterations` backups do not suffice.
     """
-    values = np.zeros(mdp.num_states)
-    for iteration in range(1, max_iterations + 1):
-        q = q_values(mdp, values)
-        before, values = values, np.where(mdp.ends, 0.0, q.max(-1))
-        if np.abs(values - before).max() <= _last_change(mdp, tolerance):
-            q = q_values(mdp, values)
-            policy = greedy(q) if mdp.discount < 1 else _choice(mdp, _best(mdp, values, q, 2 * tolerance))
-            return Solution(values, q, policy, iteration)
-    raise _not_converged(mdp, max_iterations)
+    values, iterations = _fixed_point(mdp, lambda q: q.max(-1), tolerance, max_iterations)
+    q = q_values(mdp, values)
+    policy = greedy(q) if mdp.discount < 1 else _choice(mdp, _best(mdp, values, q, 2 * tolerance))
+    return Solution(values, q, policy, iterations)
 
 
 def soft_value_iteration(
@@ -166,53 +168,40 @@ def soft_value_iteration(
 
     Args:
         mdp: The MDP.
-        temperature: τ > 0; towards 0 it becomes `value_iteration`.
-        horizon: None: the fixed point, to `tolerance` as in `value_iteration`. T: backups from V_T = 0; row t of the
-            result belongs to time t (values `[T + 1, S]`, q and policy `[T, S, A]`).
-        tolerance: Of the fixed point.
-        max_iterations: Sweeps at most.
+        temperature: τ > 0. The limit τ → 0 is `value_iteration`.
+        horizon: None for the fixed point. T for T backups from V_T = 0; row t of the result then belongs to time t
+            (values `[T + 1, S]`, q and policy `[T, S, A]`).
+        tolerance: Error of the fixed point, as in `value_iteration`.
+        max_iterations: Largest number of backups for the fixed point.
 
-    Raises:
-        ValueError: τ or T is not positive; or no convergence.
+    Raises ValueError if τ or T is not positive, or if the iteration does not converge.
     """
     if not temperature > 0:
         raise ValueError(f"temperature: expected a value > 0, got {temperature}")
-    if horizon is not None:
-        return _soft_backups(mdp, temperature, horizon)
-    values = np.zeros(mdp.num_states)
-    for iteration in range(1, max_iterations + 1):
-        before, values = values, _soft_values(mdp, q_values(mdp, values), temperature)
-        if np.abs(values - before).max() <= _last_change(mdp, tolerance):
-            q = q_values(mdp, values)
-            return Solution(values, q, _soft_policy(q, temperature), iteration)
-    raise _not_converged(mdp, max_iterations)
 
+    def soft_maximum(q: Floats) -> Floats:
+        value: Floats = temperature * logsumexp(q / temperature, axis=-1)
+        return value
 
-def _soft_backups(mdp: MDP, temperature: float, horizon: int) -> Solution:
-    if horizon < 1:
+    if horizon is None:
+        values, iterations = _fixed_point(mdp, soft_maximum, tolerance, max_iterations)
+        q = q_values(mdp, values)
+    elif horizon < 1:
         raise ValueError(f"horizon: expected at least 1 step, got {horizon}")
-    values = np.zeros((horizon + 1, mdp.num_states))
-    q = np.zeros((horizon, mdp.num_states, mdp.num_actions))
-    for t in reversed(range(horizon)):
-        q[t] = q_values(mdp, values[t + 1])
-        values[t] = _soft_values(mdp, q[t], temperature)
-    return Solution(values, q, _soft_policy(q, temperature), horizon)
-
-
-def _soft_values(mdp: MDP, q: Floats, temperature: float) -> Floats:
-    return np.where(mdp.ends, 0.0, temperature * logsumexp(q / temperature, axis=-1))
-
-
-def _soft_policy(q: Floats, temperature: float) -> Floats:
-    policy: Floats = softmax((q - q.max(-1, keepdims=True)) / temperature, axis=-1)
-    return policy
+    else:
+        values, iterations = np.zeros((horizon + 1, mdp.num_states)), horizon
+        q = np.zeros((horizon, mdp.num_states, mdp.num_actions))
+        for t in reversed(range(horizon)):
+            q[t] = q_values(mdp, values[t + 1])
+            values[t] = np.where(mdp.ends, 0.0, soft_maximum(q[t]))
+    return Solution(values, q, softmax((q - q.max(-1, keepdims=True)) / temperature, axis=-1), iterations)
 
 
 def occupancy(mdp: MDP, policy: ArrayLike) -> Floats:
-    """How often each action is taken in each state: Σ_t γᵗ P(s_t = s, a_t = a), eq. 7. policy: [S, A] → [S, A].
+    """The occupancy measure d_π(s, a) = Σ_t γᵗ P(s_t = s, a_t = a), eq. 7. policy: [S, A] → [S, A].
 
-    Terminal states, where nothing is decided, have 0. Without any the sum is 1 / (1 − γ), and always
-    Σ d(s, a) r(s, a) = Σ μ(s) V^π(s). Raises ValueError as `evaluate_policy` does; only what is reached must end.
+    It is 0 in terminal states, sums to 1 / (1 − γ) if there are none, and satisfies Σ d(s, a) r(s, a) = Σ μ(s) V^π(s).
+    Raises ValueError as `evaluate_policy` does, but with γ = 1 episodes need only end from the states that are reached.
     """
     pi = check_policy(mdp, policy)
     chain = _chain(mdp, pi)
@@ -224,10 +213,10 @@ def occupancy(mdp: MDP, policy: ArrayLike) -> Floats:
 
 
 def visitation(mdp: MDP, policy: ArrayLike) -> Floats:
-    """P(s_t = s) for t = 0 … T, undiscounted. policy: of every step, [T, S, A] → [T + 1, S].
+    """State distributions P(s_t = s) for t = 0 … T, undiscounted. policy: one per step, [T, S, A] → [T + 1, S].
 
-    Who has reached a terminal state stays there, so each row sums to 1. Raises ValueError for an array that is no
-    sequence of policies of this MDP.
+    Terminal states are absorbing, so that each row sums to 1. Raises ValueError for an array that is no sequence of
+    policies for this MDP.
     """
     policies = np.asarray(policy, np.float64)
     if policies.ndim != 3:
@@ -245,9 +234,9 @@ def _chain(mdp: MDP, policy: Floats) -> Floats:
 
 
 def _within(mdp: MDP, chain: Floats, among: NDArray[np.bool_]) -> tuple[NDArray[np.intp], Floats]:
-    """The states n of `among` [S] where an episode goes on, and the chain between them, [n, n].
+    """The non-terminal states in the mask `among` [S] as indices [n], and the chain restricted to them [n, n].
 
-    Raises ValueError, with γ = 1, if it never ends from one of them.
+    With γ = 1, raises ValueError if episodes never end from one of them.
     """
     if mdp.discount == 1 and (endless := among & ~_closure(mdp.ends, chain)).any():
         raise ValueError(
@@ -259,15 +248,10 @@ def _within(mdp: MDP, chain: Floats, among: NDArray[np.bool_]) -> tuple[NDArray[
 
 
 def _closure(states: NDArray[np.bool_], links: Floats) -> NDArray[np.bool_]:
-    """The states [S] from which these are reached by `links` [S, S] > 0."""
+    """Mask [S] of the states from which `states` [S] are reached along `links` [S, S] > 0, and of `states`."""
     while (more := states | (links[:, states] > 0).any(-1)).sum() > states.sum():
         states = more
     return states
-
-
-def _last_change(mdp: MDP, tolerance: float) -> float:
-    """The change of a backup that is followed by no more than `tolerance` in total (a geometric series)."""
-    return tolerance * (1 - mdp.discount) / mdp.discount if 0 < mdp.discount < 1 else tolerance
 
 
 def _not_converged(mdp: MDP, iterations: int) -> ValueError:

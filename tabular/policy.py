@@ -1,4 +1,4 @@
-"""Tables as policies that `evaluate` and `Actor` take."""
+"""Policy tables as policies for `evaluate` and `Actor`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from herdbook.tabular.mdp import check_distributions
 
 
 class TabularPolicy:
-    """π(a | s) `[S, A]` over Discrete observations and actions that begin at 0.
+    """A policy π(a | s) `[S, A]` over Discrete observations and actions that start at 0.
 
-    It acts by its most probable action, the first of several; with `deterministic=False` it samples. Raises ValueError,
-    naming the row, for what is no policy.
+    It takes the most probable action (the first of several), or samples with `deterministic=False`. Raises ValueError,
+    naming the row, for an array that is no policy.
     """
 
     def __init__(self, policy: ArrayLike, *, deterministic: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""The value of the policy that made some episodes, learned from them without a model (Sutton & Barto 2018).
+"""Model-free prediction: the value of the policy that generated some episodes (Sutton & Barto 2018).
 
     G_t      = r_t + γ r_{t+1} + … + γ^{T−t−1} r_{T−1} + γ^{T−t} V(s_T)         (1)  return
     G_{t:n}  = r_t + … + γ^{n−1} r_{t+n−1} + γⁿ V(s_{t+n})                      (2)  n-step return, §7.1
@@ -8,9 +8,9 @@
     V(s_t)  ← V(s_t) + α δ_t                                                    (6)  TD(0)
     V(s)    ← V(s) + α δ_t e_t(s), all s                                        (7)  TD(λ)
 
-V(s_T) is 0 if the episode terminated. One that was cut off goes on from V(s_T), for Monte Carlo too. With `online` each
-step changes the values that the next one reads; else an episode's changes are added up and made at its end, where
-TD(0) is TD(λ = 0) and Monte Carlo of all visits is TD(λ = 1), exactly.
+V(s_T) is 0 if the episode terminated. A truncated episode is bootstrapped from V(s_T), for Monte Carlo too. With
+`online`, each step updates the values that the next step reads. Else the updates of an episode are summed and applied
+at its end; TD(0) then equals TD(λ = 0), and every-visit Monte Carlo equals TD(λ = 1), exactly.
 """
 
 from __future__ import annotations
@@ -38,10 +38,16 @@ class _Path:
     goes_on: float
 
     def values(self, values: Floats) -> Floats:
-        """V(s_0 … s_T), the last one 0 where the episode terminated. [S] → [T + 1]."""
+        """V(s_0), …, V(s_T), with V(s_T) = 0 if the episode terminated. [S] → [T + 1]"""
         along = values[self.states]
         along[-1] *= self.goes_on
         return along
+
+    def steps(self) -> Iterator[tuple[int, float, int, float]]:
+        """(s_t, r_t, s_{t+1}, 0 if the step terminates the episode, else 1) for each t."""
+        goes_on = np.ones_like(self.rewards)
+        goes_on[-1] = self.goes_on
+        return zip(self.states[:-1], self.rewards, self.states[1:], goes_on, strict=True)
 
 
 def monte_carlo(
@@ -52,22 +58,17 @@ def monte_carlo(
     first_visit: bool = True,
     values: ArrayLike | None = None,
 ) -> Floats:
-    """Monte Carlo prediction, eq. 1 and 5; changes are made at the end of each episode.
+    """Monte Carlo prediction, eq. 1 and 5, with updates at the end of each episode.
 
     Args:
-        episodes: Of one policy, with Discrete observations.
+        episodes: Episodes of one policy, with Discrete observations.
         discount: γ.
-        step_size: α; None: 1 / the number of visits so far, which makes each value the mean of its returns.
-        first_visit: Only the first visit of a state in an episode counts; else the changes of all are added up, and α
-            must be small: with 2 / α visits in one episode values no longer settle.
-        values: To begin with, [S]; by default 0, where states that are never visited stay.
+        step_size: α. None: 1 / the number of visits so far, so that each value is the mean of its returns.
+        first_visit: Count only the first visit of a state in an episode. Else the updates of all visits are summed, and
+            α must be small: values do not converge if a state has 2 / α or more visits in an episode.
+        values: Initial values [S], by default 0. States that are never visited keep them.
 
-    Returns:
-        V [S].
-
-    Raises:
-        DataError: The observations are not Discrete.
-        ValueError: A setting is out of range.
+    Returns V [S]. Raises DataError if the observations are not Discrete, and ValueError if a setting is out of range.
     """
     estimate = _begin(episodes, discount, step_size, values)
     visits = np.zeros(len(estimate))
@@ -89,14 +90,12 @@ def monte_carlo(
 def td_zero(
     episodes: Episodes, *, discount: float, step_size: float, online: bool = True, values: ArrayLike | None = None
 ) -> Floats:
-    """TD(0), eq. 3 and 6. Arguments, result and errors are those of `monte_carlo`."""
+    """TD(0), eq. 3 and 6. The arguments, the result and the errors are those of `monte_carlo`."""
     estimate = _begin(episodes, discount, step_size, values)
     for path in _paths(episodes):
         read = estimate if online else estimate.copy()
-        for t, (state, following) in enumerate(zip(path.states, path.states[1:], strict=False)):
-            last = t == len(path.rewards) - 1
-            next_value = read[following] * (path.goes_on if last else 1.0)
-            estimate[state] += step_size * (path.rewards[t] + discount * next_value - read[state])  # eq. 6
+        for state, reward, following, goes_on in path.steps():
+            estimate[state] += step_size * (reward + discount * goes_on * read[following] - read[state])  # eq. 6
     return estimate
 
 
@@ -109,10 +108,10 @@ def n_step_td(
     online: bool = True,
     values: ArrayLike | None = None,
 ) -> Floats:
-    """n-step TD, eq. 2. With n = 1 it is TD(0); with n as long as the episodes, and not `online`, it is Monte Carlo.
+    """n-step TD, eq. 2. n = 1 is TD(0); n at least the length of the episodes is Monte Carlo, if not `online`.
 
-    At an episode's end the windows are shorter, with the power of γ of their real length. Further arguments, result and
-    errors are those of `monte_carlo`, and ValueError for n < 1.
+    Windows at the end of an episode are shorter than n; the power of γ is their actual length. The other arguments, the
+    result and the errors are those of `monte_carlo`. Also raises ValueError if n < 1.
     """
     if n < 1:
         raise ValueError(f"n: expected at least 1 step, got {n}")
@@ -141,19 +140,13 @@ def td_lambda(
     """TD(λ) with eligibility traces, eq. 3, 4 and 7.
 
     Args:
-        episodes: As for `monte_carlo`.
+        episodes, discount, values: See `monte_carlo`.
         decay: λ in [0, 1].
-        discount: γ.
         step_size: α.
-        trace: Of a state that is visited again: one more (accumulating), or one (replacing; Singh & Sutton 1996).
-        online: Changes are made at each step; else at the episode's end.
-        values: As for `monte_carlo`.
+        trace: A visit adds 1 to its state's trace (accumulating), or sets it to 1 (replacing; Singh & Sutton 1996).
+        online: Update the values at each step; else at the end of the episode.
 
-    Returns:
-        V [S].
-
-    Raises:
-        DataError, ValueError: As `monte_carlo`, and for λ outside [0, 1] or another trace.
+    Returns V [S]. Raises the errors of `monte_carlo`, and ValueError for λ outside [0, 1] or an unknown trace.
     """
     if not 0 <= decay <= 1:
         raise ValueError(f"decay: expected λ in [0, 1], got {decay}")
@@ -162,10 +155,8 @@ def td_lambda(
     estimate = _begin(episodes, discount, step_size, values)
     for path in _paths(episodes):
         read, eligibility = (estimate if online else estimate.copy()), np.zeros(len(estimate))
-        for t, (state, following) in enumerate(zip(path.states, path.states[1:], strict=False)):
-            last = t == len(path.rewards) - 1
-            next_value = read[following] * (path.goes_on if last else 1.0)
-            error = path.rewards[t] + discount * next_value - read[state]  # eq. 3
+        for state, reward, following, goes_on in path.steps():
+            error = reward + discount * goes_on * read[following] - read[state]  # eq. 3
             eligibility *= discount * decay
             eligibility[state] = 1.0 if trace == "replacing" else eligibility[state] + 1.0  # eq. 4
             estimate += step_size * error * eligibility  # eq. 7
@@ -173,7 +164,7 @@ def td_lambda(
 
 
 def _begin(episodes: Episodes, discount: float, step_size: float | None, values: ArrayLike | None) -> Floats:
-    """The values to begin with, [S], once everything has been found good."""
+    """The initial values [S]. Raises the errors of `monte_carlo`."""
     space = episodes.observation_space
     if not isinstance(space, spaces.Discrete):
         raise DataError(f"{episodes.source}: expected Discrete observations for a table of values, got {space}")
@@ -189,7 +180,7 @@ def _begin(episodes: Episodes, discount: float, step_size: float | None, values:
 
 
 def _paths(episodes: Episodes) -> Iterator[_Path]:
-    """The episodes, states numbered from 0."""
+    """The episodes, with states counted from 0."""
     assert isinstance(episodes.observation_space, spaces.Discrete)
     states = episodes.observations - int(episodes.observation_space.start)
     for number in range(len(episodes)):
