@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from herdbook.core.networks import MLP, JointHead, Linear
 
 MANY = 2**18
-"""Numbers in an activation of one copy above which chunks pay: for five seeds at once; for one, above twice that."""
+"""Size of one copy's activation above which chunks are faster with five seeds; with one seed, above twice that."""
 
 ROWS = 1024
-"""Rows of a chunk, for each of torch's threads."""
+"""Rows of a chunk per thread."""
 
 _masked = torch.ops.aten.threshold_backward.grad_input
 
@@ -54,7 +54,7 @@ class CandidateCritic(JointHead):
         return candidate_values(features, candidates, *parameters).reshape(-1, *second.shape[:-1])
 
     def _in_chunks(self, features: Tensor, second: Tensor) -> bool:
-        """Whether there are many candidates of each observation, on a CPU, for what `candidate_values` can compute."""
+        """True for many candidates per observation on a CPU, and a perceptron that `candidate_values` can compute."""
         lead, mlp = second.shape[:-1], self.mlp
         if len(lead) < 2 or not second.is_cpu or type(mlp) is not MLP or mlp.activation is not torch.relu:
             return False
@@ -68,7 +68,7 @@ class CandidateCritic(JointHead):
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module or of a part would run a hook; torch has no public way to ask."""
+    """True if the module or a part of it has hooks. torch has no public way to ask."""
     return any(
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
         for part in module.modules()
@@ -154,13 +154,13 @@ class _CandidateValues(torch.autograd.Function):
                     kept.append(h)
                 for into, own, w in zip(
                     out[:, *span], h, ends, strict=True
-                ):  # a batch would take several times as long
+                ):  # a batched product would take several times as long
                     into.copy_(torch.mm(own, w).view_as(into))
         return values, *kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what `backward` reads; slopes of the activations are never asked for."""
+        """Save the tensors that `backward` reads. The activations get no gradient."""
         values, *kept = output
         ctx.inputs, ctx.chunks = len(inputs), _chunks(*values.shape)
         ctx.save_for_backward(*inputs, *kept)
@@ -169,7 +169,7 @@ class _CandidateValues(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        """Slopes of all inputs. With torch's `once_differentiable` second derivatives could be incomplete."""
+        """Gradients of all inputs. torch's `once_differentiable` could leave second derivatives incomplete."""
         if slope is None:
             return tuple(None for _ in range(ctx.inputs))
         saved = ctx.saved_tensors

@@ -1,4 +1,4 @@
-"""The learner: parameters, targets, optimisers, clipping, seeds and compilation, once for all algorithms.
+"""The learner of every algorithm: parameters, targets, optimisers, clipping, seeds and compilation.
 
 An algorithm writes its loss for ONE seed, `objective(params, *inputs) -> (scalar, metrics)`, and hands it to
 `Learner.step`. With S > 1 seeds every parameter, batch and noise has a leading axis of S, `torch.vmap` lifts the loss
@@ -29,7 +29,7 @@ _INIT, _NOISE = 0, 1  # streams of randomness of one seed
 @batch_type
 @dataclass(frozen=True, slots=True)
 class Params:
-    """What a loss may read: `params["actor"]`, and the slow copies `params.target["critic"]`.
+    """The parameters that a loss may read: `params["actor"]`, and the target networks `params.target["critic"]`.
 
     Only the networks that the current step optimises carry gradients, and of them not what a module fixes with
     `requires_grad=False`; those in `frozen` never do.
@@ -47,7 +47,7 @@ Objective = Callable[..., tuple[Tensor, Metrics]]
 
 
 class Setup(TypedDict, total=False):
-    """What every algorithm takes beside its config and spec, and hands to its learner."""
+    """Arguments of every algorithm beside its config and spec; it passes them to its learner."""
 
     seeds: Sequence[int]  # distinct non-negative numbers; each has its own parameters and noise
     device: str | torch.device
@@ -56,7 +56,7 @@ class Setup(TypedDict, total=False):
 
 
 def check_one_seed(algorithm: str, setup: Setup, why: str, otherwise: str = "") -> None:
-    """Raise ValueError for more than one seed. `why`: who trains one at a time."""
+    """Raise ValueError for more than one seed. `why`: the subject and verb of the message, as "it trains"."""
     seeds = setup.get("seeds", (0,))
     if len(seeds) > 1:
         raise ValueError(
@@ -73,7 +73,7 @@ class Network:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._tied: dict[str, str] = {}  # further names of a parameter that is used in several places → the first
+        self._tied: dict[str, str] = {}  # other names of shared parameters → their first name
         first: dict[nn.Parameter, str] = {}
         for prefix, owner in module.named_modules():
             for name, parameter in owner.named_parameters(prefix, recurse=False, remove_duplicate=False):
@@ -88,7 +88,7 @@ class Network:
         return torch.func.functional_call(self.module, parameters, inputs, tie_weights=False)
 
     def first_copy(self, parameters: Parameters) -> Parameters:
-        """The parameters of an ensemble's first copy as an ensemble of one; other modules' as they are."""
+        """The parameters of an ensemble's first copy, as an ensemble of one. Other modules' parameters are returned as is."""
         stacked: tuple[str, ...] = getattr(self.module, "stacked_prefixes", ())
         return {name: value[:1] if name.startswith(stacked) else value for name, value in parameters.items()}
 
@@ -98,13 +98,13 @@ class Adam:
     """Settings of one optimiser (Kingma & Ba 2015)."""
 
     lr: float
-    networks: tuple[str, ...] = ()  # what it trains; by default the network of its own name
-    max_grad_norm: float | None = None  # the gradient's norm is clipped to this, per seed
-    cosine_updates: int | None = None  # cosine decay of the rate to 0 over this many steps
+    networks: tuple[str, ...] = ()  # the networks it trains; by default the one of its own name
+    max_grad_norm: float | None = None  # clip the gradient to this norm, per seed
+    cosine_updates: int | None = None  # the learning rate decays to 0 by a cosine over so many steps
 
 
 class _Optimiser:
-    """Adam over the leaves of some networks that require a gradient; all have taken the same number of steps."""
+    """Adam for the parameters of some networks that require a gradient. All have taken the same number of steps."""
 
     def __init__(self, settings: Adam, networks: Sequence[str], params: Params) -> None:
         self.settings = settings
@@ -117,7 +117,7 @@ class _Optimiser:
         self.averages = {key: torch.zeros_like(value) for key, value in self.values.items()}
         self.squares = {key: torch.zeros_like(value) for key, value in self.values.items()}
         self.steps = 0
-        # torch counts the steps of each parameter by itself.
+        # torch counts the steps of each parameter.
         self.counts = [torch.zeros((), device=leaf.device) for leaf in self.leaves]
 
     @torch.no_grad()
@@ -128,11 +128,10 @@ class _Optimiser:
         if settings.cosine_updates is not None:
             rate *= 0.5 * (1 + math.cos(math.pi * min(self.steps / settings.cosine_updates, 1.0)))
         self.steps += 1
-        # What a step of the class torch.optim.Adam calls; making one would load torch's compiler, which takes 3 s.
+        # torch.optim.Adam calls this function. The class itself would import torch's compiler, which takes 3 s.
         adam(
             list(self.values.values()),
-            # It walks the memory of parameter and gradient side by side and does not look at strides: the gradient of
-            # a transposed weight would be applied transposed.
+            # The fused kernel ignores strides: the gradient of a transposed weight would be applied transposed.
             [gradient.contiguous() for gradient in gradients],
             list(self.averages.values()),
             list(self.squares.values()),
@@ -185,7 +184,7 @@ class Learner:
         self.batched = len(self.seeds) > 1
         self.compile = compile
         self.updates = 0
-        self.rate_scale = 1.0  # of every optimiser: for an algorithm whose rates follow a schedule of its own
+        self.rate_scale = 1.0  # multiplies the rates of all optimisers, for schedules of the algorithm
         self.generators = [generator(seed, _NOISE, device=self.device) for seed in self.seeds]
         self.networks: dict[str, Network] = {}
         online: dict[str, Parameters] = {}
@@ -216,7 +215,7 @@ class Learner:
         self._followed = [p for name in targets for p in frozen[name].values()]
 
     def step(self, names: str | tuple[str, ...], objective: Objective, *inputs: Any) -> Metrics:
-        """One step of an optimiser down `objective`, or of several at once down the sum of their losses.
+        """One step of an optimiser on `objective`, or of several optimisers on the sum of their losses.
 
         `objective(params, *inputs)` is written for one seed and returns (scalar loss, metrics). Returns its metrics
         and `loss/<name>` (of several: the sum, under the first name), scalars, or [S] for S seeds.
@@ -233,7 +232,7 @@ class Learner:
         return {f"loss/{names[0]}": loss.detach()} | {key: value.detach() for key, value in metrics.items()}
 
     def _view(self, names: tuple[str, ...]) -> Params:
-        """All parameters, of which only those that these optimisers move carry gradients; made once."""
+        """All parameters; only those of these optimisers carry gradients. Cached."""
         if names not in self._views:
             moved = {network for name in names for network in self._optimisers[name].networks}
             online, frozen = self.params.online, self.params.frozen
@@ -243,7 +242,7 @@ class Learner:
         return self._views[names]
 
     def _lifted(self, names: tuple[str, ...], objective: Objective) -> Objective:
-        """The objective over all seeds, compiled where asked for (once for each function)."""
+        """The objective over all seeds, compiled on request, once for each function."""
         if not self.compile:
             return torch.vmap(objective) if self.batched else objective
         if (names, objective) not in self._compiled:
@@ -263,18 +262,18 @@ class Learner:
         return torch.stack(draws) if self.batched else draws[0]
 
     def uniform(self, *shape: int) -> Tensor:
-        """U[−1, 1) noise, as `normal`."""
+        """Uniform noise in [−1, 1), one draw per seed as in `normal`."""
         draws = [torch.empty(shape, device=self.device).uniform_(-1, 1, generator=g) for g in self.generators]
         return torch.stack(draws) if self.batched else draws[0]
 
     def parameters_of(self, name: str, seed_index: int = 0) -> Parameters:
-        """One seed's parameters of one network, without gradient; they follow the training."""
+        """One seed's parameters of one network, without gradients. They are views: training changes them."""
         if not 0 <= seed_index < len(self.seeds):
             raise IndexError(f"expected a seed index in [0, {len(self.seeds) - 1}], got {seed_index}")
         return {k: v[seed_index] if self.batched else v for k, v in self.params.frozen[name].items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything: parameters and targets (with a leading seed axis, always), optimisers, counters, generators."""
+        """Parameters and targets (always with a leading seed axis), optimisers, counters and generators."""
         lead: Callable[[Tensor], Tensor] = (lambda x: x) if self.batched else (lambda x: x.unsqueeze(0))
         optimisers = {
             name: {
@@ -326,7 +325,7 @@ def clip_per_seed(gradients: tuple[Tensor, ...] | list[Tensor], max_norm: float,
     """
     if not batched:
         norms = torch._foreach_norm(gradients)
-        if norms[0].is_cpu:  # the numbers are at hand, where a GPU would have to be waited for
+        if norms[0].is_cpu:  # on a GPU this would wait for the device
             factor = max_norm / (math.hypot(*map(float, norms)) + 1e-6)
             return tuple(gradients if factor >= 1 else torch._foreach_mul(gradients, factor))
         norm = torch.linalg.vector_norm(torch.stack(norms))

@@ -59,13 +59,13 @@ class Linear(nn.Module):
             return F.linear(x, weight, self.bias)
         x = x.expand(len(weight), *x.shape[-2:])
         if weight.shape[-1] == 1:
-            # A batch of products with a vector takes about five times as long forwards, and with seeds twice backwards.
+            # A batched matrix-vector product takes about five times as long forward, and with seeds twice backward.
             return (x * weight.mT).sum(-1, keepdim=True) + self.bias
         return torch.baddbmm(self.bias, x, weight)
 
 
 class MLP(nn.Module):
-    """Perceptron: [*B, in] → [*B, out], or [copies, *B, out] where `copies` is given."""
+    """Perceptron: [*B, in] → [*B, out], or [copies, *B, out] with `copies`."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class MLP(nn.Module):
         hidden_sizes: Sequence[int],
         *,
         copies: int | None = None,
-        activation: Activation = torch.relu,  # not in place: hooks may keep what a layer gives
+        activation: Activation = torch.relu,  # not in place, because hooks may keep a layer's output
     ) -> None:
         super().__init__()
         sizes = (inputs, *hidden_sizes, outputs)
@@ -86,7 +86,7 @@ class MLP(nn.Module):
         lead = x.shape[:-1]
         if self.copies is not None:
             x = x.reshape(-1, x.shape[-1])
-        *hidden, last = self.layers  # a slice would make a new ModuleList each time
+        *hidden, last = self.layers  # a slice would build a new ModuleList
         for layer in hidden:
             x = self.activation(layer(x))
         y: Tensor = last(x)
@@ -98,8 +98,8 @@ class GRU(nn.Module):
 
         r, z = σ(W_rz x + U_rz h + b_rz),   n = tanh(W_n x + b_n + r ⊙ (U_n h + b_u)),   h′ = (1 − z) ⊙ n + z ⊙ h
 
-    As torch.nn.GRU, whose second bias of r and z adds nothing to the first. With `copies`, C is their axis, else there
-    is none. A state that is `held` at a row passes it unchanged.
+    The same function as torch.nn.GRU, whose second bias for r and z is redundant. C is the axis of the `copies`, absent
+    without them. Where `held` is True, the state stays as it is.
     """
 
     def __init__(self, inputs: int, size: int, copies: int | None = None) -> None:
@@ -114,14 +114,14 @@ class GRU(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor, state: Tensor, held: Tensor) -> Tensor:
-        """x: [*C, T, B, in]; state: before the first row, [*C, B, size]; held: [*C, T, B, 1] bool."""
+        """x: [*C, T, B, in]; state: the one before the first row, [*C, B, size]; held: [*C, T, B, 1] bool."""
         weight, size = self.weight, state.shape[-1]
         product = torch.addmm if weight.dim() == 2 else torch.baddbmm
-        gates = self.gates(x.flatten(-3, -2)).reshape(*x.shape[:-1], -1)  # one product for all rows
+        gates = self.gates(x.flatten(-3, -2)).reshape(*x.shape[:-1], -1)  # one matrix product for all rows
         x_n, x_r, x_z = gates.chunk(3, -1)
         x_rz = torch.cat([x_r, x_z.masked_fill(held, torch.inf)], -1)  # σ(∞) = 1 holds the state
         of_rz, of_n = torch.split(weight, [2 * size, size], -1)
-        bias = self.bias.expand_as(state)  # its gradient is then summed once
+        bias = self.bias.expand_as(state)  # so that its gradient is summed once
         states = []
         for row_rz, row_n in zip(x_rz.unbind(-3), x_n.unbind(-3), strict=True):
             r, z = product(row_rz, state, of_rz).sigmoid().chunk(2, -1)
@@ -134,17 +134,17 @@ class GRU(nn.Module):
 class Ensemble(nn.Module):
     """Independent copies of a module that maps (observations [M, …], actions [M, A]) to values [M] or [M, 1].
 
-    What turns a user's own critic into twin critics: observations are repeated for candidate actions [*N, B, A], and
-    the result is [copies, *N, B].
+    It turns a user's critic into twin critics. Observations are repeated for candidate actions [*N, B, A]; the result is
+    [copies, *N, B].
     """
 
     def __init__(self, make: Callable[[], nn.Module], copies: int) -> None:
         super().__init__()
         modules = [make() for _ in range(copies)]
         refuse_hidden_state(modules[0], "Ensemble")
-        self.template = [modules[0]]  # in a list, so that it is not registered: only the stacked copies are trained
+        self.template = [modules[0]]  # in a list, so that torch does not register its parameters
         self.names = [name for name, _ in modules[0].named_parameters()]
-        self.stacked_prefixes = ("stacked.",)  # of the parameters that have an axis of copies
+        self.stacked_prefixes = ("stacked.",)  # names of the parameters with an axis of copies
         self.stacked = nn.ParameterList(
             nn.Parameter(torch.stack([p.detach() for p in copies]), requires_grad=copies[0].requires_grad)
             for copies in zip(*(m.parameters() for m in modules), strict=True)
@@ -168,7 +168,7 @@ class Encoder(nn.Module):
     in its key order.
 
     Raises:
-        ValueError: for a space that is none of these.
+        ValueError: The space is none of these.
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
@@ -177,7 +177,7 @@ class Encoder(nn.Module):
         self.size: int
         if isinstance(space, spaces.Dict):
             self.kind, self.keys = "dict", tuple(space.spaces)
-            self.parts = nn.ModuleList(map(Encoder, space.spaces.values()))  # a ModuleDict refuses some of the keys
+            self.parts = nn.ModuleList(map(Encoder, space.spaces.values()))  # a ModuleDict refuses some keys
             self.size = sum(cast(Encoder, part).size for part in self.parts)
         elif isinstance(space, spaces.Discrete):
             self.kind, self.size, self.start = "discrete", int(space.n), int(space.start)
@@ -214,7 +214,7 @@ def _channels_first(images: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _convolutions(shape: Sequence[int]) -> nn.Module:
-    """Kernels and strides of Mnih et al. 2015 for images of 36 and more; 3x3 with stride 2 for smaller ones."""
+    """Kernels and strides of Mnih et al. 2015 for images of at least 36 × 36; 3 × 3 with stride 2 for smaller ones."""
     channels, height, width = _chw(shape)
     small = min(height, width) < 36
     plan = [(32, 3, 2), (64, 3, 2)] if small else [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
@@ -242,7 +242,7 @@ class Head(nn.Module):
         self.mlp = MLP(self.encoder.size, outputs, hidden_sizes, copies=copies, activation=activation)
 
     def forward(self, observations: Tree) -> Tensor:
-        # A vector would pass through the encoder as it is.
+        # The encoder would return a vector unchanged.
         features = observations if self.encoder.kind == "vector" else self.encoder(observations)
         return self.mlp(features)  # type: ignore[no-any-return]  # torch's is untyped
 
@@ -272,13 +272,13 @@ class JointHead(nn.Module):
         super().__init__()
         self.encoder = Encoder(space)
         self.mlp = MLP(self.encoder.size + second_size, outputs, hidden_sizes, copies=copies)
-        self.stacked_prefixes = () if copies is None else ("mlp.",)  # of the parameters that have an axis of copies
+        self.stacked_prefixes = () if copies is None else ("mlp.",)  # names of the parameters with an axis of copies
 
     def forward(self, observations: Tree, second: Tensor) -> Tensor:
-        return self.joined(self.encoder(observations), second)  # encoded once, however many candidates there are
+        return self.joined(self.encoder(observations), second)  # encoded once for all candidates
 
     def joined(self, features: Tensor, second: Tensor) -> Tensor:
-        """`forward` from encoded observations [B, F] on."""
+        """`forward` for encoded observations [B, F]."""
         features = features.expand(*second.shape[:-1], features.shape[-1])
         return self.mlp(torch.cat([features, second], -1))  # type: ignore[no-any-return]
 
@@ -372,7 +372,7 @@ def orthogonal_(mlp: MLP, last_gain: float) -> None:
 
 
 class Scalar(nn.Module):
-    """One number that is learned, such as log α: called without arguments."""
+    """A learned number, such as log α. Called without arguments."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
