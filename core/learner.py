@@ -88,7 +88,7 @@ class Network:
         return torch.func.functional_call(self.module, parameters, inputs, tie_weights=False)
 
     def first_copy(self, parameters: Parameters) -> Parameters:
-        """The parameters of an ensemble's first copy, as an ensemble of one. Those of other modules stay as they are."""
+        """The parameters of an ensemble's first copy, as an ensemble of one. Those of other modules are unchanged."""
         stacked: tuple[str, ...] = getattr(self.module, "stacked_prefixes", ())
         return {name: value[:1] if name.startswith(stacked) else value for name, value in parameters.items()}
 

@@ -134,8 +134,8 @@ class GRU(nn.Module):
 class Ensemble(nn.Module):
     """Independent copies of a module that maps (observations [M, …], actions [M, A]) to values [M] or [M, 1].
 
-    It turns a user's critic into twin critics. Observations are repeated for candidate actions [*N, B, A]; the result is
-    [copies, *N, B].
+    It turns a user's critic into twin critics. Observations are repeated for candidate actions [*N, B, A], which gives
+    values [copies, *N, B].
     """
 
     def __init__(self, make: Callable[[], nn.Module], copies: int) -> None:
