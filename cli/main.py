@@ -27,8 +27,7 @@ COMMANDS = {
 }
 SPINS = "1000"
 """How many turns a waiting thread of PyTorch spins before it sleeps (libgomp's default: 300,000). A spinning thread
-keeps a core from processes that have work; beside one of them, training is several times slower
-(docs/results/threads.md)."""
+keeps a core from processes that have work, and training beside one of them is slower (docs/results/threads.md)."""
 _EXAMPLES = """\
 examples:
   herdbook train cql --dataset classic/pendulum --steps 20000 --seeds 0 1 2

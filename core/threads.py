@@ -19,8 +19,8 @@ from torch import Tensor
 from herdbook.core.types import tree_leaves
 
 THREAD_COST = 5e6
-"""What one more thread costs in an update, in multiplications that one thread makes in that time (measured: see
-docs/results/threads.md)."""
+"""Assumed cost of one more thread in an update, in multiplications that one thread makes in that time. It is chosen for
+two cores: from 11 million multiplications a second thread is used. It is not measured on more cores."""
 _BATCH_SIZE = 256  # where a config has none
 
 
