@@ -420,7 +420,7 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(pendulum: Episodes) -> No
         ("online_noise: expected a finite number of 0 or more, got -1", {"online_noise": -1.0}),
         (r"online_share: expected a number in \[0, 1\], got 2", {"online_share": 2.0}),
         ("online_replay: expected 1 or more, got 0", {"online_replay": 0}),
-        ("online_replay: expected .* a capacity of at least one step a lane", {"online_replay": 2, "num_envs": 3}),
+        ("online_replay: expected .*capacity >= lanes", {"online_replay": 2, "num_envs": 3}),
         ("online_share: expected --online-steps beside it, got 0.5", {"online_share": 0.5, "online_steps": 0}),
         ("workers: expected 0, the learner steps one agent itself; got 2", {"workers": 2}),
         ("online_steps: random pendulum names no environment to play in; name one with --env", {"env": None}),

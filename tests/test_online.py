@@ -413,7 +413,7 @@ def test_evaluations_and_comparisons_name_the_team_and_each_agent(
     out = capsys.readouterr().out
     assert "team return" in out and "player_0 " in out and "player_1 " in out
     assert main(["compare", *(str(run.path) for run in runs), "--out", "report"]) == 0
-    assert "sum over the agents" in capsys.readouterr().out
+    assert "sum over agents" in capsys.readouterr().out
     records = json.loads(Path("report/marl_eval.json").read_text())
     lines = runs[0].evaluations()
     steps = records["gymnasium"][game]["vdn"]["seed_1"]
@@ -658,7 +658,7 @@ def test_a_callable_with_arguments_is_the_environment_that_its_name_and_they_mak
 def test_an_evaluation_loses_episodes_and_the_run_goes_on(game: str, caplog: pytest.LogCaptureFixture) -> None:
     run = go(game, env_kwargs={"fail_every": 4}, eval_episodes=8, seeds=(0,))
     assert len(run.evaluations()[-1]["returns"]) == 6  # of 10000 … 10007
-    assert "2 of 8 episodes are lost" in caplog.text and "reset seed 10000, step 1" in caplog.text
+    assert "2 of 8 episodes lost" in caplog.text and "reset seed 10000, step 1" in caplog.text
     with pytest.raises(EnvironmentFailed, match="the game broke"):
         evaluate_run(run.path, episodes=2, env=game, env_kwargs={"fail_every": 1}, seed=1)
 
