@@ -92,8 +92,9 @@ def check_rows(source: str, offsets: Array, fields: Iterable[tuple[str, Array]])
         if len(leaf) != steps + episodes:
             fix = "append each episode's final observation, or read the data with from_arrays(…, next_observations=…)"
             raise DataError(
-                f"{source}: expected {steps + episodes} rows of {name} (T+1 observations for T actions: {steps} steps "
-                f"in {episodes} episodes), got " + (f"T ({steps}); {fix}" if len(leaf) == steps else f"{len(leaf)}")
+                f"{source}: expected T+1 observations for T actions ({steps + episodes} rows of {name} for {steps} "
+                f"steps in {episodes} episodes), got "
+                + (f"T ({steps}); {fix}" if len(leaf) == steps else f"{len(leaf)}")
             )
 
 

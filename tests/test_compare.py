@@ -237,7 +237,7 @@ def test_a_seed_counted_twice_is_refused(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, {0: {200: 1.0}}) for name in "ab"]
     with pytest.raises(ValueError, match="both hold seed 0"):
         compare(runs)
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="expected distinct run directories"):
         compare([runs[0], tmp_path / "b" / ".." / "a"])
 
 

@@ -199,7 +199,7 @@ def test_corrupt_files_are_named(tmp_path: Path) -> None:
         load_dataset(path)
     with pytest.raises(DataError, match="there is no such file"):
         load_dataset(tmp_path / "absent.hdf5")
-    with pytest.raises(DataError, match="observation_keys chooses parts of a Dict"):
+    with pytest.raises(DataError, match="expected no observation_keys, which select from a Dict"):
         load_dataset(write(tmp_path / "good.hdf5", next_observations=True), observation_keys=["goal"])
 
 

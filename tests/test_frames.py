@@ -361,7 +361,7 @@ def test_a_reward_that_two_frames_tell_is_valued_with_two(name: str, changes: di
 
 def test_fitted_q_evaluation_refuses_a_policy_of_several_observations() -> None:
     episodes = evaluate(Spy(1).policy(), Pixels, 2, 0, max_steps=100)
-    with pytest.raises(ValueError, match="expected a policy of single observations, got one of 3 at once"):
+    with pytest.raises(ValueError, match="expected a policy of single observations, got a stack of 3"):
         fitted_q_evaluation(Spy(3).policy(), episodes)
 
 

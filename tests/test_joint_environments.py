@@ -228,7 +228,7 @@ def test_module_and_callable(own_module: str) -> None:
     env = make_joint_environment(EnvironmentSpec(id=f"{own_module}:make", kwargs={"kind": "env"}, max_episode_steps=4))
     assert env.spec.turn_based
     assert env.max_steps == 4
-    with pytest.raises(EnvironmentUnavailable, match="expected a PettingZoo ParallelEnv or AECEnv, or a gymnasium.Env"):
+    with pytest.raises(EnvironmentUnavailable, match="expected a ParallelEnv, an AECEnv or a gymnasium.Env"):
         make_joint_environment(f"{own_module}:nothing")
 
 
@@ -280,7 +280,7 @@ def test_an_environment_must_say_who_may_take_part() -> None:
         del env.possible_agents
         return env
 
-    with pytest.raises(EnvironmentUnavailable, match="expected possible_agents"):
+    with pytest.raises(EnvironmentUnavailable, match="expected an environment with possible_agents"):
         make_joint_environment(make)
 
 
@@ -452,8 +452,8 @@ def test_the_dead_stay_dead_where_the_environment_goes_on_about_them() -> None:
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        (({"a": look(1)}, ["a", "b"]), "b acts next and was given no observation"),
-        (({"a": look(1), "d": look(1)}, ["a", "d"]), r"\['d'\] take part and are not among"),
+        (({"a": look(1)}, ["a", "b"]), "expected an observation of b, which acts next"),
+        (({"a": look(1), "d": look(1)}, ["a", "d"]), r"among possible_agents, got \['d'\]"),
     ],
 )
 def test_what_the_environment_must_give(entry: Any, words: str) -> None:
@@ -737,7 +737,7 @@ def test_someone_must_learn_and_random_players_need_bounds() -> None:
     with pytest.raises(EnvironmentUnavailable, match="expected agents that learn"):
         with_others(make_joint_environment("mpe2/simple_tag_v3"), [])
     unbounded = scripted([({"a": look(1), "b": look(1)}, ["a", "b"])], action=spaces.Box(-np.inf, np.inf, (1,)))
-    with pytest.raises(EnvironmentUnavailable, match="expected bounded actions of"):
+    with pytest.raises(EnvironmentUnavailable, match="random play needs bounded actions of"):
         with_others(unbounded, ["a"])
 
 
@@ -800,7 +800,9 @@ def test_players_of_another_policy_see_what_the_environment_gives_them() -> None
     assert player.resets == before + 1
 
 
-@pytest.mark.parametrize(("answer", "words"), [({}, "their policy gave none"), ({"b": 7}, "b cannot play 7")])
+@pytest.mark.parametrize(
+    ("answer", "words"), [({}, "policy of the other agents, got none"), ({"b": 7}, "b cannot play 7")]
+)
 def test_a_policy_of_others_that_does_not_answer_is_not_the_environments_fault(answer: Any, words: str) -> None:
     class Player:
         def reset(self) -> None:

@@ -169,14 +169,14 @@ def test_an_idle_discrete_action_is_the_first_of_its_space() -> None:
             "walker_0",
             (8, 1),
             False,
-            "an action that is legal in action_mask of walker_1 at .* 2, step 1",
+            "a legal action in action_mask of walker_1 at .* 2, step 1",
         ),
-        ("alive", None, (6, 1), True, "nobody to act at the last row of episode 1, .* but rover is alive there"),
-        ("alive", None, (1, slice(None)), False, "an agent that acts, nobody does at episode 0, step 1"),
+        ("alive", None, (6, 1), True, "no agent to act at the last row of episode 1, .* but rover is alive there"),
+        ("alive", None, (1, slice(None)), False, "an agent that acts, got none at episode 0, step 1"),
         ("observations", "walker_0", (6, 0, 1), 9, "0 as observations of walker_0 at episode 1, step 2, .* got 9"),
         ("observations", "rover", (7, 0), 2, "0 as observations of rover at episode 2, step 0, .* got 2"),
-        ("actions", "rover", (5, 0, 0), 1, "0 as actions of rover at episode 2, step 0, where it is absent, got 1"),
-        ("actions", "walker_0", (4, 0), 3, "1 as actions of walker_0 at episode 1, step 1, where it is absent, got 3"),
+        ("actions", "rover", (5, 0, 0), 1, "0 as actions of rover at episode 2, step 0, an absent agent, got 1"),
+        ("actions", "walker_0", (4, 0), 3, "1 as actions of walker_0 at episode 1, step 1, an absent agent, got 3"),
     ],
 )
 def test_bad_values_name_field_agent_episode_and_step(
@@ -254,8 +254,8 @@ def test_values_that_a_field_cannot_hold_name_their_agent(
         ({"terminated": np.zeros((1, 3), bool)}, "T = 2 rows of terminated for the T = 2 rewards of episode 1, got 1"),
         ({"state": np.zeros((2, 5))}, r"T\+1 = 3 rows of state for the T = 2 rewards of episode 1, got 2"),
         ({"alive": np.ones((2, 3), bool)}, r"T\+1 = 3 rows of alive for the T = 2 rewards of episode 1, got 2"),
-        ({"state": None}, "state in every episode or in none, it is missing in episode 1"),
-        ({"action_mask": None}, "action_mask in every episode or in none, it is missing in episode 1"),
+        ({"state": None}, "state in every episode or in none, got none in episode 1"),
+        ({"action_mask": None}, "action_mask in every episode or in none, got none in episode 1"),
         ({"state": np.zeros((3, 4))}, "state of the same form in every episode"),
     ],
 )
@@ -281,7 +281,7 @@ def test_episodes_whose_lengths_or_parts_disagree_are_named(change: dict[str, An
             r"observations\['walker_0'\] of shape \(2, 2\) .* got \(1, 2\)",
         ),
         (lambda d: {"observations": {"rover": d.observations["rover"]}}, r"observations by kind, .* got \['rover'\]"),
-        (lambda d: {"action_mask": None}, r"the legal actions \(spec.masked\), got none"),
+        (lambda d: {"action_mask": None}, r"an action_mask \(spec.masked\), got none"),
         (
             lambda d: {"action_mask": {"walker_0": d.action_mask["walker_0"][..., :2]}},
             r"action_mask.* of shape \(2, 3\) .* got \(2, 2\)",
@@ -390,7 +390,7 @@ def test_concat_keeps_what_all_agree_on_and_refuses_other_tasks() -> None:
     assert one.concat(newer).packages == {} and one.concat(newer).environment == spread
     with pytest.raises(DataError, match="other: expected JointSpec.* as in mine, got"):
         one.concat(replace(other, spec=replace(SPEC, turn_based=True)))
-    with pytest.raises(DataError, match="other: expected the global state where mine has it"):
+    with pytest.raises(DataError, match="other: expected the global state exactly if mine has it"):
         one.concat(replace(other, state=None))
 
 

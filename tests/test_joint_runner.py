@@ -629,7 +629,7 @@ def test_others_who_play_what_is_illegal_are_no_fault_of_the_environment(from_st
 
 
 def test_others_play_beside_learners_only() -> None:
-    with pytest.raises(ValueError, match="expected learners, beside whom others play"):
+    with pytest.raises(ValueError, match="expected learners beside others"):
         JointRunner("mpe2/simple_tag_v3", 1, others=object())
 
 
@@ -736,7 +736,7 @@ class Constant(Picking):
     ("name", "answer", "error", "words"),
     [
         ("CartPole-v1", {"agent": torch.zeros(2, 2, dtype=torch.long)}, ValueError, r"of shape \(2, 1\) for agent"),
-        ("CartPole-v1", {"agent": torch.zeros(2, 1)}, ValueError, "expected whole actions of agent"),
+        ("CartPole-v1", {"agent": torch.zeros(2, 1)}, ValueError, "expected integer actions of agent"),
         (
             "CartPole-v1",
             {"walker": torch.zeros(2, 1)},
@@ -794,7 +794,7 @@ def test_an_environment_that_is_not_the_policys_is_refused() -> None:
 def test_an_environment_whose_reset_is_incomplete_is_made_anew_for_each_episode() -> None:
     """knights_archers_zombies carries the zombies' clock over a reset; its agents die one by one."""
     make = pettingzoo("butterfly.knights_archers_zombies.knights_archers_zombies").parallel_env
-    with pytest.warns(UserWarning, match="made anew for each episode"):
+    with pytest.warns(UserWarning, match="rebuilt for each episode"):
         runner = JointRunner("butterfly/knights_archers_zombies_v11", 2, max_steps=400)
     played = runner.run(Picking(runner.spec), [4, 5, 6, 7])
     died = []

@@ -167,5 +167,5 @@ def test_recipes_go_to_the_cache_where_the_minari_root_is_read_only(
     assert recipe.made == 1 and list(minari_root.iterdir()) == []
     assert (tmp_path / "cache/herdbook/datasets/herdbook/tiny/walk-v0/data/metadata.json").is_file()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(DataError, match="no folder to store it in is writable"):
+    with pytest.raises(DataError, match="expected a writable folder among"):
         load_dataset("tiny/walk", data_dir=tmp_path / "elsewhere")

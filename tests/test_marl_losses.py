@@ -589,7 +589,7 @@ ALGORITHMS: dict[str, tuple[Any, Any]] = {
 def test_games_of_turns_are_for_independent_learners(name: str) -> None:
     algorithm, config = ALGORITHMS[name]
     space = BOX if name == "matd3_bc" else spaces.Discrete(2)
-    with pytest.raises(ValueError, match=f"^{name}: .* game of turns; independent_q"):
+    with pytest.raises(ValueError, match=f"^{name}: .* a turn-based game; use independent_q"):
         algorithm(config(), _spec(space, turn_based=True))
     IndependentQ(IndependentQConfig(), _spec(spaces.Discrete(2), turn_based=True))
 

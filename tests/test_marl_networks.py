@@ -408,7 +408,7 @@ def test_a_second_input_is_each_agents_own() -> None:
 
 def test_images_that_cannot_be_filled_up_are_refused_with_what_to_set() -> None:
     spec = _spec({"eye": IMAGE, "ear": _box(3)}, dict.fromkeys(("eye", "ear"), spaces.Discrete(2)))
-    with pytest.raises(ValueError, match=r"expected vectors to fill up .* of eye, Box.* of ear; set sharing='kind'"):
+    with pytest.raises(ValueError, match=r"expected vectors to pad .* of eye, Box.* of ear; set sharing='kind'"):
         _networks(spec, sharing="all")
     with pytest.raises(
         ValueError, match=r"expected vectors for agents that share nothing.* of eye; set sharing='kind'"

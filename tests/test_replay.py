@@ -541,7 +541,7 @@ def test_a_replay_that_does_not_fit_is_refused_with_its_bytes() -> None:
 def test_misuse_of_an_online_replay() -> None:
     with pytest.raises(ValueError, match="the replay is empty"):
         online(8).draw(1, generators(0))
-    with pytest.raises(ValueError, match="at least one step a lane"):
+    with pytest.raises(ValueError, match="capacity >= lanes"):
         online(1, 2)
     with pytest.raises(TypeError, match="an offline replay does not grow"):
         feed(ReplayBuffer(make((1,), (True,))), [make((1,), (True,))], 1)
