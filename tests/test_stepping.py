@@ -717,8 +717,8 @@ def test_what_does_not_fit_one_agent_is_told_in_a_line() -> None:
         ("there is one agent", {"learn": ("a",)}),
         ("expected 0, the learner steps one agent itself; got 2", {"workers": 2}),
         ("shift:X where rewards are an environment's, got return_range", {"reward_transform": "return_range"}),
-        ("observation_keys chooses parts of a Dict", {"observation_keys": ("a",)}),
-        ("capacity of at least one step a lane", {"replay_steps": 2, "num_envs": 3}),
+        ("expected no observation_keys, which select from a Dict", {"observation_keys": ("a",)}),
+        ("capacity >= lanes", {"replay_steps": 2, "num_envs": 3}),
     ):
         with pytest.raises(UserError, match=words):
             go("dqn", **options)

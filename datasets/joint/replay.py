@@ -344,7 +344,9 @@ def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tup
     if state and episodes.spec.state_space is not None:
         if episodes.state is None:
             came = "none; build the replay with state=False for an algorithm that does not read it"
-            raise ValueError(f"{episodes.source}: expected the recorded {episodes.spec.state_space} state, got {came}")
+            raise ValueError(
+                f"{episodes.source}: expected the recorded state ({episodes.spec.state_space}), got {came}"
+            )
         seen["state"] = episodes.state
     rows, last = episodes.step_rows, episodes.offsets[1:] - 1
     acts, after = episodes.alive[rows], episodes.alive[rows + 1]
