@@ -91,10 +91,9 @@ def check_rows(source: str, offsets: Array, fields: Iterable[tuple[str, Array]])
     for name, leaf in fields:
         if len(leaf) != steps + episodes:
             fix = "append each episode's final observation, or read the data with from_arrays(…, next_observations=…)"
-            raise DataError(
-                f"{source}: expected {steps + episodes} rows of {name} (T+1 observations for T actions: {steps} steps "
-                f"in {episodes} episodes), got " + (f"T ({steps}); {fix}" if len(leaf) == steps else f"{len(leaf)}")
-            )
+            rows = f"{steps + episodes} rows of {name} for {steps} steps in {episodes} episodes"
+            came = f"T ({steps}); {fix}" if len(leaf) == steps else str(len(leaf))
+            raise DataError(f"{source}: expected T+1 observations for T actions ({rows}), got {came}")
 
 
 def check_shape(source: str, name: str, space: Space[Any], tree: Tree, lead: tuple[int, ...] = ()) -> None:

@@ -144,7 +144,7 @@ def test_lengths_that_disagree(field: str) -> None:
     data = make()
     with pytest.raises(DataError, match=f"expected {field} for 6 steps .* got 5"):
         replace(data, **{field: getattr(data, field)[:-1]})
-    with pytest.raises(DataError, match="expected 9 rows of observations"):
+    with pytest.raises(DataError, match="9 rows of observations"):
         replace(data, observations=data.observations[:-1])
 
 

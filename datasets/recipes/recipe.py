@@ -47,7 +47,7 @@ class Recipe:
     description: str
     environment: EnvironmentSpec
     behaviours: Callable[[], Sequence[Behaviour]] | Training
-    """A function that makes scripted policies, which may need the environment (a maze map); or a training run."""
+    """The scripted policies, made by a function because they may need the environment (a maze map); or a training."""
     reference_scores: ReferenceScores
     extra: str | None = None
     """The extra of herdbook that installs the environment; None if the base installation does."""
