@@ -134,7 +134,7 @@ class VectorRunner:
             ) from error
         if self.rebuild:
             warnings.warn(
-                f"{_name(env)}: reset(seed) does not determine the state, so it is made anew for each episode",
+                f"{_name(env)}: reset(seed) does not determine the state, so it is rebuilt for each episode",
                 stacklevel=2,
             )
         self._actor: Policy | None = None
