@@ -340,7 +340,7 @@ def test_the_state_is_stored_only_if_asked_for() -> None:
 
 def test_a_state_that_was_not_recorded_is_missed_at_once() -> None:
     blind = replace(MIXED, state=None)
-    with pytest.raises(ValueError, match=r"mine: expected the recorded .* state, got none; .* state=False"):
+    with pytest.raises(ValueError, match=r"mine: expected the recorded state .* got none; .* state=False"):
         JointReplay(JointEpisodes.from_episodes([blind], SPEC, source="mine"))
     replay = JointReplay.online(SPEC, 8)
     with pytest.raises(ValueError, match="expected the recorded .* state"):
