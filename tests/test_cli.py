@@ -129,7 +129,7 @@ MISTAKES = [
     ((*TRAIN, "DATASET", "--env", "Pendulom-v1"), "unknown environment 'Pendulom-v1'; did you mean 'Pendulum-v1'?"),
     ((*TRAIN, "DATASET", "--env", "CartPole-v1"), "expected observations in"),
     ((*TRAIN, "DATASET", "--env-kwargs", "g"), "env_kwargs: expected pairs of a name and a value, got 1 words: g"),
-    ((*TRAIN, "DATASET", "--observation-keys", "a"), "expected no observation_keys, which select from a Dict"),
+    ((*TRAIN, "DATASET", "--observation-keys", "a"), "observation_keys chooses parts of a Dict"),
     ((*TRAIN, "DATASET", "--reward-transform", "return_rage"), "did you mean 'return_range'?"),
     ((*TRAIN, "DATASET", "--wandb", "p"), "pip install 'herdbook[wandb]'"),
     (("train", "discrete_cql", "--dataset", "DATASET"), "expected discrete actions"),

@@ -343,11 +343,9 @@ def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tup
         seen["action_mask"] = episodes.action_mask
     if state and episodes.spec.state_space is not None:
         if episodes.state is None:
-            wanted, advice = (
-                f"the recorded state ({episodes.spec.state_space})",
-                "for an algorithm that does not read it",
-            )
-            raise ValueError(f"{episodes.source}: expected {wanted}, got none; pass state=False {advice}")
+            wanted = f"the recorded state ({episodes.spec.state_space})"
+            advice = "pass state=False for an algorithm that does not read it"
+            raise ValueError(f"{episodes.source}: expected {wanted}, got none; {advice}")
         seen["state"] = episodes.state
     rows, last = episodes.step_rows, episodes.offsets[1:] - 1
     acts, after = episodes.alive[rows], episodes.alive[rows + 1]
