@@ -121,7 +121,7 @@ def test_large_finite_rewards_are_accepted() -> None:
 
 def test_t_instead_of_t_plus_one_observations() -> None:
     data = make()
-    with pytest.raises(DataError, match=r"expected 9 rows .*T\+1 observations for T actions.* got T \(6\)"):
+    with pytest.raises(DataError, match=r"expected T\+1 observations for T actions \(9 rows .* got T \(6\)"):
         replace(data, observations=data.observations[:6])
 
 

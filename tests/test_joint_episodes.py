@@ -269,8 +269,8 @@ def test_episodes_whose_lengths_or_parts_disagree_are_named(change: dict[str, An
     ("change", "message"),
     [
         (lambda d: {"rewards": d.rewards[:-1]}, "rewards for 7 steps .* got 6"),
-        (lambda d: {"state": d.state[:7]}, r"10 rows of state \(T\+1 observations for T actions.* got T \(7\)"),
-        (lambda d: {"alive": d.alive[:-1]}, "10 rows of alive .* got 9"),
+        (lambda d: {"state": d.state[:7]}, r"T\+1 observations for T actions \(10 rows of state .* got T \(7\)"),
+        (lambda d: {"alive": d.alive[:-1]}, r"T\+1 observations for T actions \(10 rows of alive .* got 9"),
         (lambda d: {"rewards": d.rewards[:, :2]}, r"rewards of 3 agents in each row, got shape \(7, 2\)"),
         (
             lambda d: {"actions": {**d.actions, "rover": d.actions["rover"][..., 0]}},
