@@ -18,6 +18,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from herdbook.core.distributions import Categorical, ClippedNormal, Normal, SquashedNormal
+from herdbook.core.recurrence import fast_recurrence, plain_recurrence
 from herdbook.core.spaces import is_image
 from herdbook.core.types import Tree, tree_map
 
@@ -115,20 +116,9 @@ class GRU(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor, held: Tensor) -> Tensor:
         """x: [*C, T, B, in]; state: the one before the first row, [*C, B, size]; held: [*C, T, B, 1] bool."""
-        weight, size = self.weight, state.shape[-1]
-        product = torch.addmm if weight.dim() == 2 else torch.baddbmm
         gates = self.gates(x.flatten(-3, -2)).reshape(*x.shape[:-1], -1)  # one matrix product for all rows
-        x_n, x_r, x_z = gates.chunk(3, -1)
-        x_rz = torch.cat([x_r, x_z.masked_fill(held, torch.inf)], -1)  # σ(∞) = 1 holds the state
-        of_rz, of_n = torch.split(weight, [2 * size, size], -1)
-        bias = self.bias.expand_as(state)  # so that its gradient is summed once
-        states = []
-        for row_rz, row_n in zip(x_rz.unbind(-3), x_n.unbind(-3), strict=True):
-            r, z = product(row_rz, state, of_rz).sigmoid().chunk(2, -1)
-            n = torch.addcmul(row_n, r, product(bias, state, of_n)).tanh()
-            state = torch.lerp(n, state, z)
-            states.append(state)
-        return torch.stack(states, -3)
+        recurrence = plain_recurrence if torch.compiler.is_compiling() else fast_recurrence
+        return recurrence(gates, state, self.weight, self.bias, held)
 
 
 class Ensemble(nn.Module):

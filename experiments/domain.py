@@ -71,113 +71,81 @@ class Task:
 class Domain(Protocol):
     """One kind of task. Methods that are given something it cannot handle raise UserError."""
 
-    title: str
-    """As messages name it: "one agent"."""
-    has_opponents: bool
-    """Other agents may play beside those that learn."""
-    interactions: Sequence[Interaction]
-    """The ways in which its policies can play while they learn."""
+    title: str  # as messages name it: "one agent"
+    has_opponents: bool  # other agents may play beside those that learn
+    interactions: Sequence[Interaction]  # the ways in which its policies can play while they learn
 
     def serves(self, needs: Needs) -> bool:
         """Whether algorithms with these needs belong to it."""
-        ...
 
     def holds(self, data: Data) -> bool:
         """Whether these are episodes of this domain."""
-        ...
 
     def check_options(self, options: RunOptions) -> None:
         """Raise UserError for options of a run that do not apply here."""
-        ...
 
     def check_actions(self, spec: Any, needs: Needs, algorithm: str) -> None:
         """Raise ValueError for actions that the algorithm cannot take."""
-        ...
-
-    # Specs and data.
 
     def environment_spec(
         self, source: EnvironmentSource, observation_keys: tuple[str, ...] | None, opponents: Mapping[str, Any]
     ) -> Any:
         """The spec of an environment. Raises EnvironmentUnavailable where it is not of this domain."""
-        ...
 
     def data_spec(self, data: Data) -> Any:
         """The spec of episodes, with their statistics."""
-        ...
 
     def spec_state(self, spec: Any) -> dict[str, Any]:
         """A spec as a checkpoint holds it."""
-        ...
 
     def spec_from_state(self, state: Mapping[str, Any]) -> Any:
         """The inverse of `spec_state`."""
-        ...
 
     def transformed(self, data: Data, transform: str) -> Data:
         """Episodes with the run's transform of rewards."""
-        ...
 
     def transforms(self, data: Data) -> list[str]:
         """The transforms that episodes have gone through."""
-        ...
 
     def references(self, source: EnvironmentSource) -> ReferenceScores | None:
         """Reference scores that are known for an environment."""
-        ...
 
     def write(self, data: Data, dataset_id: str, data_dir: str | None) -> Path:
         """Write episodes as a Minari dataset; returns its folder."""
-        ...
-
-    # Learning.
 
     def dataset_replay(self, task: Task, algorithm: Any, options: RunOptions, device: str) -> Any:
         """The replay of the task's dataset."""
-        ...
 
     def empty_replays(self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str) -> list[Any]:
         """For each seed, what the steps that it plays go into."""
-        ...
 
     def collector(
         self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str, networks: Networks | None
     ) -> Collector:
         """What plays while the seeds learn, as `needs.interaction` says."""
-        ...
 
     def fine_tuning(
         self, task: Task, algorithms: SeedBySeed, replay: Any, options: RunOptions, device: str
     ) -> tuple[SeedBySeed, list[Any]]:
         """The algorithms as they go on in an environment, and for each seed the dataset with room for its steps."""
-        ...
-
-    # Playing.
 
     def try_environment(self, task: Task, device: str) -> None:
         """Make the environment and reset it once, so that what is wrong with it shows before training."""
-        ...
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> Data:
         """Episodes of a policy in the task's environment; episode i is reset with `seed + i`."""
-        ...
 
     def score(self, task: Task, policy: Policy, episodes: int, seed: int, device: str) -> dict[str, Any]:
         """What the episodes of `play` come to: a line of evaluations.jsonl without its step and seed."""
-        ...
 
     def random_policy(self, spec: Any) -> Policy:
         """Uniform legal actions."""
-        ...
 
     def noisy_policy(self, policy: Policy, spec: Any, noise: float) -> Policy:
         """A policy with noise on its actions."""
-        ...
 
     def actor(self, policy: Policy, spec: Any, *, device: str, generator: torch.Generator) -> Any:
         """A policy with NumPy in and out: an `Actor`, or a `JointActor`."""
-        ...
 
     def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
         """The pictures `[H, W, 3]` of the episode that is reset with `seed`."""
-        ...

@@ -14,6 +14,7 @@ from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.environments import EnvironmentUnavailable
 from herdbook.core.random import derive
 from herdbook.core.runs import Run, RunError, provenance, to_json
+from herdbook.core.threads import keep_threads
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.learned import LearnedBy
 from herdbook.datasets.recipes.recipe import LANES, Recipe
@@ -29,6 +30,7 @@ from herdbook.experiments.train import resume, start
 logger = logging.getLogger("herdbook")
 
 
+@keep_threads()
 def trained_episodes(recipe: Recipe, training: Training, folder: Path) -> list[Episodes]:
     """Train as the recipe says; returns the parts of its data, in order.
 
@@ -40,7 +42,6 @@ def trained_episodes(recipe: Recipe, training: Training, folder: Path) -> list[E
         EnvironmentUnavailable: The environment cannot be made.
         RunFailed: The losses are not finite, the environment keeps failing, or the disk is full.
     """
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         run = _trained(recipe, training, folder)
@@ -51,8 +52,6 @@ def trained_episodes(recipe: Recipe, training: Training, folder: Path) -> list[E
     except (UserError, ImportError, RunError, CheckpointError) as error:
         extra = f"; pip install 'herdbook[{recipe.extra}]' brings it" if recipe.extra and _not_installed(error) else ""
         raise DataError(f"{recipe.id} cannot be made: {error}{extra}") from error
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _not_installed(error: BaseException | None) -> bool:

@@ -69,12 +69,7 @@ class Restored:
 
 
 def restore(
-    run: Run,
-    algorithm: str | type[Any] | None,
-    step: int | None,
-    seed: int,
-    device: str,
-    networks: Networks | None,
+    run: Run, algorithm: str | type[Any] | None, step: int | None, seed: int, device: str, networks: Networks | None
 ) -> Restored:
     """The algorithm at the checkpoint of `step`, by default the last one that is good for `seed`."""
     name, chosen = algorithm_of(run, algorithm)

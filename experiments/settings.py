@@ -157,13 +157,7 @@ SETTINGS: tuple[Setting, ...] = (
             (
                 "ppo",
                 "pendulum-v1",
-                {
-                    "discount": 0.9,
-                    "lr": 1e-3,
-                    "normalise_observations": True,
-                    "scale_rewards": True,
-                    "decay_lr": True,
-                },
+                {"discount": 0.9, "lr": 1e-3, "normalise_observations": True, "scale_rewards": True, "decay_lr": True},
             ),
         )
     ),

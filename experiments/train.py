@@ -16,15 +16,7 @@ from herdbook.core.environments import EnvironmentSource
 from herdbook.core.fine_tuning import score_of, watched
 from herdbook.core.logging import Reporter
 from herdbook.core.loop import Cadence, train_offline, train_online
-from herdbook.core.runs import (
-    Run,
-    RunError,
-    create_run,
-    locked,
-    next_free_directory,
-    provenance,
-    refuse_existing_run,
-)
+from herdbook.core.runs import Run, RunError, create_run, locked, next_free_directory, provenance, refuse_existing_run
 from herdbook.core.threads import default_threads, keep_threads, multiplications_of, usable_cores
 from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import UserError, config_class, nearest, needs_of
@@ -95,12 +87,7 @@ def train(
     applied: list[Setting] = []
     if config is None:
         applied = settings_of(
-            name,
-            chosen,
-            dataset=dataset,
-            data_dir=run_options.get("data_dir"),
-            env=env,
-            env_kwargs=env_kwargs or {},
+            name, chosen, dataset=dataset, data_dir=run_options.get("data_dir"), env=env, env_kwargs=env_kwargs or {}
         )
         values = {key: value for row in applied for key, value in row.config.items()} | values
         run_options = {key: value for row in applied for key, value in row.run.items()} | run_options
@@ -126,17 +113,8 @@ def train(
         run_options["env"], env = env, None
     if env_kwargs:
         run_options["env_kwargs"] = as_words(env_kwargs)
-    return start(
-        name,
-        chosen,
-        config,
-        RunOptions(**run_options),
-        dataset=dataset,
-        env=env,
-        networks=networks,
-        applied=applied,
-        quiet=quiet,
-    )
+    given: dict[str, Any] = {"dataset": dataset, "env": env, "networks": networks, "applied": applied, "quiet": quiet}
+    return start(name, chosen, config, RunOptions(**run_options), **given)
 
 
 @keep_threads()
@@ -189,7 +167,8 @@ def start(
     keep_opponents(run, task.opponents)
     for row in applied:
         trainer.notices.insert(0, f"settings: {row}")
-    trainer.run(run, options, quiet)
+    with locked(run.path):
+        trainer.run(run, options, quiet)
     return Run(run.path)
 
 
@@ -252,7 +231,7 @@ def resume(
             )
         if options.total_steps != begun.total_steps:
             run.update_config(run={**run.options, "steps": options.steps, "online_steps": options.online_steps})
-        trainer.run(run, options, quiet, held=True)
+        trainer.run(run, options, quiet)
     return Run(run.path), True
 
 
@@ -336,21 +315,12 @@ class _Trainer:
             self.notices.append(f"threads: {torch.get_num_threads()} (chosen from the cores, workers and networks)")
         self.extra = {"config": config_values(config), "spec": domain.spec_state(task.spec)}
 
-    def run(self, run: Run, options: RunOptions, quiet: bool, held: bool = False) -> None:
-        """Train to the steps of `options`. `held`: the caller has locked the directory."""
-        if not held:
-            with locked(run.path):
-                return self.run(run, options, quiet, held=True)
+    def run(self, run: Run, options: RunOptions, quiet: bool) -> None:
+        """Train to the steps of `options`. The caller has locked the directory."""
         total, recorded = options.total_steps, run.options
         try:
             reporter = Reporter(
-                run.path,
-                total,
-                run.seeds,
-                wandb=self.options.wandb,
-                config=run.config,
-                quiet=quiet,
-                tensorboard=True,
+                run.path, total, run.seeds, wandb=self.options.wandb, config=run.config, quiet=quiet, tensorboard=True
             )
         except ImportError as error:
             raise UserError(str(error)) from error
@@ -367,13 +337,7 @@ class _Trainer:
         at, fine_tuned = run.checkpoints.last(), options.online_steps > 0
         if not self.plays and (not fine_tuned or at is None or at < options.steps):
             train_offline(
-                self.algorithm,
-                self.replay,
-                run,
-                steps=options.steps,
-                evaluate=self.evaluate,
-                more=fine_tuned,
-                **shared,
+                self.algorithm, self.replay, run, steps=options.steps, evaluate=self.evaluate, more=fine_tuned, **shared
             )
         if self.collector is None:
             return

@@ -17,6 +17,7 @@ from herdbook.core.joint.actions import JointActions, only_legal
 from herdbook.core.joint.networks import AgentNetworks, JointCritic, StateEncoder, joint_view, rows_present
 from herdbook.core.joint.types import JointSegments, JointSpec, JointTransitions
 from herdbook.core.networks import GRU
+from herdbook.core.recurrence import fast_recurrence, plain_recurrence
 from herdbook.core.types import Step, tree_map
 from herdbook.marl.independent_q import IndependentQ, IndependentQConfig
 from herdbook.marl.maddpg import MADDPG, MADDPGConfig
@@ -187,6 +188,8 @@ def test_gru_is_torchs_own_over_the_sequence_and_step_by_step() -> None:
     held = torch.zeros(7, 3, 1, dtype=torch.bool)
     expected, _ = _torchs_own(gru)(x, state.unsqueeze(0))
     torch.testing.assert_close(gru(x, state, held), expected)
+    gru.requires_grad_(False)  # rows then overwrite each other's workings
+    torch.testing.assert_close(gru(x, state, held), expected)
     for row in range(7):
         state = gru(x[row : row + 1], state, held[:1])[0]
         torch.testing.assert_close(state, expected[row])
@@ -234,6 +237,23 @@ def test_a_held_state_passes_unchanged_and_so_does_its_gradient() -> None:
     ours, expected = (torch.autograd.grad(out[-1].sum(), inputs) for out in (states, short))
     torch.testing.assert_close(ours, expected)
     assert not ours[0][held.flatten()].any()
+
+
+@pytest.mark.parametrize("copies", [(), (2,)])
+def test_the_backward_pass_by_hand_is_autograds(copies: tuple[int, ...]) -> None:
+    """Slopes of all inputs where some states are held, and values where nothing is asked for."""
+    rows, lanes, size = 6, 3, 4
+    bias = (*copies, 1, size) if copies else (size,)
+    shapes = ((*copies, rows, lanes, 3 * size), (*copies, lanes, size), (*copies, size, 3 * size), bias)
+    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    held = torch.rand(*copies, rows, lanes, 1) < 0.3
+    fast, plain = fast_recurrence(*given, held), plain_recurrence(*given, held)
+    torch.testing.assert_close(fast, plain)
+    slopes = (torch.autograd.grad(states.sin().sum(), given) for states in (fast, plain))
+    for ours, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():  # rows then overwrite each other's workings
+        torch.testing.assert_close(fast_recurrence(*given, held), plain)
 
 
 def test_gru_starts_within_torchs_bound() -> None:

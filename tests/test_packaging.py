@@ -324,7 +324,7 @@ def test_the_one_import_up_the_layers_is_made_once_and_only_where_it_is_used(rep
 
 ORDER = {
     "core": (
-        {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "random"},
+        {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "random", "recurrence"},
         {"memory", "registry", "returns", "runs", "types", "wrappers"},
         {"environments", "frames", "seeds", "spaces", "threads", "trees"},
         {"actor", "growing", "networks", "policy", "random_policy", "runner"},

@@ -53,11 +53,9 @@ class Game(Protocol):
     def reset(self, seed: int) -> Moment: ...
     def step(self, actions: Mapping[str, Any]) -> Moment:
         """Step with the actions of all `agents`."""
-        ...
 
     def cut(self, moment: Moment) -> Moment:
         """End the episode here: return `moment`, the last one, with every agent still in the game truncated."""
-        ...
 
 
 def make_game(source: EnvironmentSpec | Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> Game:
