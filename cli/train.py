@@ -50,7 +50,8 @@ def run(arguments: Sequence[str]) -> int:
     from herdbook.experiments.train import start
 
     check_reserved(config_type)
-    description = SUMMARIES.get(name) or algorithm.__doc__ or config_type.__doc__ or name
+    summary = f"{SUMMARIES[name]}; equations: {algorithm.__module__}" if name in SUMMARIES else algorithm.__doc__
+    description = summary or config_type.__doc__ or name
     command = _Command(name, description, needs_of(algorithm), config_type)
     applied = settings_for(name, flag(words, "dataset"), flag(words, "env"))
     config, options = command.parse(words, applied)  # mistakes are told before a dataset is fetched
