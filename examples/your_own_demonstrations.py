@@ -30,7 +30,6 @@ class GuidedConfig(Config):
     cloning: float = 1.0  # λ, eq. 2
     noise: float = 0.1  # standard deviation of exploration, for actions in [−1, 1]
     discount: float = 0.99
-    tau: float = 0.005
     half_batch: int = 64
     lr: float = 1e-3
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -63,7 +62,7 @@ class Guided:
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1
         metrics = self.learner.step(("critic", "actor"), self.objective, self.scaling(batch))
-        self.learner.move_targets(self.config.tau)
+        self.learner.move_targets(tau=0.005)
         return metrics
 
     def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
