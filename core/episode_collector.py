@@ -118,14 +118,17 @@ class _Player:
 class EpisodeCollector:
     """Collects rounds of whole episodes: `start` a round, learn in the meantime, `finish` it.
 
+    Nothing runs before `with collector:`.
+
     Raises RunFailed if a worker process ends by itself, and re-raises any exception of a worker.
     """
 
     def __init__(self, plan: Plan, seeds: Sequence[int], workers: int = 0) -> None:
         self.plan, self.seeds = plan, tuple(seeds)
         self.groups = -(-plan.num_envs // GROUP)
-        self._player = _Player(plan) if workers == 0 else None
-        self._workers = [_Worker(plan) for _ in range(min(workers, len(seeds) * self.groups))]
+        self._count = min(workers, len(seeds) * self.groups)
+        self._player: _Player | None = None
+        self._workers: list[_Worker] = []
         self._playing: dict[int, list[Iterator[EpisodeRound]]] = {}
 
     def start(self, members: Mapping[int, Member[Episodic]]) -> None:
@@ -169,6 +172,9 @@ class EpisodeCollector:
             worker.close()
 
     def __enter__(self) -> EpisodeCollector:
+        """Make the environments, or start the processes that make them."""
+        self._player = None if self._count else _Player(self.plan)
+        self._workers = [_Worker(self.plan) for _ in range(self._count)]
         return self
 
     def __exit__(self, *exception: object) -> None:

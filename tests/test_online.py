@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -35,7 +36,7 @@ from herdbook.datasets.load import load_dataset, recorded_environment
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.collect import collect
 from herdbook.experiments.evaluate import evaluate_run
-from herdbook.experiments.opponents import RunPlayer, opponents_of
+from herdbook.experiments.opponents import RunPlayer, keep_opponents, opponents_of
 from herdbook.experiments.records import options_of
 from herdbook.experiments.train import resume
 
@@ -584,6 +585,27 @@ def test_others_stay_who_they_were_when_the_run_began(game: str) -> None:
     assert opponents_of(options_of(runs[1]))["others"].step == first
     with pytest.raises(UserError, match="others_step: expected --others"):
         go(game, "alone", learn=("player_1",), others_step=3, env_kwargs={"agents": 3})
+
+
+def test_workers_play_against_the_copy_of_the_others(game: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker loads the opponents when they first act; by then their own run may be gone."""
+    other = go(game, "others", env_kwargs={"agents": 3})
+
+    def keep_and_delete(run: Run, opponents: Any) -> None:
+        keep_opponents(run, opponents)
+        shutil.rmtree(other.path)
+
+    monkeypatch.setattr("herdbook.experiments.train.keep_opponents", keep_and_delete)
+    run = go(game, learn=("player_1",), others="others", env_kwargs={"agents": 3}, workers=1)
+    assert run.checkpoints.last() == 200
+
+
+def test_a_run_that_is_refused_leaves_no_worker(game: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    before = multiprocessing.active_children()
+    with pytest.raises(UserError, match="wandb"):
+        go(game, workers=1, wandb="project")
+    assert multiprocessing.active_children() == before
 
 
 def test_a_player_acts_as_the_run_at_its_step(game: str, tmp_path: Path) -> None:

@@ -88,9 +88,10 @@ class JointRunner:
             raise ValueError(f"expected max_steps >= 1, got {max_steps}")
         if others is not None and learners is None:
             raise ValueError(f"expected learners beside others, got others={others!r} alone")
-        self.envs = [make_joint_environment(source) for _ in range(num_envs)]
-        if learners is not None:  # the policy is copied, so that each lane has a memory of its own
-            self.envs = [with_others(env, learners, copy.deepcopy(others)) for env in self.envs]
+        self.envs: list[JointEnvironment] = []
+        for _ in range(num_envs):  # the other agents' policy is copied, so that each lane has a memory of its own
+            env = make_joint_environment(source)
+            self.envs.append(env if learners is None else with_others(env, learners, copy.deepcopy(others)))
         if len({id(env.game.env.unwrapped) for env in self.envs}) < num_envs:
             raise ValueError(f"expected a new environment from each call of {source}, got the same one again")
         env = self.envs[0]
