@@ -52,7 +52,7 @@ class Setup(TypedDict, total=False):
 
     seeds: Sequence[int]  # distinct non-negative numbers; each has its own parameters and noise
     device: str | torch.device
-    networks: Mapping[str, Callable[[], nn.Module]] | None  # a user's own modules in place of the algorithm's
+    networks: Mapping[str, Callable[[], nn.Module]] | None  # a user's own modules in place of the algorithm's; copied
     compile: bool | str  # compile the losses with torch.compile; a string names the backend
 
 
@@ -63,6 +63,19 @@ def check_one_seed(algorithm: str, setup: Setup, why: str, otherwise: str = "") 
         raise ValueError(
             f"{algorithm}: {why} one seed at a time, got seeds {list(seeds)}; make one for each seed{otherwise}"
         )
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """A copy with parameters of its own, because a user may give one module to several learners.
+
+    It shares the module's hooks, and tensors that are neither parameters nor buffers.
+    """
+    shared: dict[int, Any] = {}
+    for part in module.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+            shared.update({id(hook): hook for hook in hooks.values()})
+        shared.update({id(value): value for value in vars(part).values() if isinstance(value, Tensor)})
+    return copy.deepcopy(module, shared)
 
 
 class Network:
@@ -88,6 +101,8 @@ class Network:
     def __call__(self, parameters: Parameters, *inputs: Any) -> Any:
         if parameters is self.own and not torch.compiler.is_compiling():
             return self.module(*inputs)
+        if missing := self.own.keys() - parameters.keys():
+            raise KeyError(f"expected all parameters of the network, got none for {', '.join(sorted(missing))}")
         if self._tied:
             parameters = {**parameters, **{name: parameters[first] for name, first in self._tied.items()}}
         return torch.func.functional_call(self.module, parameters, inputs, tie_weights=False)
@@ -199,8 +214,7 @@ class Learner:
                 with scoped_seed(derive(seed, _INIT, index)):
                     modules.append(make().to(self.device))
             refuse_hidden_state(modules[0], f"network {name!r}")
-            # A copy: a user may give one module to several learners.
-            self.networks[name] = network = Network(copy.deepcopy(modules[0]))
+            self.networks[name] = network = Network(private_copy(modules[0]))
             online[name] = network.own
             if self.batched:
                 each = [dict(module.named_parameters()) for module in modules]

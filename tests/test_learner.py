@@ -2,6 +2,8 @@
 
 import copy
 import math
+import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -232,6 +234,49 @@ def test_hooks_of_a_module_and_of_its_layers_run() -> None:
         module.register_forward_hook(lambda module, inputs, output: seen.append(module))
     own.networks["a"](own.params["a"], torch.randn(5, 3))
     assert seen == [mlp.layers[0], mlp.layers[1], mlp]  # type: ignore[index]  # a ModuleList
+
+
+class Recorder:
+    """Counts what a hook of its own sees; it cannot be copied."""
+
+    def __init__(self) -> None:
+        self.calls, self.lock = 0, threading.Lock()
+
+    def hook(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.calls += 1
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_users_hook_that_is_a_method_reaches_its_own_object(seeds: tuple[int, ...]) -> None:
+    recorder = Recorder()
+
+    def make() -> nn.Module:
+        module = nn.Linear(3, 1)
+        module.register_forward_hook(recorder.hook)
+        return module
+
+    own, x = Learner({"a": make}, {"a": Adam(lr=0.1)}, seeds=seeds), torch.randn(len(seeds), 5, 3)
+    own.step("a", lambda params, x: (own.networks["a"](params["a"], x).sum(), {}), x if len(seeds) > 1 else x[0])
+    assert recorder.calls == 1
+
+
+def test_tensors_of_a_module_that_are_no_parameters_are_allowed() -> None:
+    """`torch.nn.utils.weight_norm` keeps the weight as a tensor with a graph, which cannot be copied."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer torch has parametrizations.weight_norm
+        module = nn.utils.weight_norm(nn.Linear(3, 1))
+    own, x = Learner({"a": lambda: module}, {"a": Adam(lr=0.1)}), torch.randn(5, 3)
+    before = {name: value.detach().clone() for name, value in own.params["a"].items()}
+    own.step("a", lambda params, x: (own.networks["a"](params["a"], x).square().sum(), {}), x)
+    assert all(not torch.equal(own.params["a"][name].detach(), value) for name, value in before.items())
+    assert torch.equal(dict(module.named_parameters())["weight_g"], before["weight_g"])  # the user's own is as it was
+
+
+def test_a_missing_parameter_is_an_error() -> None:
+    """functional_call would take the module's own value without a word."""
+    network = Network(nn.Linear(3, 1))
+    with pytest.raises(KeyError, match="expected all parameters of the network, got none for bias"):
+        network({"weight": torch.zeros(1, 3)}, torch.randn(5, 3))
 
 
 def test_a_parameter_in_several_places_has_one_value_in_all_of_them() -> None:
