@@ -27,6 +27,7 @@ from torch import Tensor
 
 from herdbook.core.config import COUNT, FRACTION, POSITIVE, require
 from herdbook.core.networks import MLP
+from herdbook.core.parameter_noise import PerturbedPolicy
 from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.random import generator as make_generator
 from herdbook.core.random import scoped_seed
@@ -92,12 +93,12 @@ def fitted_q_evaluation(
         device: Device of the computation.
 
     Raises:
-        ValueError: The observations or actions are not supported, or `time_limit` is unknown.
+        ValueError: The observations or actions are not supported, the policy stacks frames, or `time_limit` is unknown.
         ArithmeticError: The estimate diverged.
     """
     c = config or FQEConfig()
     checked_time_limit(time_limit)
-    if isinstance(policy, FeedForwardPolicy) and policy.frame_stack > 1:
+    if isinstance(policy, (FeedForwardPolicy, PerturbedPolicy)) and policy.frame_stack > 1:
         frames = policy.frame_stack
         raise ValueError(f"fitted Q evaluation: expected a policy of single observations, got a stack of {frames}")
     ended = episodes.terminated | episodes.truncated if time_limit == "terminal" else episodes.terminated

@@ -43,6 +43,7 @@ from herdbook.experiments.collect import collect, export_replay
 from herdbook.experiments.evaluate import evaluate_run
 from herdbook.experiments.settings import settings_for
 from herdbook.experiments.train import resume
+from herdbook.online.dqn import DQN, DQNConfig
 
 GREY = spaces.Box(0, 255, (20, 20), np.uint8)
 SPEC = Spec(GREY, spaces.Discrete(2))
@@ -359,10 +360,13 @@ def test_a_reward_that_two_frames_tell_is_valued_with_two(name: str, changes: di
     assert errors[2] < 0.1 and errors[1] > 0.2
 
 
-def test_fitted_q_evaluation_refuses_a_policy_of_several_observations() -> None:
+@pytest.mark.parametrize("perturbed", [False, True])
+def test_fitted_q_evaluation_refuses_a_policy_of_several_observations(perturbed: bool) -> None:
     episodes = evaluate(Spy(1).policy(), Pixels, 2, 0, max_steps=100)
-    with pytest.raises(ValueError, match="expected a policy of single observations, got a stack of 3"):
-        fitted_q_evaluation(Spy(3).policy(), episodes)
+    dqn = DQN(DQNConfig(parameter_noise=True, frame_stack=2), SPEC)
+    policy = dqn.policy(deterministic=False) if perturbed else Spy(2).policy()
+    with pytest.raises(ValueError, match="expected a policy of single observations, got a stack of 2"):
+        fitted_q_evaluation(policy, episodes)
 
 
 # --- rewards --------------------------------------------------------------------------------------------------------
