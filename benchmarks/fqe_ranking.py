@@ -33,7 +33,7 @@ from herdbook.datasets.recipes.pendulum import PendulumController
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.fqe import FQEConfig, discounted_returns, fitted_q_evaluation
 from herdbook.evaluation.statistics import rank_correlation
-from herdbook.experiments.records import environment_from_record
+from herdbook.experiments.environments import environment_from_record
 from herdbook.experiments.restore import load
 
 SMALL_PROBLEM: dict[str, Any] = {"updates": 10_000, "learning_rate": 3e-4, "tau": 0.01, "hidden_sizes": (64, 64)}

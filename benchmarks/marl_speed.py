@@ -51,8 +51,9 @@ def bare(seconds: float) -> float:
 
 
 def clock(run: Path) -> tuple[float, float]:
-    """Steps and updates per second of a finished run, from its timing records without the first tenth."""
-    lines = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
+    """Steps and updates per second of a finished run, from its timing records without warm-up and the first tenth."""
+    records = [json.loads(line) for line in (run / "timing.jsonl").read_text().splitlines()]
+    lines = [record for record in records if record["updates_per_second"] > 0]
     first, last = lines[len(lines) // 10], lines[-1]
     updates = statistics.mean(line["updates_per_second"] for line in lines[len(lines) // 10 :])
     return (last["step"] - first["step"]) / (last["seconds"] - first["seconds"]), updates

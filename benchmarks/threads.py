@@ -4,8 +4,9 @@
 
 Each command trains in a process of its own: without `--threads`, with `--threads 1` and with `--threads 2`, in turn.
 The commands run alone first, then beside a process that keeps one core busy. The rate is that of the run's timing
-records without the first tenth, so that the final evaluation does not count. The table shows medians over the rounds,
-and for the command without `--threads` also the range. QMIX is compared with one process of bare mpe2 in the same round
+records without the first tenth; warm-up steps are not counted. The last record precedes the only evaluation, which
+therefore does not count. The table shows medians over the rounds, and for the command without `--threads` also the
+range. QMIX is compared with one process of bare mpe2 in the same round
 (see marl_speed.py). The dataset is that of `herdbook data make classic/pendulum`. The output is Markdown.
 """
 
@@ -86,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of steps")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the numbers of steps")
     options = parser.parse_args()
     print(f"{platform.platform()}, {os.cpu_count()} cores, torch {version('torch')}, {options.rounds} rounds\n")
     print(

@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--algorithms", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--against", type=Path, help="root of another checkout of herdbook")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of one measurement")
     parser.add_argument("--pairs", type=int, default=5, help="measurements of each side after each start")
     parser.add_argument("--restarts", type=int, default=2)
     options = parser.parse_args()

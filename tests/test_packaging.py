@@ -1,6 +1,7 @@
 """The package: links, wheel and sdist, what an import costs, and which layer may import which (DESIGN §1)."""
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -460,3 +461,12 @@ def test_nothing_private_of_torch_is_used(repo_root: Path) -> None:
         if not name.startswith("torch._foreach_")
     }
     assert found == {("core/types.py", "torch.utils._pytree")}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(__file__).parents[1] / "benchmarks").glob("*.py")))
+def test_benchmarks_can_be_imported(name: str, repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are run by hand, so a name that has moved would show late."""
+    if name == "d3rlpy_worker":
+        pytest.skip("it runs in an environment of its own, which has d3rlpy")
+    monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
+    assert importlib.import_module(name).__doc__
