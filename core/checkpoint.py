@@ -194,7 +194,7 @@ class Checkpoints:
         self.prune(step, protected, state.get("replay"))
 
     def prune(self, newest: int, protected: Iterable[int] = (), replay: str | None = None) -> None:
-        """Remove all but the `keep` newest checkpoints up to `newest`, protected ones and `replay`, and leftovers."""
+        """Remove leftovers, and all checkpoints but the `keep` newest up to `newest`, protected ones and `replay`."""
         steps = self.steps()
         kept = {*[s for s in steps if s <= newest][-self.keep :], *protected}
         for step in steps:

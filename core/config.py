@@ -29,16 +29,17 @@ _SPANS = {
 class Config:
     """Base of every algorithm's config: defaults for the properties that a run reads.
 
-    An algorithm with such an option overrides the property by a field or a method of the same name.
+    An algorithm with such an option overrides the property by a field with a default, or by a property. A config with
+    `decay_lr` also has the field `decay_steps`, or a `for_run` of its own.
     """
 
     algorithm: ClassVar[str] = ""  # name in the catalogue; empty for a user's own algorithm
 
     def for_run(self, steps: int) -> Self:
         """The config for a run of `steps` steps, which is the length of schedules that have none of their own."""
-        if not self.decay_lr or self.decay_steps is not None:
+        if not self.decay_lr or self.decay_steps is not None or "decay_steps" not in {f.name for f in fields(self)}:
             return self
-        return replace(self, decay_steps=max(steps, 1))  # type: ignore[call-arg]  # a field where decay_lr is True
+        return replace(self, decay_steps=max(steps, 1))  # type: ignore[call-arg]  # the field, not the property
 
     def require(self, **bounds: tuple[float, float]) -> None:
         """Apply the function `require` to this config."""

@@ -33,7 +33,18 @@ from herdbook.core.registry import (
     unknown_environment,
 )
 
-__all__ = ["EnvironmentSpec", "EnvironmentUnavailable", "ReferenceScores", "describe_environment", "make_environment"]
+__all__ = [
+    "Env",
+    "EnvironmentSource",
+    "EnvironmentSpec",
+    "EnvironmentUnavailable",
+    "ReferenceScores",
+    "check_reset",
+    "describe_environment",
+    "make_environment",
+    "registered_only",
+    "whole_games",
+]
 
 Env = gymnasium.Env[Any, Any]
 logger = logging.getLogger("herdbook")
@@ -233,7 +244,7 @@ def whole_games(source: EnvironmentSource) -> EnvironmentSource:
 
 
 def check_reset(env: Env, *, seed: int = 0, steps: int = 5) -> bool:
-    """Test whether `reset(seed)` determines the state: two resets and equal actions must give equal observations."""
+    """Test whether `reset(seed)` determines the state: two resets and equal actions must give equal rows."""
     actions = copy.deepcopy(env.action_space)
     actions.seed(seed)
     chosen = [actions.sample() for _ in range(2 * steps)]

@@ -26,7 +26,7 @@ class FineTuned:
     ) -> None:
         self.algorithm, self.config, self.updates_per_step = algorithm, algorithm.config, updates_per_step
         self.action_space, self.noise = action_space, noise
-        self.needs = replace(algorithm.needs, environment=True, num_envs=1)
+        self.needs = replace(algorithm.needs, environment=True, interaction="steps", follows=False, num_envs=1)
         self.policy(deterministic=False)  # validates the noise
 
     def begin(self) -> None:

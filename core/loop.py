@@ -59,7 +59,7 @@ def train_offline(
     device: str | torch.device = "cpu",
     more: bool = False,
 ) -> dict[int, Stopped]:
-    """Train all seeds of `run` for `steps` updates, from its last checkpoint if there is one.
+    """Train all seeds of `run` until each has made `steps` updates, from its last checkpoint if there is one.
 
     Every checkpoint also stores `extra`. With `more`, the reporter stays open for another loop. Returns the seeds that
     stopped early. Raises RunFailed if all seeds stopped or the disk is full; after a signal it writes a checkpoint and
@@ -99,7 +99,7 @@ def train_online(
     device: str | torch.device = "cpu",
     start: int | None = None,
 ) -> dict[int, Stopped]:
-    """Train all seeds of `run` for `steps` environment steps each, from its last checkpoint if there is one.
+    """Train all seeds of `run` to `steps` environment steps each, from its last checkpoint if there is one.
 
     Each round adds every seed's experience to its replay, starts the next round and makes the updates that are due. An
     `EpisodeCollector` plays during these updates, a `StepCollector` after them. The step of the run is the smallest

@@ -6,6 +6,7 @@ class Mine:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +56,12 @@ class Needs:
                 raise ValueError(f"Needs: expected {name} among {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.num_envs < 1 or (self.max_envs is not None and self.max_envs < self.num_envs):
             raise ValueError(f"Needs: expected 1 <= num_envs <= max_envs, got {self.num_envs} and {self.max_envs}")
+        if self.interaction != "steps" and not self.environment:
+            raise ValueError(f"Needs: expected environment=True beside interaction={self.interaction!r}, got False")
+        if not isinstance(self.acting, tuple):
+            raise ValueError(f"Needs: expected acting as a tuple of names, got {self.acting!r}")
+        if not 0 <= self.online_noise < math.inf:
+            raise ValueError(f"Needs: expected online_noise >= 0 and finite, got {self.online_noise}")
         if self.environment and self.interaction == "episodes" and not self.acting:
             raise ValueError("Needs: expected acting=(…), the networks that play whole episodes; got none")
 

@@ -41,7 +41,8 @@ def refuse_hidden_state(module: nn.Module, at: str) -> None:
 
 
 class Linear(nn.Module):
-    """y = xWᵀ + b with torch's default initialisation; with `copies`, one W and b each: [C?, B, in] → [C, B, out].
+    """y = xWᵀ + b with torch's default initialisation; with `copies`, one W and b each: [B, in] or
+    [C, B, in] → [C, B, out].
 
     Copies store Wᵀ [C, in, out], so that their gradient comes out of the batched product in its own layout.
     """

@@ -47,7 +47,7 @@ class ActorCritic:
     Args:
         settings: The algorithm's config.
         spec: The spaces.
-        optimisers: Optimisers of the networks `actor` and `value`, as `Learner` takes them.
+        optimisers: Optimisers of `actor` and of the value network (named by `value`), as `Learner` takes them.
         setup: The algorithm's further arguments.
         value: The name of the value network.
 
@@ -63,8 +63,9 @@ class ActorCritic:
         setup: Setup,
         value: str = "critic",
     ) -> None:
-        check_action_space(spec.action_space, "any", settings.algorithm)
-        check_one_seed(settings.algorithm, setup, "it trains")
+        name = settings.algorithm or type(settings).__name__.removesuffix("Config")
+        check_action_space(spec.action_space, "any", name)
+        check_one_seed(name, setup, "it trains")
         self.units = RunningUnits(spec, settings, setup.get("device", "cpu"))
         space, sizes, scaling = spec.observation_space, settings.hidden_sizes, self.units.scaling
         networks: dict[str, Callable[[], nn.Module]] = {

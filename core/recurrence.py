@@ -2,9 +2,9 @@
 
     r, z = σ(x_rz + U_rz h),   n = tanh(x_n + r ⊙ (U_n h + b_u)),   h′ = (1 − z) ⊙ n + z ⊙ h
 
-On a CPU, a whole update of recurrent QMIX takes 11 to 16 % longer with plain operations, because autograd computes the
-gradient of U row by row. A test compares the two. The hand-written one can be differentiated once; it cannot be
-compiled, and `torch.vmap` has no rule for it.
+On a CPU, recurrent QMIX makes 0.84 times as many updates per second with plain operations (docs/results/threads.md),
+because autograd computes the gradient of U row by row. A test compares the two. The hand-written one can be
+differentiated once; it cannot be compiled, and `torch.vmap` has no rule for it.
 
 Shapes: gates W x + b in the order n, r, z [*C, T, B, 3H]; state before the first row [*C, B, H]; weight Uᵀ in the order
 r, z, n [*C, H, 3H]; bias b_u [H] or [C, 1, H]; held [*C, T, B, 1] bool, True where the state stays as it is. C is the
@@ -87,7 +87,7 @@ class _Recurrence(torch.autograd.Function):
             *(slopes[..., :size], slopes[..., size : 3 * size], slopes[..., 3 * size :], slopes[..., size:]),
         )
         of_state, back = torch.zeros_like(states.select(-3, 0)), weight.mT
-        outer = slope.new_empty(*slope.shape[:-3], slope.shape[-2], 2 * size)  # slopes of σ(r) and σ(z)
+        outer = slope.new_empty(*slope.shape[:-3], slope.shape[-2], 2 * size)  # gradients of r and z
         of_r, of_z = outer.chunk(2, -1)
         steps = list(zip(*(part.unbind(-3) for part in walk), strict=True))
         for of_h, h, rz, r, z, n, u, of_n, of_rz, of_u, of_product in reversed(steps):

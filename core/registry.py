@@ -1,6 +1,6 @@
 """Resolution of environment names: the code they refer to, the packages that provide it, and suggestions for typos.
 
-All packages of environments are imported here, so that every error names what to install.
+`making` converts the errors of imports, so that every message names what to install.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from herdbook.core.types import Metrics, Policy
 
 
 class SeedBySeed:
-    """Combines algorithms of one seed each to an algorithm of several seeds.
+    """Combines algorithms of one seed each into an algorithm of several seeds.
 
     A batch is a list with one batch per seed. The metrics of an update are `[S]`.
     """

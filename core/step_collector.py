@@ -48,11 +48,6 @@ class StepRound:
         """Environment steps."""
         return sum(len(stepped.active) for stepped in self.steps)
 
-    @property
-    def episodes(self) -> int:
-        """Number of finished episodes."""
-        return len(self.lengths)
-
     def add_to(self, replay: Growing) -> None:
         """Append all steps to a replay, in blocks between cuts. Raises ValueError if it cannot hold a block."""
         cuts = [number for number, step in enumerate(self.steps) if anywhere(step.cut)]

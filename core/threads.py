@@ -48,7 +48,7 @@ def multiplications_of(state: Mapping[str, Any], config: Mapping[str, Any], seed
 
     For each row of a batch, a trained parameter is multiplied three times (once forward, twice backward), and the state
     has three numbers for it: its value and Adam's two moments. A target parameter has one of each. The estimate is too
-    low for losses that score several actions in each state, and where a batch consists of whole episodes.
+    low for losses that score several actions in each state, for images, and where a batch consists of whole episodes.
 
     Args:
         state: `state_dict()` of an algorithm.

@@ -195,7 +195,10 @@ class OffPolicy(Algorithm, Protocol[Batch]):
         """Sample the batch of one `update`, with one generator per seed."""
 
     def update(self, batch: Batch) -> Metrics:
-        """Update every parameter once. The batch is raw: the algorithm scales it as its policy does."""
+        """Update every parameter once. The batch is raw: the algorithm scales it as its policy does.
+
+        The metrics may hold `priorities` [B], which online training gives to the replay.
+        """
 
 
 class OnPolicy(Algorithm, Protocol):

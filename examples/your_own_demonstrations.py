@@ -1,7 +1,7 @@
-"""A custom algorithm that needs a dataset and an environment: DDPG with demonstrations in half of every batch.
+"""A custom algorithm that needs a dataset and an environment: DDPG with twin critics and demonstrations.
 
-y   = r + γ Q̄(s′, π̄(s′)),   L_Q = mean (Q(s, a) − y)²                                              (1)
-L_π = −mean Q(s, π(s)) + λ mean over the demonstrations of (π(s) − a)²                             (2)
+y   = r + γ min_i Q̄_i(s′, π̄(s′)),   L_Q = mean over i and the batch of (Q_i(s, a) − y)²           (1)
+L_π = −mean Q_1(s, π(s)) + λ mean over the demonstrations of (π(s) − a)²                             (2)
 
 Half of each batch: Ball et al. 2023, arXiv:2302.02948; the cloning term: Nair et al. 2018, arXiv:1709.10089.
 
@@ -36,7 +36,7 @@ class GuidedConfig(Config):
 
 
 class Guided:
-    needs: ClassVar[Needs] = Needs(data=True, environment=True, actions="box")
+    needs: ClassVar[Needs] = Needs(data=True, environment=True, actions="box", seeds_together=False)
 
     def __init__(
         self, config: GuidedConfig, spec: Spec, *, demonstrations: Replay | None = None, **setup: Unpack[Setup]

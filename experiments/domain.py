@@ -1,4 +1,4 @@
-"""What differs between one agent and many agents in a run, behind one protocol.
+"""One protocol for what differs between one agent and many agents in a run.
 
 A domain knows its specs and replays, how a policy plays and is scored, and how episodes are written. The rest of
 `experiments/` asks it and never looks at the kind of a spec. A new domain is one file beside `single_agent.py` and
@@ -43,7 +43,7 @@ class Recorded:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a run learns from, and the environment that it plays and is evaluated in."""
+    """The data and the environment of a run."""
 
     domain: Domain
     spec: Any
@@ -76,10 +76,10 @@ class Domain(Protocol):
     interactions: Sequence[Interaction]  # the ways in which its policies can play while they learn
 
     def serves(self, needs: Needs) -> bool:
-        """Whether algorithms with these needs belong to it."""
+        """True if algorithms with these needs belong to it."""
 
     def holds(self, data: Data) -> bool:
-        """Whether these are episodes of this domain."""
+        """True if these are episodes of this domain."""
 
     def check_options(self, options: RunOptions) -> None:
         """Raise UserError for options of a run that do not apply here."""
@@ -122,7 +122,7 @@ class Domain(Protocol):
     def collector(
         self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str, networks: Networks | None
     ) -> Collector:
-        """What plays while the seeds learn, as `needs.interaction` says."""
+        """The collector that plays while the seeds learn, as `needs.interaction` says."""
 
     def fine_tuning(
         self, task: Task, algorithms: SeedBySeed, replay: Any, options: RunOptions, device: str
@@ -136,7 +136,7 @@ class Domain(Protocol):
         """Episodes of a policy in the task's environment; episode i is reset with `seed + i`."""
 
     def score(self, task: Task, policy: Policy, episodes: int, seed: int, device: str) -> dict[str, Any]:
-        """What the episodes of `play` come to: a line of evaluations.jsonl without its step and seed."""
+        """The returns and scores of such episodes: a line of evaluations.jsonl without its step and seed."""
 
     def random_policy(self, spec: Any) -> Policy:
         """Uniform legal actions."""

@@ -22,7 +22,7 @@ def with_arguments(source: EnvironmentSource | None, arguments: Mapping[str, Any
 
 
 def same_environment(chosen: EnvironmentSource | None, arguments: Mapping[str, Any], recorded: EnvironmentSpec) -> bool:
-    """Whether the user's choice (None: none) with these keyword arguments is the recorded environment."""
+    """True if the user's choice (None: none) with these keyword arguments is the recorded environment."""
     described = recorded if chosen is None else describe_environment(chosen)
     if described is None or described.id != recorded.id:
         return False
@@ -59,7 +59,7 @@ def environment_record(environment: EnvironmentSource | None) -> dict[str, Any] 
 
 
 def same_record(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Whether two records have the same id, arguments, time limit and wrappers."""
+    """True if two records have the same id, arguments, time limit and wrappers."""
 
     def identity(record: Mapping[str, Any] | None) -> Any:
         if record is None:

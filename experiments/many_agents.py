@@ -46,14 +46,14 @@ class ManyAgents:
     def check_options(self, options: RunOptions) -> None:
         if options.reward_transform != "none":
             raise UserError(
-                f"reward_transform: expected none where many agents play, got {options.reward_transform}; "
-                "wrap the environment"
+                f"reward_transform: expected none for many agents, got {options.reward_transform}; "
+                "change the rewards in the environment or in the data"
             )
         if options.online_steps:
             raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
 
     def check_actions(self, spec: JointSpec, needs: Needs, algorithm: str) -> None:
-        """The constructor of each algorithm says which other one fits."""
+        """Nothing to check: the constructor of each algorithm raises ValueError and names the algorithms that fit."""
 
     def environment_spec(
         self,
@@ -92,7 +92,7 @@ class ManyAgents:
     def dataset_replay(self, task: Task, algorithm: Any, options: RunOptions, device: str) -> JointReplay:
         assert task.data is not None  # the caller asks where there is a dataset
         episodes: JointEpisodes = task.data.episodes
-        state = keeps_state(algorithm.needs, episodes.spec)
+        state = _keeps_state(algorithm.needs, episodes.spec)
         return JointReplay(episodes, device=device, time_limit=options.time_limit, state=state)
 
     def empty_replays(
@@ -104,7 +104,7 @@ class ManyAgents:
                 one.config.replay_steps,
                 device=device,
                 time_limit=options.time_limit,
-                state=keeps_state(one.needs, task.spec),
+                state=_keeps_state(one.needs, task.spec),
             )
             for one in algorithms
         ]
@@ -119,7 +119,7 @@ class ManyAgents:
             spec=task.spec,
             source=task.place,
             num_envs=options.lanes(first.needs),
-            runner={**task.opponents, "state": keeps_state(first.needs, task.spec)},
+            runner={**task.opponents, "state": _keeps_state(first.needs, task.spec)},
             networks=networks,
         )
         workers = options.worker_processes(first.needs)
@@ -152,8 +152,17 @@ class ManyAgents:
     def _evaluated(
         self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int, *, state: bool
     ) -> JointEpisodes:
-        shared: dict[str, Any] = {"num_envs": min(episodes, num_envs), "device": device, "state": state}
-        return evaluate_joint(policy, task.place, episodes, seed, spec=task.spec, **shared, **task.opponents)
+        return evaluate_joint(
+            policy,
+            task.place,
+            episodes,
+            seed,
+            num_envs=min(episodes, num_envs),
+            device=device,
+            spec=task.spec,
+            state=state,
+            **task.opponents,
+        )
 
     def random_policy(self, spec: JointSpec) -> Policy:
         try:
@@ -179,6 +188,6 @@ class ManyAgents:
         return frames
 
 
-def keeps_state(needs: Needs, spec: JointSpec) -> bool:
-    """Whether the global state is stored: for algorithms that read it, where the environment has one."""
+def _keeps_state(needs: Needs, spec: JointSpec) -> bool:
+    """True if the global state is stored: the algorithm reads it and the environment has one."""
     return needs.state and spec.state_space is not None

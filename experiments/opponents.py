@@ -71,7 +71,7 @@ def _restored(path: str, step: int | None) -> Restored:
     run = Run(path)
     restored = restore(run, None, step, run.seeds[0], "cpu", None)
     if not restored.domain.has_opponents:
-        raise UserError(f"{path}: expected a run of many agents, got one of {restored.domain.title}")
+        raise UserError(f"{path}: expected a run of many agents, got one for {restored.domain.title}")
     return restored
 
 

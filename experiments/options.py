@@ -31,7 +31,7 @@ def _option(default: Any, group: str, applies: str = "always", *, low: int | Non
 
 
 GROUPS = {
-    "data": "What the algorithm learns from.",
+    "data": "The dataset that the algorithm learns from.",
     "environment": "The environment, for learning or for evaluation.",
     "fine_tuning": "Learning goes on in the environment after the last offline update.",
     "evaluation": "How the policies are evaluated during training.",
@@ -61,7 +61,7 @@ class RunOptions:
     online_replay: int = _option(1_000_000, "fine_tuning", "fine-tuning", low=1)
     """Number of new steps that are kept; the oldest are dropped first."""
     seeds: tuple[int, ...] = _option((0,), "run")
-    """Random seeds. All seeds train together as one program; each has its own parameters, batches and scores."""
+    """Random seeds, all trained in one run. Each seed has its own parameters, batches and scores."""
     run_dir: str | None = _option(None, "run")
     """Directory of the run. The default is runs/<name>."""
     name: str | None = _option(None, "run")
@@ -77,7 +77,7 @@ class RunOptions:
     observation_keys: tuple[str, ...] | None = _option(None, "data", "one agent")
     """Parts of a Dict observation that the algorithm sees. The default is all of them."""
     data_dir: str | None = _option(None, "data", "data")
-    """Directory of the Minari datasets. The default is Minari's own."""
+    """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
     env: str | None = _option(None, "environment")
     """Environment to learn in, or to evaluate in: a Gymnasium id, a PettingZoo name (mpe2/simple_spread_v3) or
     module:callable. An offline algorithm is evaluated in the dataset's environment by default."""
@@ -86,8 +86,8 @@ class RunOptions:
     num_envs: int | None = _option(None, "environment", "environments", low=1)
     """Environments that each seed steps side by side while it learns. The default is the algorithm's."""
     workers: int | None = _option(None, "environment", "workers", low=0)
-    """Worker processes that play episodes while the learner updates. The default is 1 if there is a second core. The
-    results do not depend on it."""
+    """Worker processes that play episodes while the learner updates. The default is 1 if there is a second core. With
+    equal --threads, the results do not depend on it."""
     learn: tuple[str, ...] = _option((), "environment", "many agents")
     """Names of the agents that learn; * matches any letters ('adversary_*'). The default is all agents."""
     others: str = _option("random", "environment", "many agents")
@@ -152,7 +152,7 @@ def options_for(needs: Needs) -> dict[str, list[str]]:
 
 
 def descriptions() -> dict[str, str]:
-    """What the source says below each field of `RunOptions`, by the field's name."""
+    """The docstring below each field of `RunOptions`, by the field's name."""
     (body,) = (node for node in ast.parse(inspect.getsource(RunOptions)).body if isinstance(node, ast.ClassDef))
     found = {}
     for node, following in zip(body.body, body.body[1:], strict=False):

@@ -55,7 +55,7 @@ def trained_episodes(recipe: Recipe, training: Training, folder: Path) -> list[E
 
 
 def _not_installed(error: BaseException | None) -> bool:
-    """Whether an error or one of its causes is an ImportError."""
+    """True if an error or one of its causes is an ImportError."""
     return error is not None and (isinstance(error, ImportError) or _not_installed(error.__cause__))
 
 

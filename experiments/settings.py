@@ -91,7 +91,7 @@ SETTINGS: tuple[Setting, ...] = (
         algorithm="independent_q",
         patterns=("mpe2/simple_spread_v3", "mpe2/simple_speaker_listener_v4"),
         config={"reward_centring": True},
-        source="the same, whose rewards are standardised; all episodes of these are of one length",
+        source="Papoudakis et al. 2021 standardise rewards; all episodes of these tasks have equal lengths",
     ),
     *(
         Setting(
@@ -173,8 +173,7 @@ SETTINGS: tuple[Setting, ...] = (
                 "epsilon_steps": 12_000,
                 **more,
             },
-            source="after RL Baselines3 Zoo's tuned DQN; the decay and the n-step returns are ours "
-            "(docs/results/online.md)",
+            source="after RL Baselines3 Zoo's tuned DQN; the decay is ours, and the n-step returns of Acrobot",
         )
         for task, more in (("acrobot-v1", {"epsilon_end": 0.1, "n_step": 5}), ("lunarlander-v3", {}))
     ),
@@ -214,13 +213,13 @@ SETTINGS: tuple[Setting, ...] = (
         algorithm="dqn",
         patterns=("ale/*",),
         config={"lr": 1e-4},
-        source="Huang et al. 2022 (CleanRL): of Adam, where Mnih et al. have RMSProp",
+        source="Huang et al. 2022 (CleanRL): learning rate for Adam; Mnih et al. use RMSProp",
     ),
     Setting(
         algorithm="discrete_cql",
         patterns=("ale/*",),
         config={"lr": 5e-5},
-        source="Agarwal et al. 2020, arXiv:1907.04543: of Adam, on the data that Kumar et al. 2020 learn from",
+        source="Agarwal et al. 2020, arXiv:1907.04543: learning rate for Adam, on the data that Kumar et al. 2020 use",
     ),
     Setting(
         algorithm="discrete_bcq",

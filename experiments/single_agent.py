@@ -116,7 +116,7 @@ class SingleAgent:
         return [self.storage(task.spec, algorithm, options, device) for algorithm in algorithms]
 
     def storage(self, spec: Spec, algorithm: Any, options: RunOptions, device: str) -> Any:
-        """What one seed's steps go into: a rollout for on-policy algorithms, else a replay, prioritised on request."""
+        """Storage of one seed's steps: a rollout for on-policy algorithms, else a replay, prioritised on request."""
         c, transform = algorithm.config, reward_transform(options.reward_transform)
         if algorithm.needs.on_policy:
             return RolloutBuffer(device=device, time_limit=options.time_limit, reward_transform=transform)

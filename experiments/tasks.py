@@ -30,7 +30,7 @@ Named = str | Path | Data
 
 
 def load_task(algorithm: type[Any], options: RunOptions, dataset: Named | None, env: EnvironmentSource | None) -> Task:
-    """What the algorithm learns from, as its needs say: a dataset, an environment, or both.
+    """The task of an algorithm, as its needs say: a dataset, an environment, or both.
 
     Raises UserError, DataError or EnvironmentUnavailable.
     """
@@ -170,7 +170,7 @@ def check_dataset(run: Run, task: Task) -> None:
 
 
 def dataset_record(task: Task) -> dict[str, Any] | None:
-    """What config.json says of a dataset; `given` is what it was before the run's own transform of rewards."""
+    """The record of a dataset in config.json; `given` describes it before the run's own transform of rewards."""
     if task.data is None:
         return None
     episodes, given = task.data.episodes, task.data.given

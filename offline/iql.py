@@ -41,7 +41,9 @@ class IQLConfig(Config):
     actor_lr: float = 3e-4  # learning rate of π
     critic_lr: float = 3e-4  # learning rate of Q
     value_lr: float = 3e-4  # learning rate of V
-    actor_decay_updates: int | None = None  # updates over which π's rate decays to 0 by a cosine; None: all of the run
+    actor_decay_updates: int | None = (
+        None  # updates over which π's rate decays to 0 by a cosine; None: those of the run
+    )
     hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
     standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only

@@ -140,9 +140,8 @@ class TRPO:
                 _move(own, before, moving, torch.zeros_like(step))
                 gain, divergence = torch.zeros_like(gain), torch.zeros_like(divergence)
         metrics = {"loss/policy": -objective.detach(), "gain": gain, "divergence": divergence}
-        return metrics | {
-            "accepted": torch.full_like(gain, accepted)
-        }  # the share of the full step, 0 if all steps were rejected
+        metrics["accepted"] = torch.full_like(gain, accepted)  # the share of the full step, 0 if all were rejected
+        return metrics
 
     def critic_objective(self, params: Params, batch: Experience) -> tuple[Tensor, Metrics]:
         return value_loss(self.critic(params["critic"], batch.observations), batch.returns), {}  # eq. 4

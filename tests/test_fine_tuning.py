@@ -1,6 +1,7 @@
 """Fine-tuning: the mixed replay, the policy that plays, the run that goes on in an environment, and its mistakes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -489,3 +490,16 @@ def test_the_record_says_how_it_was_tuned(pendulum: Episodes) -> None:
     options = json.loads((run.path / "config.json").read_text())["run"]
     assert (options["steps"], options["online_steps"], options["online_share"]) == (40, 60, 0.5)
     assert options["num_envs"] == 1
+
+
+def test_the_adapter_plays_step_by_step_whatever_the_algorithm_declares() -> None:
+    """It takes steps from a replay and has no `follows` of its own."""
+
+    class Follower(TD3BC):
+        needs = replace(TD3BC.needs, follows=True, num_envs=4)
+
+    spec = Spec(spaces.Box(-1, 1, (1,)), spaces.Box(-1, 1, (1,)))
+    needs = FineTuned(
+        Follower(TD3BCConfig(hidden_sizes=(4,), standardise_observations=False), spec), spec.action_space
+    ).needs
+    assert (needs.interaction, needs.environment, needs.follows, needs.num_envs) == ("steps", True, False, 1)

@@ -42,6 +42,13 @@ def joint_names(source: str) -> list[str]:
     return sorted(names & {"JointSpec", "JointEpisodes", "JointReplay"})
 
 
+def riddles(source: str) -> list[str]:
+    """Docstrings that begin with a word that delays their subject."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    return [text for text in texts if re.match(r"(Of|What|Who|Where|Whether|Those)\b", text)]
+
+
 @pytest.mark.parametrize(
     ("rule", "source"),
     [
@@ -53,6 +60,8 @@ def joint_names(source: str) -> list[str]:
         (private_torch, "torch.utils._pytree.tree_map(f, tree)"),
         (private_torch, "from torch.nn.modules.dropout import _DropoutNd"),
         (joint_names, "isinstance(spec, JointSpec)"),
+        (riddles, "def f():\n    'Whether it is so.'"),
+        (riddles, "class A:\n    'What it does.'"),
     ],
 )
 def test_the_rules_catch_a_violation(rule: object, source: str) -> None:
@@ -63,6 +72,7 @@ def test_the_rules_leave_the_rest_alone() -> None:
     assert not discoveries("getattr(config, name)\nhasattr(env, 'possible_agents')\ngetattr(space, 'start', 0)")
     assert not private_torch("torch._foreach_norm(x)\nfrom torch.func import functional_call\nself._values")
     assert not joint_names("JointActor\n'JointSpec'")
+    assert not riddles("def f():\n    'True if it is so. What else?'")
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +101,7 @@ def test_private_names_of_torch_are_used_in_one_place(sources: dict[str, str]) -
 def test_only_its_domain_knows_the_types_of_many_agents(sources: dict[str, str]) -> None:
     known = {p for p, source in sources.items() if p.startswith("experiments/") and joint_names(source)}
     assert known == {"experiments/many_agents.py"}
+
+
+def test_docstrings_begin_with_their_subject(sources: dict[str, str]) -> None:
+    assert not {path: found for path, source in sources.items() if (found := riddles(source))}

@@ -390,7 +390,7 @@ def test_concat_keeps_what_all_agree_on_and_refuses_other_tasks() -> None:
     assert one.concat(newer).packages == {} and one.concat(newer).environment == spread
     with pytest.raises(DataError, match="other: expected JointSpec.* as in mine, got"):
         one.concat(replace(other, spec=replace(SPEC, turn_based=True)))
-    with pytest.raises(DataError, match="other: expected the global state exactly if mine has it"):
+    with pytest.raises(DataError, match="other: expected the global state if and only if mine has it"):
         one.concat(replace(other, state=None))
 
 

@@ -30,6 +30,9 @@ from herdbook.online.sac import SAC, SACConfig
         ({"environment": True, "interaction": "stepwise"}, "expected interaction among steps, rollouts, episodes"),
         ({"environment": True, "num_envs": 2, "max_envs": 1}, "expected 1 <= num_envs <= max_envs, got 2 and 1"),
         ({"environment": True, "interaction": "episodes"}, "expected acting=(…), the networks that play"),
+        ({"data": True, "interaction": "rollouts"}, "expected environment=True beside interaction='rollouts'"),
+        ({"environment": True, "acting": "actor"}, "expected acting as a tuple of names, got 'actor'"),
+        ({"data": True, "online_noise": -1.0}, "expected online_noise >= 0 and finite, got -1.0"),
     ],
 )
 def test_contradictions_are_refused(wrong: dict[str, Any], said: str) -> None:

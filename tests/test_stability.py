@@ -1,6 +1,7 @@
 """Options that steady algorithms which learn from a replay, against numbers that can be checked on paper."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from herdbook.core import checkpoint, parameter_noise
+from herdbook.core.config import Config
 from herdbook.core.exploration import decayed
 from herdbook.core.member import Member
 from herdbook.core.moments import RewardScale, RunningMoments
@@ -439,3 +441,11 @@ def test_what_a_policy_remembers_outlives_a_checkpoint(tmp_path: Path) -> None:
     for _ in range(200):
         mine, theirs = one.step(policy, noise, keep_carry=True), other.step(policy, copied, keep_carry=True)
         assert np.array_equal(mine.played.actions, theirs.played.actions)
+
+
+def test_a_users_config_may_decay_its_rates_without_a_length_in_steps() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(Config):
+        decay_lr: bool = True
+
+    assert Mine().for_run(1_000) == Mine()

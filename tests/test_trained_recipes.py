@@ -322,7 +322,10 @@ def test_a_name_near_a_recipes_trains_nothing_and_names_it(
         ({"steps": 0}, "steps: expected 1 or more, got 0"),
         ({"shares": (), "replay": False}, "expected shares, the replay or both"),
         ({"shares": [Share(episodes=1, at=301)]}, "at: expected at most 300, the steps of the run, got 301"),
-        ({"steps": 1000, "shares": [Share(episodes=1, at=501)]}, r"common measure of at least 10.*got \[501\]"),
+        (
+            {"steps": 1000, "shares": [Share(episodes=1, at=501)]},
+            r"common divisor.* at least 10 .*got \[501\]",
+        ),
     ],
 )
 def test_a_training_that_makes_no_sense_is_refused(values: dict[str, Any], message: str) -> None:
@@ -359,7 +362,7 @@ def test_a_share_that_makes_no_sense_is_refused(values: dict[str, Any], message:
 def test_checkpoints_are_written_at_every_step_that_plays(steps: int, at: Sequence[int | float], every: int) -> None:
     shares = [Share(episodes=1, at=one) for one in at]
     if steps // every > 100:
-        with pytest.raises(ValueError, match="common measure"):
+        with pytest.raises(ValueError, match="greatest common divisor"):
             changed(steps=steps, shares=shares)
         return
     training = changed(steps=steps, shares=shares).training

@@ -23,7 +23,10 @@ from herdbook.core.types import Spec
 def check_joint(spec: JointSpec, actions: ActionKind, algorithm: str, *, turn_based: bool = False) -> None:
     """Raise ValueError, naming algorithms that fit, if `algorithm`, for `actions` of this type, cannot learn here."""
     if spec.turn_based and not turn_based:
-        raise ValueError(f"{algorithm}: expected agents that act at once, got a turn-based game; use independent_q")
+        raise ValueError(
+            f"{algorithm}: expected agents that act at once, got a turn-based game; independent_q learns in those with "
+            "discrete actions"
+        )
     discrete_too = "independent_q, vdn, qmix, maddpg or matd3, or qmix_cql on a dataset"
     box_too = "maddpg or matd3, or matd3_bc on a dataset"
     for kind in spec.kinds:

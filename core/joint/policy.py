@@ -104,9 +104,8 @@ class Actors:
         self.actions, self.agents = JointActions(spec, setup.get("device", "cpu")), len(spec.agents)
 
     def make(self) -> AgentNetworks:
-        c, extra = self.settings, int(self.horizon is not None)
-        shared: dict[str, Any] = {"sharing": c.sharing, "agent_id": c.agent_id}
-        return AgentNetworks(self.spec, self.actions.size, c.hidden_sizes, extra=extra, **shared)
+        c, size, extra = self.settings, self.actions.size, int(self.horizon is not None)
+        return AgentNetworks(self.spec, size, c.hidden_sizes, extra=extra, sharing=c.sharing, agent_id=c.agent_id)
 
     def time(self, timesteps: Tensor) -> Tensor | None:
         """The fraction of the horizon that has passed, [*B] → [*B, N, 1]; None without a horizon."""

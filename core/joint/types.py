@@ -194,9 +194,10 @@ class JointSegments:
 
 def all_legal(spec: JointSpec, *lead: int) -> ByKind:
     """Action masks `[*lead, N_kind, n]` of every kind with discrete actions, all True."""
-    discrete = ((kind, kind.action_space) for kind in spec.kinds)
-    return {
-        kind.name: np.ones((*lead, len(kind.agents), int(space.n)), dtype=np.bool_)
-        for kind, space in discrete
-        if isinstance(space, spaces.Discrete)
-    }
+    return {kind.name: np.ones((*lead, len(kind.agents), n), dtype=np.bool_) for kind, n in discrete_kinds(spec)}
+
+
+def discrete_kinds(spec: JointSpec) -> list[tuple[Kind, int]]:
+    """(kind, number of actions) of each kind with discrete actions."""
+    pairs = ((kind, kind.action_space) for kind in spec.kinds)
+    return [(kind, int(space.n)) for kind, space in pairs if isinstance(space, spaces.Discrete)]
