@@ -16,7 +16,7 @@ class ListArguments:
     """List the datasets on this machine, and the recipes, which need no network."""
 
     data_dir: str | None = None
-    """Directory of the Minari datasets. The default is Minari's own."""
+    """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class ShowArguments:
     dataset: tyro.conf.Positional[str]
     """Minari id, recipe, D4RL .hdf5 file or Minari directory."""
     data_dir: str | None = None
-    """Directory of the Minari datasets. The default is Minari's own."""
+    """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ConvertArguments:
     out: tyro.conf.Positional[str]
     """Minari id of the new dataset, for example me/hopper/medium-v0."""
     data_dir: str | None = None
-    """Directory of the Minari datasets. The default is Minari's own."""
+    """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
 
 
 _COMMANDS = ("list", "show", "make", "convert")

@@ -33,8 +33,8 @@ examples:
   herdbook train cql --dataset classic/pendulum --steps 20000 --seeds 0 1 2
   herdbook train cql --help          every option of the algorithm and of the run
   herdbook train qmix --env mpe2/simple_spread_v3 --steps 2000000
-  herdbook resume runs/cql-classic-pendulum-v0
-  herdbook eval runs/cql-classic-pendulum-v0 --episodes 100"""
+  herdbook resume runs/cql-herdbook-classic-pendulum-v0
+  herdbook eval runs/cql-herdbook-classic-pendulum-v0 --episodes 100"""
 
 
 def usage() -> str:

@@ -68,7 +68,7 @@ def flag(arguments: Sequence[str], name: str) -> str | None:
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
-    """Whether a command is asked for its help only."""
+    """True if a command is asked for its help only."""
     return not arguments or arguments[0] in ("-h", "--help")
 
 

@@ -23,7 +23,7 @@ def usage() -> str:
     return (
         "usage: herdbook train ALGORITHM --dataset ID_OR_PATH | --env ID [--steps N] [--seeds 0 1 2] "
         "[--FIELD VALUE …]\n\n"
-        f"algorithms:\n{names}\n  module:Class  your own\n\n"
+        f"algorithms:\n{names}\n  {'module:Class':<{width}}  your own\n\n"
         "herdbook train ALGORITHM --help lists every option of an algorithm."
     )
 
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
 
     check_reserved(config_type)
     summary = f"{SUMMARIES[name]}; equations: {algorithm.__module__}" if name in SUMMARIES else algorithm.__doc__
-    description = summary or config_type.__doc__ or name
+    description = summary or name
     command = _Command(name, description, needs_of(algorithm), config_type)
     applied = settings_for(name, flag(words, "dataset"), flag(words, "env"))
     config, options = command.parse(words, applied)  # mistakes are told before a dataset is fetched

@@ -107,7 +107,7 @@ def read_d4rl(path: str | Path, *, name: str | None = None, action_space: Space[
 def read_d4rl_package(name: str) -> Episodes:
     """The dataset of a D4RL environment, through the `d4rl` package.
 
-    Raises DataError, with the reason, if the package cannot be imported: it needs MuJoCo 2.1.
+    Raises DataError, with the reason, if the package cannot be used: it needs MuJoCo 2.1.
     """
     try:
         gym = importlib.import_module("gym")
@@ -126,8 +126,8 @@ def d4rl_episodes(
 ) -> Episodes:
     """Episodes from the arrays `[N, …]` of a D4RL dataset. The number of dropped steps is logged and recorded.
 
-    name: of the dataset or its file. A current environment with equal observations is recorded as the dataset's, and
-    the reference scores are labelled as applied to it.
+    name: the name of the dataset or of its file. A current environment with equal observations is recorded as the
+    dataset's, and the reference scores are labelled as applied to it.
     """
     fields = ("observations", "actions", "rewards", "terminals", "timeouts")
     if missing := [field for field in fields if field not in data]:

@@ -32,8 +32,8 @@ _REWARDS = "rewards: "
 class Episodes(Recorded["Episodes"]):
     """Recorded episodes, immutable and validated when built.
 
-    Observations and actions are cast to float32, rewards to float64; arrays of the right type are not copied. An
-    episode whose last step has neither flag counts as truncated, with a warning in the log.
+    Values are cast to the types of the fields below; arrays of the right type are not copied. An episode whose last
+    step has neither flag counts as truncated, with a warning in the log.
 
     Raises DataError, with field, episode and step, for NaN or infinite values, lengths that disagree, T instead of T+1
     observations, values outside their space, a flag inside an episode, and empty data.
@@ -157,7 +157,8 @@ class Episodes(Recorded["Episodes"]):
     def subsample(self, every: int, offset: int | Array = 0) -> Episodes:
         """Sample only every `every`-th step of each episode, from its step `offset` (one, or `[episodes]`) on.
 
-        This sets a mask over steps. Storage and next observations are unchanged.
+        This sets a mask over steps. Storage and next observations are unchanged. Raises ValueError for `every` below 1
+        and for an offset outside [0, every).
         """
         if every < 1:
             raise ValueError(f"expected every >= 1, got {every}")

@@ -89,10 +89,12 @@ class Recorded(ABC, Generic[E]):
         """Split into about `fraction` of the episodes and the rest; each part holds at least one.
 
         Episodes are in stored order, or shuffled by `generator`.
+
+        Raises ValueError for a fraction outside (0, 1) and for fewer than 2 episodes.
         """
         count = len(self)
         if not 0 < fraction < 1 or count < 2:
-            raise ValueError(f"expected a fraction in (0, 1) and at least 2 episodes, got {fraction} and {count}")
+            raise ValueError(f"expected a fraction in (0, 1) of 2 episodes or more, got {fraction} of {count}")
         order = np.arange(count) if generator is None else generator.permutation(count)
         first = min(max(round(fraction * count), 1), count - 1)
         return self.select(order[:first]), self.select(order[first:])
@@ -100,7 +102,8 @@ class Recorded(ABC, Generic[E]):
     def filter(self, keep: Array | Sequence[bool] | Callable[[E], bool]) -> Self:
         """The episodes selected by `keep`, `[episodes]` bool or a function of one episode.
 
-        Example: `episodes.filter(episodes.returns() > 1000)`. Raises DataError if none is left.
+        Example: `episodes.filter(episodes.returns() > 1000)`. Raises DataError if none is left, ValueError unless
+        there is one bool per episode.
         """
         chosen = np.array([keep(self.episode(i)) for i in range(len(self))]) if callable(keep) else np.asarray(keep)
         if chosen.dtype != np.bool_ or chosen.shape != (len(self),):
@@ -144,6 +147,10 @@ def joined(source: str, name: str, values: Sequence[Tree]) -> Tree:
     """Leaves concatenated over all episodes. Raises DataError if their structures or shapes differ."""
     try:
         if isinstance(values[0], dict):
+            if odd := [value for value in values if set(value) != set(values[0])]:
+                raise DataError(
+                    f"{source}: expected {name} with {sorted(values[0])} in every episode, got {sorted(odd[0])}"
+                )
             return {key: joined(source, f"{name}[{key!r}]", [v[key] for v in values]) for key in values[0]}
         return np.concatenate([np.asarray(value) for value in values])
     except (ValueError, TypeError, KeyError, IndexError) as error:

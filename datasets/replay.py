@@ -81,9 +81,9 @@ class ReplayBuffer(Growing):
         """An empty replay for `lanes` environments that step together and hold `capacity // lanes` steps each.
 
         `frame_stack` is the largest stack that will be gathered: a step is dropped with the first of its frames. The
-        ring of observation rows holds the final observations of episodes of 8 steps or more on average (of any length
-        up to 1024 steps a lane). With shorter episodes the oldest steps are dropped sooner. `reward_transform` maps
-        rewards `[N]` when they are gathered; stored rewards stay as they are.
+        ring of observation rows has room for the final observations if episodes last 8 steps or more on average, and
+        for episodes of any length if a lane holds at most 1024 steps. With shorter episodes the oldest steps are
+        dropped sooner. `reward_transform` maps rewards `[N]` when they are gathered; stored rewards stay as they are.
 
         Raises MemoryError, with the number of bytes, if the replay does not fit.
         """

@@ -29,7 +29,9 @@ class RewardMap:
 
 
 def reward_map(name: str, episodes: Episodes | None = None) -> RewardMap:
-    """The transform of a name, with its numbers taken from `episodes` where it needs any; applies to other rewards too.
+    """The reward transform called `name`, for any rewards.
+
+    `return_range` and `standardise` take their constants from `episodes`.
 
     - `none`: unchanged.
     - `minus_one`: r − 1, for antmaze (Kostrikov et al. 2021, arXiv:2110.06169, section 5).

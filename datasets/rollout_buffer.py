@@ -38,7 +38,9 @@ class RolloutBuffer(Growing):
         return sum(block["rewards"].size for block in self._blocks)
 
     def extend(self, steps: Steps) -> None:
-        """Append T successive steps of every lane, leaves `[T, lanes, …]`, without a copy.
+        """Append T successive steps of every lane, leaves `[T, lanes, …]`.
+
+        Arrays are kept, not copied, except rewards and `reset`.
 
         Raises ValueError, and adds nothing, for a reward that overflows float32.
         """

@@ -70,7 +70,7 @@ class Row:
     episodes: int
     """Evaluation episodes per seed."""
     interval_over: str
-    """Sample of the intervals: `seeds`, or the `episodes` of the only seed."""
+    """Sample of the intervals: `seeds`, the `episodes` of the only seed, or `none` without a final evaluation."""
     returns: Estimate | None
     """Mean undiscounted return, with Student's t-interval; None without a final evaluation."""
     score: Estimate | None

@@ -52,6 +52,7 @@ def evaluate(
     Raises:
         EnvironmentUnavailable: The environment cannot be made; the message says what to install.
         EnvironmentFailed: The environment raised or gave NaN; the message gives the seed and the step.
+        PolicyFailed: The policy gave an action that is not finite.
         ValueError: The spaces are not those of `spec`, or the policy's actions do not fit.
     """
     runner = _runner(make_env, episodes, seed, num_envs, max_steps=max_steps, device=device, spec=spec)
@@ -69,7 +70,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Scores:
-    """Returns and lengths of N episodes, with the methods of `Episodes`."""
+    """Returns and lengths of N episodes, read by `returns()` and `lengths()` as those of `Episodes` are."""
 
     _returns: Array
     _lengths: Array

@@ -59,8 +59,16 @@ def evaluate_joint(
         EnvironmentFailed: The environment failed in every episode; the message gives the first seed and step.
     """
     check_counts(episodes, seed, num_envs)
-    options: dict[str, Any] = {"max_steps": max_steps, "device": device, "spec": spec, "state": state}
-    runner = JointRunner(make_env, min(num_envs, episodes), learners=learners, others=others, **options)
+    runner = JointRunner(
+        make_env,
+        min(num_envs, episodes),
+        max_steps=max_steps,
+        device=device,
+        spec=spec,
+        learners=learners,
+        others=others,
+        state=state,
+    )
     try:
         played = runner.run(policy, range(seed, seed + episodes), make_generator(seed, device=device))
     finally:

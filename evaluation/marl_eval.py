@@ -29,8 +29,8 @@ def marl_eval_records(rows: Sequence[tuple[str, str, Run]]) -> dict[str, Any]:
         evaluations = run.evaluations()
         for seed in run.seeds:
             lines = [line for line in evaluations if line["seed"] == seed]
-            records_of = ({"step_count": line["step"], "return": line["returns"]} for line in lines)
-            steps = {f"step_{number}": record for number, record in enumerate(records_of, 1)}
+            entries = ({"step_count": line["step"], "return": line["returns"]} for line in lines)
+            steps = {f"step_{number}": record for number, record in enumerate(entries, 1)}
             if lines:
                 steps["absolute_metrics"] = {"return": lines[-1]["returns"]}
                 seeds[f"seed_{seed}"] = steps

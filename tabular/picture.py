@@ -12,7 +12,7 @@ from herdbook.tabular.gridworld import GOAL, MOVES, PIT, START, GridWorld
 
 
 def draw(grid: GridWorld, values: ArrayLike, policy: ArrayLike | None = None, *, path: str | Path) -> None:
-    """Draw values as colours and a policy as arrows, whose lengths are the probabilities of their actions.
+    """Draw values as colours and a policy as arrows, whose lengths are proportional to the probabilities.
 
     Args:
         grid: The gridworld.

@@ -23,7 +23,7 @@ from scipy.special import logsumexp, softmax
 
 from herdbook.tabular.mdp import MDP, Floats, check_policy
 
-_TIE = 1e-12  # relative difference up to which the values of two actions count as equal
+_TIE = 1e-12  # two actions are equally good up to this difference, relative to the size of the terms of Q
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,8 @@
 
 V(s_T) is 0 if the episode terminated. A truncated episode is bootstrapped from V(s_T), for Monte Carlo too. With
 `online`, each step updates the values that the next step reads. Else the updates of an episode are summed and applied
-at its end; TD(0) then equals TD(λ = 0), and every-visit Monte Carlo equals TD(λ = 1), exactly.
+at its end; TD(0) then equals TD(λ = 0), and every-visit Monte Carlo equals TD(λ = 1) with
+accumulating traces, exactly.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def monte_carlo(
 def td_zero(
     episodes: Episodes, *, discount: float, step_size: float, online: bool = True, values: ArrayLike | None = None
 ) -> Floats:
-    """TD(0), eq. 3 and 6. The arguments, the result and the errors are those of `monte_carlo`."""
+    """TD(0), eq. 3 and 6: `td_lambda` without traces. Returns V, [S]; raises ValueError as `td_lambda` does."""
     estimate = _begin(episodes, discount, step_size, values)
     for path in _paths(episodes):
         read = estimate if online else estimate.copy()
@@ -111,7 +112,7 @@ def n_step_td(
     """n-step TD, eq. 2. n = 1 is TD(0); n at least the length of the episodes is Monte Carlo, if not `online`.
 
     Windows at the end of an episode are shorter than n; the power of γ is their actual length. The other arguments, the
-    result and the errors are those of `monte_carlo`. Also raises ValueError if n < 1.
+    result and the errors are those of `td_zero`. Also raises ValueError if n < 1.
     """
     if n < 1:
         raise ValueError(f"n: expected at least 1 step, got {n}")

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import Space, spaces
 
-from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind
+from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, Kind, discrete_kinds
 from herdbook.core.spaces import BadValues, cast
-from herdbook.core.trees import indexed
+from herdbook.core.trees import indexed, mapped
 from herdbook.core.types import Array, Tree
 from herdbook.datasets import validation
 from herdbook.datasets.layout import locate, offsets_of, place, row_offsets
@@ -186,7 +186,9 @@ class JointEpisodes(Recorded[JointEpisode]):
                 raise DataError(f"{other.source}: expected {self.spec} as in {self.source}, got {other.spec}")
             if (other.state is None) != (self.state is None):
                 advice = "replace(episodes, state=None) leaves it out"
-                raise DataError(f"{other.source}: expected the global state exactly if {self.source} has it; {advice}")
+                raise DataError(
+                    f"{other.source}: expected the global state if and only if {self.source} has it; {advice}"
+                )
         return replace(
             self,
             **{name: _gathered(self.source, name, parts) for name in (*self.step_fields, *self.row_fields)},
@@ -227,8 +229,7 @@ _PER_AGENT = ("rewards", "terminated", "truncated", "alive")
 
 def masked_kinds(spec: JointSpec) -> list[tuple[Kind, int]]:
     """(kind, number of actions) of each kind with an action mask: discrete actions, in a task with masks."""
-    discrete = ((kind, kind.action_space) for kind in spec.kinds if spec.masked)
-    return [(kind, int(space.n)) for kind, space in discrete if isinstance(space, spaces.Discrete)]
+    return discrete_kinds(spec) if spec.masked else []
 
 
 def present_rows(alive: Array, step_rows: Array) -> Array:
@@ -279,8 +280,12 @@ def _cast(
             if error.row is not None and all(np.shape(leaf)[1:2] == (len(agents),) for leaf in arrays):
                 for number, agent in enumerate(agents):
                     with located(source, f"{name} of {agent}", starts):
-                        one(indexed(values, (slice(None), number)))
+                        one(mapped(partial(_column, number), values))
             raise
+
+
+def _column(number: int, leaf: Any) -> Array:
+    return np.asarray(leaf)[:, number]
 
 
 def _check_alive(episodes: JointEpisodes) -> Array:

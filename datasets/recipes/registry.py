@@ -19,7 +19,8 @@ RECIPES: Mapping[str, Recipe] = {recipe.id: recipe for recipe in _ALL}
 def resolve(name: str) -> Recipe | None:
     """The recipe of a full id, an id without version, or a short name; None for any other name.
 
-    `herdbook/classic/pendulum-v0`, `herdbook/classic/pendulum`, `classic/pendulum-v0` and `classic/pendulum` are equal.
+    `herdbook/classic/pendulum-v0`, `herdbook/classic/pendulum`, `classic/pendulum-v0` and `classic/pendulum` name one
+    recipe.
     """
     for recipe in RECIPES.values():
         short, versioned = recipe.name, recipe.id.removeprefix("herdbook/")

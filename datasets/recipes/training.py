@@ -37,7 +37,7 @@ class Training:
     """One training run with the recipe's seed, and the parts of it that become data.
 
     Raises ValueError if no part is kept, for a checkpoint after the last step, and if the greatest common divisor of
-    the checkpoints' steps is below a hundredth of the run.
+    the steps of the run and of the checkpoints is below a hundredth of the run.
     """
 
     algorithm: str
@@ -65,8 +65,8 @@ class Training:
         if self.steps // self.checkpoint_every > MOST_CHECKPOINTS:
             steps = sorted(self.step_of(share) for share in self.shares)
             raise ValueError(
-                f"at: expected steps with a common measure of at least {-(-self.steps // MOST_CHECKPOINTS)}, "
-                f"1 % of the run's {self.steps}, got {steps}"
+                f"at: expected steps whose greatest common divisor with the run's {self.steps} steps is at least "
+                f"{-(-self.steps // MOST_CHECKPOINTS)} (1 %), got {steps}"
             )
 
     def step_of(self, share: Share) -> int:
@@ -75,7 +75,7 @@ class Training:
 
     @property
     def checkpoint_every(self) -> int:
-        """Steps between checkpoints, such that the playing ones are written: about 5 % of the run if possible."""
+        """Steps between checkpoints: about 5 % of the run, chosen so that every checkpoint that plays is written."""
         measure = math.gcd(self.steps, *map(self.step_of, self.shares))
         at_most, at_least = max(self.steps // 20, 1), max(self.steps // MOST_CHECKPOINTS, 1)
         return next((every for every in range(at_most, at_least - 1, -1) if measure % every == 0), measure)
