@@ -41,10 +41,13 @@ class Needs:
 
     def __post_init__(self) -> None:
         for name in ("data", "environment"):
-            if getattr(self, name) not in (True, False, "optional"):
-                raise ValueError(f"Needs: expected {name} as True, False or 'optional', got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, bool) and value != "optional":
+                raise ValueError(f"Needs: expected {name} as True, False or 'optional', got {value!r}")
         if not self.data and not self.environment:
             raise ValueError("Needs: expected data=True, environment=True or both; got neither")
+        if self.data == "optional" and not self.environment:
+            raise ValueError("Needs: expected environment=True or 'optional' beside data='optional', got False")
         if self.environment == "optional" and self.data != "optional":
             raise ValueError(f"Needs: expected data='optional' beside environment='optional', got data={self.data!r}")
         for name, choices in (

@@ -95,15 +95,23 @@ def die_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, type, Callabl
 
 @pytest.fixture
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever makes, resets or steps an environment fails."""
+    """Making, resetting or stepping an environment fails."""
     import gymnasium
+    import pettingzoo.utils
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("its needs declare no environment, and it made one")
 
+    def below(base: type) -> Iterator[type]:
+        yield base
+        for each in base.__subclasses__():
+            yield from below(each)
+
     monkeypatch.setattr(gymnasium, "make", refuse)
-    for name in ("reset", "step"):
-        monkeypatch.setattr(gymnasium.Env, name, refuse)
+    for base in (gymnasium.Env, gymnasium.vector.VectorEnv, pettingzoo.AECEnv, pettingzoo.ParallelEnv):
+        for each in set(below(base)):
+            for name in ("reset", "step"):
+                monkeypatch.setattr(each, name, refuse)
 
 
 @pytest.fixture

@@ -256,7 +256,7 @@ def test_needs_are_what_it_does(name: str) -> None:
     if needs.seeds_together:
         assert Trial(name, {}, seeds=(0, 1)).train(1)
     else:
-        with pytest.raises(ValueError, match="one seed at a time"):
+        with pytest.raises(ValueError, match=rf"^{name}: it trains one seed at a time, got seeds \[0, 1\]"):
             Trial(name, {}, seeds=(0, 1))
 
 

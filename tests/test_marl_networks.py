@@ -701,6 +701,7 @@ def _assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert difference <= (1e-5 * size or 1e-6), f"{name}: differs by {difference} of {size}"
 
 
+@pytest.mark.usefixtures("no_environment")
 @pytest.mark.parametrize("state", [True, False])
 @pytest.mark.parametrize(("algorithm", "config", "changes", "box"), [*SETTINGS, *RECURRENT])
 def test_metrics_are_finite_and_every_parameter_moves(
@@ -826,3 +827,21 @@ def test_only_legal_leaves_values_alone_where_all_are_legal() -> None:
     values = torch.randn(3, 4)
     assert only_legal(values, None) is values
     assert only_legal(values, torch.tensor([True, False, True, True]))[:, 1].tolist() == [-np.inf] * 3
+
+
+@pytest.mark.parametrize(("algorithm", "config"), [row for row in DISCRETE if row[0].needs.acting])
+def test_policies_read_the_networks_that_workers_are_sent(algorithm: Any, config: Any) -> None:
+    """Its actions change with the parameters of `needs.acting`, and with no others."""
+    spec = _mixed(False)
+    made, step = algorithm(config(), spec), _step(spec, 50)
+
+    def play() -> Tensor:
+        policy = made.policy()
+        return torch.cat([leaf.flatten() for leaf in policy(step, policy.initial(50))[0].values()])
+
+    before = play()
+    for acting in (False, True):
+        for name, parameters in made.learner.params.frozen.items():
+            for value in parameters.values() if (name in made.needs.acting) is acting else ():
+                value.normal_()
+        assert torch.equal(play(), before) is not acting

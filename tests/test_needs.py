@@ -1,4 +1,4 @@
-"""What algorithms declare, and what happens where a class declares nothing, or something else than it does."""
+"""The declarations of algorithms, and the errors of a class that declares nothing or something untrue."""
 
 import re
 from dataclasses import dataclass, fields, replace
@@ -23,6 +23,8 @@ from herdbook.online.sac import SAC, SACConfig
     ("wrong", "said"),
     [
         ({}, "expected data=True, environment=True or both; got neither"),
+        ({"data": "optional"}, "expected environment=True or 'optional' beside data='optional', got False"),
+        ({"data": 1}, "expected data as True, False or 'optional', got 1"),
         ({"data": "yes"}, "expected data as True, False or 'optional', got 'yes'"),
         ({"environment": "optional"}, "expected data='optional' beside environment='optional', got data=False"),
         ({"data": True, "agents": "two"}, "expected agents among one, many, got 'two'"),
@@ -81,11 +83,6 @@ class Offline(Silent):
 
 class Misspelt(Silent):
     need = Needs(data=True)
-
-
-class Inherited(Stepping):
-    needs = Needs(data=True)
-    round_steps = None  # type: ignore[assignment]
 
 
 class Plain:

@@ -362,7 +362,8 @@ def imported(path: Path, known: Collection[str]) -> set[str]:
         id(node)
         for block in ast.walk(tree)
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
-        for node in ast.walk(block)
+        for guarded in block.body
+        for node in ast.walk(guarded)
     }
     found = set()
     for node in ast.walk(tree):
@@ -425,7 +426,7 @@ def test_modules_of_a_layer_keep_to_their_order(layer: str, graph: dict[str, set
 
 
 def private_names_of_torch(source: str) -> set[str]:
-    """What a module reads or imports of torch that begins with an underscore."""
+    """Names of torch that begin with an underscore and that a module reads or imports."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
