@@ -35,7 +35,7 @@ slow: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m slow
 
 demo: $(READY)
-	$(BIN)/python -m herdbook.cli.demo
+	$(BIN)/python examples/demo.py
 
 bench: $(READY)
 	@mkdir -p build

@@ -33,18 +33,7 @@ from herdbook.core.registry import (
     unknown_environment,
 )
 
-__all__ = [
-    "Env",
-    "EnvironmentSource",
-    "EnvironmentSpec",
-    "EnvironmentUnavailable",
-    "ReferenceScores",
-    "check_reset",
-    "describe_environment",
-    "make_environment",
-    "registered_only",
-    "whole_games",
-]
+__all__ = ["EnvironmentSpec", "EnvironmentUnavailable", "ReferenceScores", "describe_environment", "make_environment"]
 
 Env = gymnasium.Env[Any, Any]
 logger = logging.getLogger("herdbook")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from herdbook.cli import demo
 from herdbook.cli.main import main
 from herdbook.core.runs import Run
 from herdbook.experiments import settings
@@ -287,10 +286,9 @@ def test_a_users_config_with_a_reserved_name_is_refused(herdbook, user_module: s
     assert status == 2 and "the names steps are reserved" in one_line(err)
 
 
-def test_the_catalogue_is_complete() -> None:
+def test_the_catalogue_is_complete(repo_root: Path) -> None:
     assert ALGORITHMS.keys() == SUMMARIES.keys()
-    root = Path(demo.__file__).resolve().parent.parent
-    files = {path.stem for family in ("offline", "online", "marl") for path in (root / family).glob("*.py")}
+    files = {path.stem for family in ("offline", "online", "marl") for path in (repo_root / family).glob("*.py")}
     assert {target.partition(":")[0].rpartition(".")[2] for target in ALGORITHMS.values()} == files
 
 

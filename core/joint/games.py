@@ -167,7 +167,8 @@ class _Turns:
             agent = self.env.agent_selection
             observation, reward, terminated, truncated, info = self.env.last()
             given = observation, reward, bool(terminated), bool(truncated), info
-            for by_agent, value in zip(moment, given, strict=True):
+            parts: tuple[dict[str, Any], ...] = moment
+            for by_agent, value in zip(parts, given, strict=True):
                 by_agent[agent] = value
             self._inside[agent] = None
             if not (terminated or truncated):
