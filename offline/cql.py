@@ -10,9 +10,9 @@
 Two options change (1). Without `deterministic_backup`, −α_T log π(a′|s′) is added to the minimum. With
 `max_target_backup`, each Q̄_i is first maximised over n actions from π(·|s′), and no entropy is added. The sum in (2) is
 estimated by importance sampling (appendix F) from n actions each of U[−1, 1]^A, π(·|s) and π(·|s′): Q_i is evaluated at
-s, and the action's log-density is subtracted. Without importance sampling the densities are left out and the data's
-action joins the sum, as in the authors' second version. The defaults follow the authors' code, which differs from the
-paper's text (docs/algorithms.md).
+s, and the action's log-density is subtracted from Q_i / T. Without importance sampling the densities are left out and
+the data's action joins the sum, as in the authors' second version. The defaults follow the authors' code, which differs
+from the paper's text (docs/algorithms.md).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def conservative_gap(q: Tensor, data_q: Tensor, log_density: Tensor | float, tem
     q: Q_i of the sampled actions [critics, N, B]; data_q: Q_i(s, a_data) [critics, B]; log_density: log-density of each
     action under its proposal [N, B], or 0 without importance sampling.
     """
-    return temperature * torch.logsumexp((q - log_density) / temperature, 1) - data_q
+    return temperature * torch.logsumexp(q / temperature - log_density, 1) - data_q
 
 
 def lagrange_multiplier(log_multiplier: Tensor) -> Tensor:

@@ -6,7 +6,8 @@
 
 Each update learns from whole episodes of the current policy. As is usual, (2) leaves out the factor γ^t of the gradient
 of the discounted objective. If a time limit that is not part of the task truncates an episode, the baseline's value of
-the final observation continues the sum of (1). Without a baseline, the sum ends there.
+the final observation continues the sum of (1). Without a baseline, the sum ends there, and no mean is subtracted from
+G_t either: normalised returns are divided by their root mean square.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ReinforceConfig(Config):
     episodes_per_update: int = 4  # episodes per update of the policy
     baseline_epochs: int = 5  # passes over the episodes of an update to fit the baseline, eq. 3
     batch_size: int = 64  # steps per minibatch of the baseline's passes
-    normalise_advantages: bool = True  # standardise G − b of eq. 2 over the steps of an update
+    normalise_advantages: bool = True  # standardise G − b of eq. 2 over an update; if b = 0, only scale it
     entropy_weight: float = 0.0  # weight of an entropy bonus added to eq. 2
     lr: float = 3e-3  # learning rate of the policy
     baseline_lr: float = 3e-3  # learning rate of the baseline
@@ -55,6 +56,11 @@ class ReinforceConfig(Config):
 def policy_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
     """Eq. 2. log_probs: log π(a|s) [N]; advantages: G − b [N] → []."""
     return -(log_probs * advantages).mean()
+
+
+def rescaled(returns: Tensor) -> Tensor:
+    """G divided by its root mean square. Unlike in `standardised`, no mean acts as a baseline. [N] → [N]."""
+    return returns / (returns.square().mean().sqrt() + 1e-8)
 
 
 def baseline_loss(values: Tensor, returns: Tensor) -> Tensor:
@@ -106,7 +112,8 @@ class Reinforce:
 
     def policy_objective(self, params: Params, batch: Experience) -> tuple[Tensor, Metrics]:
         c = self.config
-        advantages = standardised(batch.advantages) if c.normalise_advantages else batch.advantages
+        normalise = standardised if c.baseline else rescaled
+        advantages = normalise(batch.advantages) if c.normalise_advantages else batch.advantages
         policy = self.actor(params["actor"], batch.observations)
         entropy = policy.entropy().mean()
         loss = policy_loss(policy.log_prob(batch.actions), advantages)  # eq. 2

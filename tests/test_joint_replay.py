@@ -92,7 +92,8 @@ def test_the_table_by_hand(time_limit: Any, online: bool) -> None:
     for step, rewards, next_alive, bootstrap, cut, team, team_bootstrap, team_cut in TABLE:
         assert batch.rewards[step].tolist() == list(rewards)
         assert batch.alive[step].tolist() == list(map(bool, ALIVE[step]))
-        assert batch.next_alive[step].tolist() == list(map(bool, next_alive))
+        goes_on = [n and d > 0 for n, d in zip(next_alive, cut, strict=True)] if terminal else next_alive
+        assert batch.next_alive[step].tolist() == list(map(bool, goes_on))
         assert batch.discounts[step].tolist() == list(cut if terminal else bootstrap)
         assert batch.team_rewards[step] == team
         assert batch.team_discounts[step] == (team_cut if terminal else team_bootstrap)
@@ -117,7 +118,7 @@ def test_segments_by_hand(online: bool) -> None:
     segments = table_replay("terminal", online).gather_segments(torch.tensor([2, 4]), 3, discount=H)
     assert segments.mask.tolist() == [[True, True, False], [True, True, False]]
     assert segments.alive[0].tolist() == [[False, True, True], [False, True, True], [False] * 3]
-    assert segments.next_alive[0].tolist() == [[False, True, True], [False, True, True], [False] * 3]
+    assert segments.next_alive[0].tolist() == [[False, True, True], [False] * 3, [False] * 3]
     assert segments.next_alive[1].tolist() == [[False, True, True], [False] * 3, [False] * 3]
     assert segments.rewards[1].tolist() == [[1, 10, 100], [0, 10, 100], [0, 0, 0]]
     assert segments.discounts[0].tolist() == [[H, H, H], [H, 0, 0], [0, 0, 0]]
@@ -198,7 +199,7 @@ def slow_step(episode: JointEpisode, t: int, discount: float, terminal: bool) ->
     for i in range(3):
         over = episode.terminated[t, i] or (terminal and episode.truncated[t, i])
         discounts.append(0.0 if over else discount)
-        next_alive.append(not episode.terminated[t, i] if episode.alive[t, i] else bool(episode.alive[t + 1, i]))
+        next_alive.append(not over if episode.alive[t, i] else bool(episode.alive[t + 1, i]))
     team = discount
     if t == len(episode) - 1:
         left = [i for i in range(3) if episode.alive[t, i]]

@@ -113,6 +113,19 @@ def test_conservative_gap_without_densities_and_with_a_temperature() -> None:
     torch.testing.assert_close(cql.conservative_gap(q, T([[1.0]]), 0.0), T([[math.log(10) - 1]]))
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_conservative_gap_estimates_eq_2_at_every_temperature(temperature: float) -> None:
+    """T log Σ_a exp(Q(s, a) / T), by actions drawn from a proposal: their mean of exp(Q / T) / μ is the sum.
+
+    Four actions with the values 0, 1, 2, −1, each drawn as often as μ says, in 10 draws.
+    """
+    values, drawn = T([0.0, 1.0, 2.0, -1.0]), T([1, 2, 3, 4])
+    q, density = values.repeat_interleave(drawn), (drawn / 10).log().repeat_interleave(drawn)
+    gap = cql.conservative_gap(q[None, :, None], T([[0.0]]), density[:, None], temperature)
+    exact = temperature * math.log(sum(math.exp(value / temperature) for value in values.tolist()))
+    assert gap.item() - temperature * math.log(10) == pytest.approx(exact, rel=1e-5)
+
+
 def test_conservative_gap_survives_large_values() -> None:
     q = T([[[1e4], [1e4 - 50]]])
     torch.testing.assert_close(cql.conservative_gap(q, T([[1e4]]), 0.0), T([[0.0]]), atol=1e-3, rtol=0)

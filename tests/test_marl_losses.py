@@ -11,7 +11,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from herdbook.core.joint.networks import JointCritic
-from herdbook.core.joint.types import JointSegments, JointSpec, JointTransitions
+from herdbook.core.joint.types import JointEpisode, JointSegments, JointSpec, JointTransitions
+from herdbook.core.types import TimeLimit
+from herdbook.datasets.joint.episodes import JointEpisodes
+from herdbook.datasets.joint.replay import JointReplay
 from herdbook.marl import independent_q, maddpg, matd3_bc, qmix, qmix_cql, vdn
 from herdbook.marl.independent_q import IndependentQ, IndependentQConfig
 from herdbook.marl.maddpg import MADDPG, MADDPGConfig
@@ -257,6 +260,41 @@ def test_vdn_loss_by_hand(time_limit: str, cut_off: float) -> None:
     errors = [2 - (1 + 0.5 * (6 + 8)), 7 - 2, 5 - 0.5 * 4, 2 - (1 + 0.5 * 2), 1 - cut_off]
     loss = _loss(algorithm, _table(time_limit), 2.0)
     assert loss == pytest.approx(sum(error**2 for error in errors) / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("time_limit", "of_sums", "of_mixed"),
+    [
+        ("bootstrap", ((5 - 8.5) ** 2 + (6 - 5.5) ** 2) / 2, ((10.5 - 12) ** 2 + (13 - 9.75) ** 2) / 2),
+        ("terminal", ((5 - 6) ** 2 + (6 - 1) ** 2) / 2, ((10.5 - 9.5) ** 2 + (13 - 1) ** 2) / 2),
+    ],
+)
+def test_an_agent_cut_off_alone_is_over_where_the_time_limit_is_terminal(
+    time_limit: TimeLimit, of_sums: float, of_mixed: float
+) -> None:
+    """Values of (ann, bob): (1 [2]) ([3] 0), rewards 1 and 2; ann is cut off at (5 4), bob goes on: ([6] 1), reward 1;
+    bob is cut off at (8 9). Without the terminal limit, ann's 5 counts in the first target.
+
+    VDN: 5 and 6; y = 3 + ½ (5 + 6) or 3 + ½ · 6, and 1 + ½ · 9 or 1.
+    QMIX, s = 0: ½ · 13 + 4 and ½ · 18 + 4; y = 3 + ½ (½ (10 + 18) + 4) or 3 + ½ (½ · 18 + 4), and 1 + ½ · 17.5 or 1.
+    """
+    spec = _spec()
+    rows = [[[1, 2], [3, 0]], [[5, 4], [6, 1]], [[0, 0], [8, 9]]]
+    episode = JointEpisode(
+        observations={"ann": np.array(rows, np.float32)},
+        actions={"ann": np.array([[1, 0], [0, 0]])},
+        rewards=np.array([[1.0, 2.0], [0.0, 1.0]]),
+        terminated=np.zeros((2, 2), bool),
+        truncated=np.array([[True, False], [False, True]]),
+        alive=np.array([[True, True], [False, True], [False, False]]),
+        state=np.zeros((3, 1), np.float32),
+    )
+    replay = JointReplay(JointEpisodes.from_episodes([episode], spec), time_limit=time_limit)
+    batch = replay.gather_segments(torch.tensor([0]), 2, discount=0.5)
+    own = {"agents": Shown, "mixer": HandMixer}
+    assert _loss(VDN(VDNConfig(), spec, networks={"agents": Shown}), batch, 1.0) == pytest.approx(of_sums)
+    assert _loss(QMIX(QMIXConfig(), spec, networks=own), batch, 1.0) == pytest.approx(of_mixed)
+    assert _loss(QMIXCQL(QMIXCQLConfig(alpha=0.0), spec, networks=own), batch, 1.0) == pytest.approx(of_mixed)
 
 
 @pytest.mark.parametrize("double_q", [True, False])

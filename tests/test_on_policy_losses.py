@@ -169,6 +169,21 @@ def test_the_loss_of_a_policy_is_minus_the_mean_of_log_probability_times_advanta
     assert slope.tolist() == [-1.0, 2.0]
 
 
+def test_reinforce_without_a_baseline_subtracts_no_mean() -> None:
+    """G = 3 and 4, divided by √(25 / 2); equal returns stay finite, as do returns of 0."""
+    torch.testing.assert_close(reinforce.rescaled(T([3.0, 4.0])), T([3.0, 4.0]) / math.sqrt(12.5))
+    assert reinforce.rescaled(T([-2.0, -2.0])).tolist() == pytest.approx([-1.0, -1.0])
+    assert reinforce.rescaled(T([0.0, 0.0])).tolist() == [0.0, 0.0]
+    spec = Spec(observation_space=VECTOR, action_space=spaces.Discrete(2))
+    for baseline, expected in ((True, [-1.0, 1.0]), (False, [3 / math.sqrt(12.5), 4 / math.sqrt(12.5)])):
+        algorithm = reinforce.Reinforce(reinforce.ReinforceConfig(baseline=baseline, hidden_sizes=(4,)), spec)
+        steps = Experience(T([[0.0, 1.0], [2.0, 3.0]]), T([0, 1]), T([3.0, 4.0]), T([3.0, 4.0]))
+        params = algorithm.learner.params
+        log_probs = algorithm.actor(params["actor"], steps.observations).log_prob(steps.actions)
+        loss, _ = algorithm.policy_objective(params, steps)
+        torch.testing.assert_close(loss, -(log_probs * T(expected)).mean())
+
+
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [(reinforce.baseline_loss, 5.0), (a2c.value_loss, 2.5), (ppo.value_loss, 2.5), (trpo.value_loss, 2.5)],

@@ -244,7 +244,8 @@ def test_reinforce(baseline: bool, normalise: bool, clip: float | None, discrete
         advantages, returns = plain.advantages(rollout, 1.0, baseline)  # with λ = 1, G less b
         s, a = plain.states(rollout.observations.flatten(0, 1)), rollout.actions.flatten(0, 1)
         entropy = plain.entropy(s)
-        weights = standard(advantages) if normalise else advantages
+        scaled = standard(advantages) if baseline else advantages / (advantages.pow(2).mean().sqrt() + 1e-8)
+        weights = scaled if normalise else advantages
         loss = -(plain.log_prob(s, a) * weights).mean() - 0.1 * entropy
         descend(policy_optimiser, loss, clip)
         for part in plain.parts(5, 2 if baseline else 0, STEPS):

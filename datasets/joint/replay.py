@@ -359,7 +359,7 @@ def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tup
         "rewards": to_single("rewards", episodes.rewards),
         "continues": (~ended).astype(np.float32),
         "alive": acts,
-        "next_alive": np.where(acts, ~episodes.terminated, after),
+        "next_alive": np.where(acts, ~ended, after),
         "team_rewards": to_single("team rewards", episodes.rewards.sum(1)),
         "team_continues": (~over).astype(np.float32),
     }
