@@ -107,6 +107,7 @@ class Scaling:
             actions=self.actions(batch.actions),
             next_observations=self.observations(batch.next_observations),
             next_actions=None if batch.next_actions is None else self.actions(batch.next_actions),
+            between=None if batch.between is None else self.observations(batch.between),
         )
 
 

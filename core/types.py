@@ -60,6 +60,8 @@ class Transitions:
     indices: Tensor | None = None  # step numbers in the replay, `[*B]` int64
     weights: Tensor | None = None  # importance weights of prioritised replay
     task: Tensor | None = None
+    between: Tree | None = None  # observations after 1 … n − 1 steps, `[*B, n − 1, …]`, if requested and n > 1
+    between_discounts: Tensor | None = None  # their γ¹ … γⁿ⁻¹, `[*B, n − 1]`; 0 from the episode's end on
 
 
 @batch_type
@@ -165,10 +167,12 @@ class Replay(Protocol):
         n_step: int = 1,
         next_actions: bool = False,
         frame_stack: int = 1,
+        between: bool = False,
     ) -> Transitions:
         """Uniform transitions `[B, …]`, or `[S, B, …]` for S > 1 generators, one per seed.
 
         frame_stack: k > 1 gives stacks of observations, `[B, k, …]`, oldest first.
+        between: include the observations between the first and the last one of n steps.
         """
 
     def sample_segments(self, batch_size: int, length: int, generators: Sequence[torch.Generator]) -> Segments: ...

@@ -170,12 +170,18 @@ class ReplayBuffer(Growing):
         n_step: int = 1,
         next_actions: bool = False,
         frame_stack: int = 1,
+        between: bool = False,
         reward: Reward | None = None,
     ) -> Transitions:
         """`gather(draw(…), …)`: `[B, …]` for one generator, `[S, B, …]` for S."""
-        indices = self.draw(batch_size, generators)
         return self.gather(
-            indices, discount=discount, n_step=n_step, next_actions=next_actions, frame_stack=frame_stack, reward=reward
+            self.draw(batch_size, generators),
+            discount=discount,
+            n_step=n_step,
+            next_actions=next_actions,
+            frame_stack=frame_stack,
+            between=between,
+            reward=reward,
         )
 
     def gather(
@@ -186,6 +192,7 @@ class ReplayBuffer(Growing):
         n_step: int = 1,
         next_actions: bool = False,
         frame_stack: int = 1,
+        between: bool = False,
         reward: Reward | None = None,
     ) -> Transitions:
         """The transitions at `indices` `[*B]` int64, without randomness.
@@ -193,11 +200,12 @@ class ReplayBuffer(Growing):
         n_step: sum rewards over up to n steps of one episode; the discount is γ to the power of the real length.
         next_actions: include the action taken at the next observation, with a mask that is False at an episode's end.
         frame_stack: stack observations to `[*B, k, …]`, oldest first; an episode's first frame is repeated before it.
+        between: include the observations between the first and the last one, `[*B, n − 1, …]`, and their discounts.
         reward: function that replaces the reward of every single step, before the n-step sum.
         """
         check_discount(discount)
         self._check_window("n_step", n_step, frame_stack)
-        first = indices.reshape(-1)
+        first, inside = indices.reshape(-1), {}
         if n_step == 1:
             final = first
             rewards = self._step_rewards(first, frame_stack, reward)
@@ -210,6 +218,12 @@ class ReplayBuffer(Growing):
             lengths = mask.sum(1)
             final = window.gather(1, lengths[:, None] - 1)[:, 0]
             discounts = powers[lengths] * self._continues.index_select(0, final)
+            if between:
+                seen = self._observe(window[:, 1:].reshape(-1), frame_stack)
+                inside = {
+                    "between": tree_map(lambda x: x.view(len(first), n_step - 1, *x.shape[1:]), seen),
+                    "between_discounts": torch.where(mask[:, 1:], powers[1:-1], 0),
+                }
         batch = Transitions(
             observations=self._observe(first, frame_stack),
             actions=self._actions.index_select(0, first),
@@ -218,6 +232,7 @@ class ReplayBuffer(Growing):
             next_observations=self._observe(final, frame_stack, after=1),
             next_actions=self._actions.index_select(0, self._later(final, 1)) if next_actions else None,
             next_action_mask=~self._last.index_select(0, final) if next_actions else None,
+            **inside,
         )
         return batch if indices.dim() == 1 else tree_map(lambda x: x.view(*indices.shape, *x.shape[1:]), batch)
 

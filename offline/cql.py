@@ -7,7 +7,8 @@
     L_π  = mean [α_T log π(a|s) − min_i Q_i(s, a)],  a ~ π(·|s)                                                 (5)
     L_T  = −log α_T · mean [log π(a|s) + H̄],  H̄ = −dim A                                                       (6)
 
-Two options change (1). Without `deterministic_backup`, −α_T log π(a′|s′) is added to the minimum. With
+Two options change (1). Without `deterministic_backup`, −α_T log π(a′|s′) is added to the minimum, and with n-step
+returns an entropy for each state between (online/sac.py). With
 `max_target_backup`, each Q̄_i is first maximised over n actions from π(·|s′), and no entropy is added. The sum in (2) is
 estimated by importance sampling (appendix F) from n actions each of U[−1, 1]^A, π(·|s) and π(·|s′): Q_i is evaluated at
 s, and the action's log-density is subtracted from Q_i / T. Without importance sampling the densities are left out and
@@ -19,7 +20,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -33,6 +35,7 @@ from herdbook.core.networks import Scalar, SquashedGaussianActor
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+from herdbook.online.sac import sampled_entropies, soft_rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +112,14 @@ class CQL:
         self.actor, self.critic = self.learner.networks["actor"], self.learner.networks["critic"]
         self.log_temperature = self.learner.networks["temperature"]
         self.log_multiplier = self.learner.networks["multiplier"]
+        # The states between s and s′ whose entropies are part of the backup.
+        self.soft_steps = 0 if c.deterministic_backup or c.max_target_backup else c.n_step - 1
         self.critic_optimisers = ("critic", "multiplier") if c.lagrange else ("critic",)
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
-        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+        between = self.soft_steps > 0
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step, between=between)
 
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1
@@ -121,23 +127,37 @@ class CQL:
         n, shape = self.config.num_actions, batch.actions.shape[-2:]  # [B, A]
         random_actions = self.learner.uniform(n, *shape)
         noise, next_noise = self.learner.normal(n, *shape), self.learner.normal(n + 1, *shape)
+        between = [self.learner.normal(shape[0], self.soft_steps, shape[1])] if self.soft_steps else []
         metrics = self.learner.step(
-            self.critic_optimisers, self.critic_objective, batch, random_actions, noise, next_noise
+            self.critic_optimisers, self.critic_objective, batch, random_actions, noise, next_noise, *between
         )
         metrics |= self.learner.step("actor", self.actor_objective, batch, self.learner.normal(*shape))
         self.learner.move_targets(self.config.tau)
         return metrics
 
     def critic_objective(
-        self, params: Params, batch: Transitions, random_actions: Tensor, noise: Tensor, next_noise: Tensor
+        self,
+        params: Params,
+        batch: Transitions,
+        random_actions: Tensor,
+        noise: Tensor,
+        next_noise: Tensor,
+        between_noise: Tensor | None = None,
     ) -> tuple[Tensor, Metrics]:
-        """random_actions, noise: [n, B, A]; next_noise: [n + 1, B, A], the last row for a′ of eq. 1."""
+        """random_actions, noise: [n, B, A]; next_noise: [n + 1, B, A], the last row for a′ of eq. 1; between_noise:
+        for actions at the states between [B, n_step − 1, A], None if their entropies are not part of eq. 1.
+        """
         c = self.config
         with torch.no_grad():
             policy = self.actor(params["actor"], batch.observations)
             next_policy = self.actor(params["actor"], batch.next_observations)
             actions, log_prob = policy.rsample_with_log_prob(noise)  # [n, B, A], [n, B]
             next_actions, next_log_prob = next_policy.rsample_with_log_prob(next_noise)  # [n + 1, …]
+            if between_noise is not None and batch.between_discounts is not None:
+                entropies = sampled_entropies(partial(self.actor, params["actor"]), batch.between, between_noise)
+                temperature = self.log_temperature(params["temperature"]).exp()
+                rewards = soft_rewards(batch.rewards, batch.between_discounts, entropies, temperature)
+                batch = replace(batch, rewards=rewards)
             target = self.backup(params, batch, next_actions, next_log_prob)  # [B]
             proposals = torch.cat([random_actions, next_actions[:-1], actions, batch.actions.unsqueeze(0)])
             uniform = torch.full_like(log_prob, self.random_log_density)

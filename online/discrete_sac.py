@@ -4,6 +4,8 @@ V̄(s) = Σ_a π(a|s) [min_i Q̄_i(s, a) − α log π(a|s)]                    
 L_Q  = Σ_i mean (Q_i(s, a) − y)²,   y = r + γ V̄(s′)                     (2)
 L_π  = mean Σ_a π(a|s) [α log π(a|s) − min_i Q_i(s, a)]                 (3)
 L_α  = log α · mean [H(π(·|s)) − H̄],   H̄ = h log |A|                    (4)
+
+With n-step returns, r of (2) is the sum of n rewards and of α γᵏ H(π(·|s_k)) for the states between, 0 < k < n.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from herdbook.core.networks import Head, Scalar
 from herdbook.core.off_policy import restore_state, whole_state
 from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.spaces import check_action_space
-from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, tree_map
 from herdbook.core.units import RunningUnits
+from herdbook.online.sac import soft_rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,8 @@ class DiscreteSAC:
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
-        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step, frame_stack=c.frame_stack)
+        window: dict[str, Any] = {"n_step": c.n_step, "frame_stack": c.frame_stack, "between": c.n_step > 1}
+        return replay.sample(c.batch_size, generators, discount=c.discount, **window)
 
     def update(self, batch: Transitions) -> Metrics:
         batch = self.units(batch)
@@ -139,7 +143,12 @@ class DiscreteSAC:
             temperature = self.log_temperature(params["temperature"]).exp()
             next_log_probs = self.actor(params["actor"], batch.next_observations).log_softmax(-1)  # [B, n]
             next_q = self.critic(params.target["critic"], batch.next_observations)  # [2, B, n]
-            target = batch.rewards + batch.discounts * soft_value(next_q, next_log_probs, temperature)  # eq. 1, 2
+            rewards = batch.rewards
+            if batch.between is not None and batch.between_discounts is not None:
+                inside = self.actor(params["actor"], tree_map(lambda leaf: leaf.flatten(0, 1), batch.between))
+                entropies = entropy(inside.log_softmax(-1)).view_as(batch.between_discounts)
+                rewards = soft_rewards(rewards, batch.between_discounts, entropies, temperature)
+            target = rewards + batch.discounts * soft_value(next_q, next_log_probs, temperature)  # eq. 1, 2
         q = self.critic(params["critic"], batch.observations)  # [2, B, n]
         chosen = q.gather(-1, batch.actions[None, :, None].expand(len(q), -1, 1)).squeeze(-1)  # [2, B]
         return critic_loss(chosen, target), {"q": chosen.mean()}  # eq. 2

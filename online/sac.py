@@ -5,14 +5,18 @@
     L_π = mean [α log π(a|s) − min_i Q_i(s, a)],   a ~ π(·|s)               (3)
     L_α = −log α · mean [log π(a|s) + H̄],   H̄ = −dim A                      (4)
 
+With n-step returns, the sum of rewards in (1) has an entropy for each state between s and s′, by which the value of its
+state is larger: −α γᵏ log π(ã|s_k), ã ~ π(·|s_k), 0 < k < n.
+
 As in the authors' code, (4) has log α in place of the paper's α. With a fixed α, (4) is left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -26,7 +30,7 @@ from herdbook.core.networks import Critic, Scalar, SquashedGaussianActor
 from herdbook.core.off_policy import restore_state, whole_state
 from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.spaces import check_action_space
-from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
+from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree, tree_map
 from herdbook.core.units import RunningUnits
 
 
@@ -65,6 +69,21 @@ class SACConfig(Config):
 def soft_target(rewards: Tensor, discounts: Tensor, q: Tensor, log_prob: Tensor, temperature: Tensor) -> Tensor:
     """Eq. 1. rewards, discounts: [B]; q: Q̄_i(s′, a′) [critics, B]; log_prob: log π(a′|s′) [B] → [B]."""
     return rewards + discounts * (q.amin(0) - temperature * log_prob)
+
+
+def sampled_entropies(actor: Callable[[Tree], Any], observations: Tree, noise: Tensor) -> Tensor:
+    """−log π(ã|s), ã ~ π(·|s). observations: [B, n − 1, …]; noise: N(0, 1), [B, n − 1, A] → [B, n − 1]."""
+    policy = actor(tree_map(lambda leaf: leaf.flatten(0, 1), observations))
+    log_prob: Tensor = policy.rsample_with_log_prob(noise.flatten(0, 1))[1]
+    return -log_prob.view(noise.shape[:-1])
+
+
+def soft_rewards(rewards: Tensor, discounts: Tensor, entropies: Tensor, temperature: Tensor) -> Tensor:
+    """Rewards of n steps and the entropies of the states between: R + α Σ_k γᵏ H(π(·|s_k)), 0 < k < n.
+
+    rewards: R [B]; discounts: γᵏ, 0 from the episode's end on; entropies: both [B, n − 1]; temperature: α [] → [B].
+    """
+    return rewards + temperature * (discounts * entropies).sum(-1)
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
@@ -115,25 +134,33 @@ class SAC:
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         c = self.config
-        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step)
+        return replay.sample(c.batch_size, generators, discount=c.discount, n_step=c.n_step, between=c.n_step > 1)
 
     def update(self, batch: Transitions) -> Metrics:
         batch = self.units(batch)
         self.learner.rate_scale = decayed(self.config, self.learner.updates)
         self.learner.updates += 1
-        shape = batch.actions.shape[-2:]  # [B, A]
-        metrics = self.learner.step("critic", self.critic_objective, batch, self.learner.normal(*shape))
+        size, dims = shape = batch.actions.shape[-2:]  # [B, A]
+        between = [] if batch.between is None else [self.learner.normal(size, self.config.n_step - 1, dims)]
+        metrics = self.learner.step("critic", self.critic_objective, batch, self.learner.normal(*shape), *between)
         metrics |= self.learner.step(self.actor_optimisers, self.actor_objective, batch, self.learner.normal(*shape))
         self.learner.move_targets(self.config.tau)
         return metrics
 
-    def critic_objective(self, params: Params, batch: Transitions, noise: Tensor) -> tuple[Tensor, Metrics]:
+    def critic_objective(
+        self, params: Params, batch: Transitions, noise: Tensor, between_noise: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """noise: for a′ [B, A]; between_noise: for the actions at the states between [B, n − 1, A], None if n is 1."""
         with torch.no_grad():
             temperature = self.log_temperature(params["temperature"]).exp()
             policy = self.actor(params["actor"], batch.next_observations)
             next_actions, log_prob = policy.rsample_with_log_prob(noise)  # [B, A], [B]
             next_q = self.critic(params.target["critic"], batch.next_observations, next_actions)  # [2, B]
-            target = soft_target(batch.rewards, batch.discounts, next_q, log_prob, temperature)  # eq. 1
+            rewards = batch.rewards
+            if between_noise is not None and batch.between_discounts is not None:
+                entropies = sampled_entropies(partial(self.actor, params["actor"]), batch.between, between_noise)
+                rewards = soft_rewards(rewards, batch.between_discounts, entropies, temperature)
+            target = soft_target(rewards, batch.discounts, next_q, log_prob, temperature)  # eq. 1
         q = self.critic(params["critic"], batch.observations, batch.actions)  # [2, B]
         return critic_loss(q, target), {"q": q.mean()}  # eq. 2
 

@@ -43,7 +43,7 @@ STABLE = {"normalise_observations": True, "scale_rewards": True}
 SLOWED = {"max_grad_norm": 0.05, "decay_lr": True, "decay_steps": 2_000}
 NOISY = {"parameter_noise": 0.2}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "cql": [{"lagrange": True, "deterministic_backup": False}, {"max_target_backup": True}],
+    "cql": [{"lagrange": True, "deterministic_backup": False, "n_step": 3}, {"max_target_backup": True}],
     "td3_bc": [{"policy_delay": 1}],
     "bc": [{"frame_stack": 3}],
     "discrete_bcq": [{"frame_stack": 3, "standardise_observations": True}],
@@ -57,8 +57,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "ddpg": [{**STABLE, **SLOWED}, NOISY],
     "td3": [{**STABLE, **SLOWED}, NOISY],
-    "sac": [{"tune_temperature": False}, {**STABLE, **SLOWED}],
-    "discrete_sac": [{"tune_temperature": False, "frame_stack": 2}, {**STABLE, **SLOWED}],
+    "sac": [{"tune_temperature": False}, {**STABLE, **SLOWED, "n_step": 3}],
+    "discrete_sac": [{"tune_temperature": False, "frame_stack": 2, "n_step": 3}, {**STABLE, **SLOWED}],
     "ppo": [{"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "decay_steps": 500}],
     "a2c": [{"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "decay_steps": 500}],
     "trpo": [{"normalise_observations": True, "scale_rewards": True}],

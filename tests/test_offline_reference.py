@@ -314,10 +314,11 @@ def test_cql(lagrange: bool, importance_sampling: bool, max_target_backup: bool,
             data_q = q_of(critic, s, a)
             bellman = bellman + F.mse_loss(data_q, y)
             if importance_sampling:
-                scores = [q_of(critic, s, b) - density for b, density in random + current + following]
+                masses = [(q_of(critic, s, b) / temperature).exp() / d.exp() for b, d in random + current + following]
             else:
                 scores = [q_of(critic, s, b) for b, _ in random + current + following] + [data_q]
-            total = sum((score / temperature).exp() for score in scores)
+                masses = [(score / temperature).exp() for score in scores]
+            total = sum(masses)
             gaps.append((temperature * total.log() - data_q).mean())
         if lagrange:
             multiplier = log_multiplier.exp().clamp(0, 1e6)

@@ -9,8 +9,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from herdbook.core.distributions import SquashedNormal
 from herdbook.core.exploration import gaussian_noise, steps_between_updates, uniform_box, updates_after
 from herdbook.core.types import Spec, Transitions
+from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.replay import ReplayBuffer
+from herdbook.offline.cql import CQL, CQLConfig
 from herdbook.online import ddpg, discrete_sac, dqn, sac, td3
 from herdbook.online.discrete_sac import DiscreteSAC, DiscreteSACConfig, entropy, soft_value
 from herdbook.online.dqn import DQN, DQNConfig, DuelingHead
@@ -219,6 +223,82 @@ def test_soft_target_is_the_smaller_value_less_the_density(temperature: float, e
     q = T([[4.0, 1.0, 1.0], [3.0, 9.0, 6.0]])
     target = sac.soft_target(T([1.0, 2.0, 0.0]), T([0.5, 0.0, 1.0]), q, T([-2.0, 100.0, 2.0]), T(temperature))
     torch.testing.assert_close(target, T(expected))
+
+
+def test_rewards_of_n_steps_have_the_entropies_between() -> None:
+    """α = ½, γ = ½: 1 + ½ (½ · 4 + ¼ · 8) = 3; the second episode ends after its first step."""
+    discounts, entropies = T([[0.5, 0.25], [0.0, 0.0]]), T([[4.0, 8.0], [100.0, -100.0]])
+    assert sac.soft_rewards(T([1.0, 2.0]), discounts, entropies, T(0.5)).tolist() == [3.0, 2.0]
+
+
+class _Even(nn.Module):
+    """A standard normal before tanh, wherever it is; or three equal logits."""
+
+    def __init__(self, discrete: bool) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.zeros(3 if discrete else 1))
+
+    def forward(self, observations: Tensor) -> Any:
+        outputs = self.level.expand(len(observations), -1)
+        return outputs if len(self.level) == 3 else SquashedNormal(outputs, outputs)
+
+
+class _Constant(nn.Module):
+    """Two critics with one value everywhere."""
+
+    def __init__(self, value: float, choices: int | None) -> None:
+        super().__init__()
+        self.value, self.choices = nn.Parameter(T(value)), choices
+
+    def forward(self, observations: Tensor, actions: Tensor | None = None) -> Tensor:
+        shape = (len(observations), self.choices) if actions is None else actions.shape[:-1]
+        return self.value.expand(2, *shape)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["sac", "discrete_sac", "cql"])
+def test_the_soft_value_of_a_loop_is_the_same_for_every_n(kind: str, n: int) -> None:
+    """One state, no rewards, α = ½ and γ = ½: Q = γ (α H + Q), so Q = ½ H; log 3 / 2 = .549 for three actions.
+
+    The noise of the normal policy is 0, and its −log π then ½ log 2π. Windows that are cut off bootstrap earlier.
+    """
+    discrete = kind == "discrete_sac"
+    entropy = math.log(3) if discrete else math.log(2 * math.pi) / 2
+    actions = spaces.Discrete(3) if discrete else spaces.Box(-1, 1, (1,))
+    episodes = Episodes.from_episodes(
+        [
+            {
+                "observations": np.zeros((6, 1), np.float32),
+                "actions": np.zeros(5, np.int64) if discrete else np.zeros((5, 1), np.float32),
+                "rewards": np.zeros(5),
+                "terminated": np.zeros(5, bool),
+                "truncated": np.arange(5) == 4,
+            }
+        ],
+        observation_space=_vector(1),
+        action_space=actions,
+    )
+    own: dict[str, Any] = {
+        "actor": lambda: _Even(discrete),
+        "critic": lambda: _Constant(entropy / 2, 3 if discrete else None),
+    }
+    settings: dict[str, Any] = {"n_step": n, "discount": 0.5, "initial_temperature": 0.5, "batch_size": 40}
+    spec = Spec(_vector(1), actions)
+    algorithm: Any
+    noise = [torch.zeros(40, 1)]
+    if kind == "cql":
+        algorithm = CQL(CQLConfig(deterministic_backup=False, num_actions=2, **settings), spec, networks=own)
+        noise = [torch.zeros(2, 40, 1), torch.zeros(2, 40, 1), torch.zeros(3, 40, 1)]
+    elif kind == "sac":
+        algorithm = SAC(SACConfig(**settings), spec, networks=own)
+    else:
+        algorithm, noise = DiscreteSAC(DiscreteSACConfig(**settings), spec, networks=own), []
+    if n > 1 and not discrete:
+        noise = [*noise, torch.zeros(40, n - 1, 1)]
+    batch = algorithm.sample(ReplayBuffer(episodes), [torch.Generator().manual_seed(0)])
+    loss, metrics = algorithm.critic_objective(algorithm.learner.params, algorithm.scaling(batch), *noise)
+    assert metrics.get("loss/bellman", loss).item() == pytest.approx(0.0, abs=1e-10)
+    assert all(torch.isfinite(value).all() for value in algorithm.update(batch).values())
 
 
 @pytest.mark.parametrize(("temperature", "expected"), [(0.0, -2.0), (0.5, -2.5), (2.0, -4.0)])

@@ -25,6 +25,7 @@ from herdbook.online.dqn import DQN, DQNConfig
 from herdbook.online.sac import SAC, SACConfig
 from herdbook.online.td3 import TD3, TD3Config
 
+T = torch.tensor
 BATCH, UPDATES, CHOICES, HIDDEN, TAU = 24, 7, 4, (16, 12), 0.2
 BOX = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
 RATES: dict[str, Any] = {"actor_lr": 1e-2, "critic_lr": 3e-3}
@@ -48,6 +49,9 @@ def batches(algorithm: Any) -> list[Transitions]:
         batch = Transitions(*map(torch.from_numpy, columns))
         if algorithm.config.prioritised:
             batch = replace(batch, weights=torch.from_numpy(draws.uniform(0.1, 1, BATCH).astype(np.float32)))
+        if algorithm.config.n_step == 3:
+            between = torch.from_numpy(draws.normal(size=(BATCH, 2, 3)).astype(np.float32))
+            batch = replace(batch, between=between, between_discounts=T([[0.9, 0.81], [0.9, 0.0]] * (BATCH // 2)))
         made.append(batch)
     return made
 
@@ -282,7 +286,7 @@ def test_td3(delay: int) -> None:
     ("settings", "target_entropy"),
     [
         ({"initial_temperature": 0.5}, -2.0),  # −dim A
-        ({"initial_temperature": 0.5, "target_entropy": 0.7}, 0.7),
+        ({"initial_temperature": 0.5, "target_entropy": 0.7, "n_step": 3}, 0.7),
         ({"initial_temperature": 0.2, "tune_temperature": False}, None),
     ],
     ids=str,
@@ -297,19 +301,25 @@ def test_sac(settings: dict[str, Any], target_entropy: float | None) -> None:
     actor_optimiser, critic_optimiser = adam(1e-2, actor), adam(3e-3, *critics)
     temperature_optimiser = adam(2e-2, log_alpha)
 
-    def act(states: Tensor) -> tuple[Tensor, Tensor]:
+    def act(states: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, log_std = actor(states).split(2, 1)
         squash = TanhTransform(cache_size=1)  # remembers u, so that the density needs no atanh
-        actions = squash(mean + torch.exp(log_std) * plain.normal())
+        actions = squash(mean + torch.exp(log_std) * (plain.normal() if noise is None else noise))
         policy: Any = TransformedDistribution(Independent(Normal(mean, torch.exp(log_std)), 1), [squash])
         return actions, policy.log_prob(actions)
 
     def update(batch: Transitions) -> dict[str, Tensor]:
         s, s2, alpha = batch.observations, batch.next_observations, log_alpha.detach().exp()
         with torch.no_grad():
+            r = batch.rewards
+            if batch.between is not None and batch.between_discounts is not None:
+                noise = torch.randn(BATCH, 2, 2, generator=plain.noise)
+                for k in range(2):
+                    log_prob = act(batch.between[:, k], noise[:, k])[1]
+                    r = r - batch.between_discounts[:, k] * alpha * log_prob
             a2, log_prob2 = act(s2)
             next_q = torch.min(*(value(critic, s2, a2) for critic in slow_critics))
-            y = batch.rewards + batch.discounts * (next_q - alpha * log_prob2)
+            y = r + batch.discounts * (next_q - alpha * log_prob2)
         q = [value(critic, s, unit(batch.actions)) for critic in critics]
         metrics = {"q": torch.cat(q).detach().mean(), "loss/critic": descend(critic_optimiser, squared_error(q, y))}
         pi, log_prob = act(s)
@@ -328,7 +338,7 @@ def test_sac(settings: dict[str, Any], target_entropy: float | None) -> None:
     ("settings", "target_entropy"),
     [
         ({"initial_temperature": 0.5, "entropy_share": 0.98}, 0.98 * math.log(CHOICES)),
-        ({"initial_temperature": 0.5}, 0.3 * math.log(CHOICES)),
+        ({"initial_temperature": 0.5, "n_step": 3}, 0.3 * math.log(CHOICES)),
         ({"initial_temperature": 0.2, "tune_temperature": False}, None),
     ],
     ids=str,
@@ -355,7 +365,12 @@ def test_discrete_sac(settings: dict[str, Any], target_entropy: float | None) ->
         s, s2, alpha = batch.observations, batch.next_observations, log_alpha.detach().exp()
         with torch.no_grad():
             next_policy, next_q = Categorical(logits=actor(s2)), [critic(s2) for critic in slow_critics]
-            y = batch.rewards + batch.discounts * soft_value(next_policy, next_q, alpha)
+            r = batch.rewards
+            if batch.between is not None and batch.between_discounts is not None:
+                for k in range(2):
+                    spread = Categorical(logits=actor(batch.between[:, k])).entropy()
+                    r = r + batch.between_discounts[:, k] * alpha * spread
+            y = r + batch.discounts * soft_value(next_policy, next_q, alpha)
         q = [critic(s)[torch.arange(BATCH), batch.actions - 1] for critic in critics]
         metrics = {"q": torch.cat(q).detach().mean(), "loss/critic": descend(critic_optimiser, squared_error(q, y))}
         policy: Any = Categorical(logits=actor(s))

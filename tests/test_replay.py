@@ -110,6 +110,20 @@ def test_next_observation_at_a_boundary_is_the_episodes_own() -> None:
     assert batch.next_observations.squeeze(1).tolist() == [3, 12]  # never 10, the next episode's first
 
 
+def test_the_observations_between_are_those_of_the_episode() -> None:
+    """Steps 0, 1, 2 see 0, 1, 2 and terminate; steps 3 and 4 see 10 and 11 and are cut off. γ = ½, n = 3."""
+    replay = ReplayBuffer(make((3, 2), (True, False)))
+    batch = replay.gather(torch.arange(5), discount=0.5, n_step=3, between=True)
+    assert batch.between is not None and batch.between_discounts is not None
+    assert batch.between_discounts.tolist() == [[0.5, 0.25], [0.5, 0], [0, 0], [0.5, 0], [0, 0]]
+    assert batch.between[:2, 0, 0].tolist() == [1, 2] and batch.between[0, 1, 0] == 2 and batch.between[3, 0, 0] == 11
+    assert batch.between.shape == (5, 2, 1)
+    both = replay.sample(6, generators(4, 5), discount=0.5, n_step=3, between=True)
+    assert both.between.shape == (2, 6, 2, 1) and both.between_discounts.shape == (2, 6, 2)
+    assert replay.gather(torch.arange(5), discount=0.5, between=True).between is None
+    assert replay.gather(torch.arange(5), discount=0.5, n_step=3).between is None
+
+
 def test_next_action_at_a_boundary_is_masked() -> None:
     replay = ReplayBuffer(make((3, 2), (True, False)))
     batch = replay.gather(torch.arange(5), discount=1.0, next_actions=True)
@@ -293,6 +307,7 @@ def test_online_equals_offline_on_the_same_data(n_step: int, frame_stack: int) -
     replay = online(data.num_steps, frame_stack=frame_stack)
     feed(replay, [data], data.num_steps)
     arguments: Any = {"discount": 0.9, "n_step": n_step, "next_actions": True, "frame_stack": frame_stack}
+    arguments["between"] = True
     assert_same(
         replay.sample(64, generators(7), **arguments), ReplayBuffer(data).sample(64, generators(7), **arguments)
     )

@@ -147,8 +147,8 @@ class JointTransitions:
     alive: Tensor
     """`[*B, N]` bool: the agent acted."""
     next_alive: Tensor
-    """`[*B, N]` bool: the agent goes on: its own values count in the target. False after a termination; after a truncation
-    False only if time_limit="terminal"."""
+    """`[*B, N]` bool: the agent goes on, and its values count in the target. False after a termination, and after a
+    truncation if time_limit="terminal"."""
     team_rewards: Tensor
     """`[*B]`: sum of the rewards over agents."""
     team_discounts: Tensor
