@@ -63,10 +63,21 @@ def config_from_values(config_class: type[Any], values: Mapping[str, Any]) -> An
     return build_config(config_class, {name: rich(value) for name, value in values.items()})
 
 
-def run_schedules(config: Config) -> list[str]:
-    """The fields of a config that `for_run` sets to the length of the run."""
-    given = [f.name for f in fields(config) if f.default is None and getattr(config, f.name) is not None]
-    return [name for name in given if getattr(replace(config, **{name: None}).for_run(1), name) is not None]
+def with_length(config: Config, before: int, steps: int) -> tuple[Config, list[str]]:
+    """The config of a run whose length changes from `before` to `steps`, and what is to be said about it.
+
+    Schedules that lasted for the run last for the new length. Those with a length of their own stay.
+    """
+    notices = []
+    for name in [f.name for f in fields(config) if f.default is None and getattr(config, f.name) is not None]:
+        given = getattr(config, name)
+        old, new = (getattr(replace(config, **{name: None}).for_run(length), name) for length in (before, steps))
+        if given == old:
+            config = replace(config, **{name: new})
+            notices.append(f"the schedule {name} lasts for the new length of the run: {new} instead of {given}")
+        elif old is not None:
+            notices.append(f"the schedule {name}={given} has its own length; the value stays at its end from there on")
+    return config, notices
 
 
 def merge(options: RunOptions, **changes: Any) -> RunOptions:

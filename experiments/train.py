@@ -33,7 +33,7 @@ from herdbook.experiments.records import (
     config_values,
     merge,
     options_of,
-    run_schedules,
+    with_length,
 )
 from herdbook.experiments.restore import algorithm_of, resolve
 from herdbook.experiments.settings import Setting
@@ -189,6 +189,8 @@ def resume(
 ) -> tuple[Run, bool]:
     """Continue a run from its last checkpoint, bit for bit, or extend it to `steps` (fine-tuned runs: `online_steps`).
 
+    In an extended run, schedules that lasted for the run (of a learning rate, for example) last for its new length.
+
     A user's own algorithm, environment, networks and `Episodes` must be given again, because code that a run directory
     names is not imported. `workers` is that of `RunOptions`; None takes the number that the run began with. Returns the
     run, and whether there was anything to do.
@@ -223,14 +225,14 @@ def resume(
         task = load_task(chosen, options, dataset, None if isinstance(env, str) else env)
         check_dataset(run, task)
         _check_environment(run, task, given=env is not None)
+        notices: list[str] = []
+        if options.steps != begun.steps:
+            config, notices = with_length(config, begun.steps, options.steps)
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
-        for name in run_schedules(config) if options.steps > begun.steps else ():
-            trainer.notices.append(
-                f"the schedule {name}={getattr(config, name)} was set for the original length of the run; the value "
-                "stays at its end from there on"
-            )
+        trainer.notices += notices
         if options.total_steps != begun.total_steps:
-            run.update_config(run={**run.options, "steps": options.steps, "online_steps": options.online_steps})
+            lengths = {"steps": options.steps, "online_steps": options.online_steps}
+            run.update_config(run={**run.options, **lengths}, config=config_values(config))
         trainer.run(run, options, quiet)
     return Run(run.path), True
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from sameness import equal
 
 import herdbook
 from herdbook.core import runs
 from herdbook.core.checkpoint import CheckpointError, Checkpoints
+from herdbook.core.config import Config
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, ReferenceScores
 from herdbook.core.loop import Cadence
 from herdbook.core.runs import JSONLines, Run, RunError, RunFailed, create_run, locked, to_json
@@ -24,8 +27,12 @@ from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.load import load_dataset
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.evaluate import evaluate_run
-from herdbook.experiments.records import config_from_values, config_values
+from herdbook.experiments.records import config_from_values, config_values, with_length
 from herdbook.experiments.train import resume
+from herdbook.marl.matd3_bc import MATD3BCConfig
+from herdbook.offline.iql import IQL, IQLConfig
+from herdbook.online.dqn import DQNConfig
+from herdbook.online.sac import SACConfig
 
 MINE = "user_code:Mine"
 FILES = ("metrics.jsonl", "evaluations.jsonl")
@@ -531,7 +538,6 @@ def test_infinite_config_values_survive(small_dataset: str) -> None:
 
 def test_iqls_actor_decays_over_the_run_unless_told_otherwise(small_dataset: str) -> None:
     from herdbook.experiments.train import train
-    from herdbook.offline.iql import IQLConfig
 
     def decay(name: str, config: IQLConfig) -> int:
         run = train(config, dataset=small_dataset, steps=3, eval_episodes=0, run_dir=name, quiet=True)
@@ -539,3 +545,35 @@ def test_iqls_actor_decays_over_the_run_unless_told_otherwise(small_dataset: str
 
     assert decay("whole", IQLConfig(hidden_sizes=(4,))) == 3
     assert decay("longer", IQLConfig(hidden_sizes=(4,), actor_decay_updates=100)) == 100
+
+
+def test_an_extended_run_goes_on_training_the_policy(
+    small_dataset: str, die_at: Callable[[str, int, type, Callable[[], object]], None]
+) -> None:
+    """IQL's rate of the actor has decayed to 0 at the end of the run; it decays over the new length then."""
+    options: dict = {"dataset": small_dataset, "steps": 4, "eval_episodes": 0, "quiet": True, "hidden_sizes": (4,)}
+    for name in ("whole", "cut"):
+        herdbook.train("iql", run_dir=name, checkpoint_every=1, **options)
+    actor = Run("whole").checkpoints.load()["state"]["online"]["actor"]
+    whole, _ = resume("whole", steps=8, quiet=True)
+    assert whole.config["config"]["actor_decay_updates"] == whole.options["steps"] == 8
+    after = whole.checkpoints.load()["state"]["online"]["actor"]
+    assert not any(torch.equal(after[key], value) for key, value in actor.items())
+    die_at("update", 3, IQL, lambda: resume("cut", steps=8, quiet=True))
+    cut, continued = resume("cut", quiet=True)
+    assert continued and equal(cut.checkpoints.load()["state"], whole.checkpoints.load()["state"])
+
+
+def test_schedules_that_last_for_the_run_follow_its_length() -> None:
+    def lengths(config: Config, before: int, steps: int) -> tuple[dict[str, object], int]:
+        new, notices = with_length(config, before, steps)
+        changed = {f.name for f in dataclasses.fields(new) if getattr(new, f.name) != getattr(config, f.name)}
+        return {name: getattr(new, name) for name in changed}, len(notices)
+
+    assert lengths(IQLConfig().for_run(10), 10, 30) == ({"actor_decay_updates": 30}, 1)
+    assert lengths(IQLConfig(actor_decay_updates=7).for_run(10), 10, 30) == ({}, 1)
+    assert lengths(MATD3BCConfig(decay_lr=True).for_run(10), 10, 30) == ({"decay_updates": 30}, 1)
+    assert lengths(SACConfig(decay_lr=True).for_run(10), 10, 30) == ({"decay_steps": 30}, 1)
+    assert lengths(SACConfig(target_entropy=3.0), 10, 30) == ({}, 0)  # None by default, and no schedule
+    both = DQNConfig(decay_lr=True, prioritised=True, warmup_steps=2, updates_per_step=0.5).for_run(10)
+    assert lengths(both, 10, 30) == ({"decay_steps": 30, "importance_updates": 14}, 2)

@@ -537,11 +537,28 @@ def test_a_rollout_is_learned_from_once_and_whole() -> None:
     assert not Path("other").exists()
 
 
-def test_a_run_that_is_extended_says_that_its_schedules_are_over(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_schedules_of_a_run_that_is_extended_last_for_its_new_length(capsys: pytest.CaptureFixture[str]) -> None:
     go("ppo", steps=48, seeds=(0,), decay_lr=True)
+    before = actors_of(Run("run"))
     run, _ = resume("run", steps=96)
-    assert "the schedule decay_steps=48 was set for the original length of the run" in capsys.readouterr().out
-    assert run.config["config"]["decay_steps"] == 48
+    assert "the schedule decay_steps lasts for the new length of the run: 96 instead of 48" in capsys.readouterr().out
+    assert run.config["config"]["decay_steps"] == 96 and run.options["steps"] == 96
+    assert all((actors_of(run)[name] != value).any() for name, value in before.items())  # the rate is not 0 any more
+
+    go("dqn", "importance", steps=100, seeds=(0,), warmup_steps=20, updates_per_step=0.25)
+    assert resume("importance", steps=200, quiet=True)[0].config["config"]["importance_updates"] == 45  # (200 − 20) / 4
+
+    go("ppo", "own", steps=48, seeds=(0,), decay_lr=True, decay_steps=24)
+    capsys.readouterr()
+    run, _ = resume("own", steps=96)
+    assert "the schedule decay_steps=24 has its own length; the value stays at its end" in capsys.readouterr().out
+    assert run.config["config"]["decay_steps"] == 24
+
+
+def actors_of(run: Run) -> dict[str, Any]:
+    """The actor's weights of the first seed in the last checkpoint."""
+    state = run.checkpoints.load()["state"]
+    return dict(state["seed_by_seed"][0]["online"]["actor"])
 
 
 def test_the_rate_decays_with_the_steps_that_were_played() -> None:
