@@ -121,6 +121,7 @@ class Adam:
     networks: tuple[str, ...] = ()  # the networks it trains; by default the one of its own name
     max_grad_norm: float | None = None  # clip the gradient to this norm, per seed
     cosine_updates: int | None = None  # the learning rate decays to 0 by a cosine over so many steps
+    epsilon: float = 1e-8  # ε, which is added to the root of the second moment
 
 
 class _Optimiser:
@@ -162,7 +163,7 @@ class _Optimiser:
             beta1=0.9,
             beta2=0.999,
             weight_decay=0.0,
-            eps=1e-8,
+            eps=settings.epsilon,
             amsgrad=False,
             maximize=False,
         )

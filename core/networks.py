@@ -84,15 +84,26 @@ class MLP(nn.Module):
         self.copies = copies
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """kept: factors of the hidden units, those of all layers in a row [*B, sum of widths], see `dropout`."""
         lead = x.shape[:-1]
         if self.copies is not None:
             x = x.reshape(-1, x.shape[-1])
         *hidden, last = self.layers  # a slice would build a new ModuleList
         for layer in hidden:
             x = self.activation(layer(x))
+            if kept is not None:
+                x, kept = x * kept[..., : x.shape[-1]], kept[..., x.shape[-1] :]
         y: Tensor = last(x)
         return y if self.copies is None else y.reshape(len(y), *lead, -1)
+
+
+def dropout(uniform: Tensor, probability: float) -> Tensor:
+    """Factors of units in dropout (Srivastava et al. 2014): 0 with the probability p, else 1 / (1 − p).
+
+    uniform: Noise in [−1, 1), of any shape. It is drawn outside the network, so that runs can be resumed to the bit.
+    """
+    return (uniform >= 2 * probability - 1).float() / (1 - probability)
 
 
 class GRU(nn.Module):
@@ -232,10 +243,11 @@ class Head(nn.Module):
         self.encoder = Encoder(space)
         self.mlp = MLP(self.encoder.size, outputs, hidden_sizes, copies=copies, activation=activation)
 
-    def forward(self, observations: Tree) -> Tensor:
+    def forward(self, observations: Tree, kept: Tensor | None = None) -> Tensor:
+        """kept: as in `MLP.forward`."""
         # The encoder would return a vector unchanged.
         features = observations if self.encoder.kind == "vector" else self.encoder(observations)
-        return self.mlp(features)  # type: ignore[no-any-return]  # torch's is untyped
+        return self.mlp(features, kept)  # type: ignore[no-any-return]  # torch's is untyped
 
 
 class StateValue(Head):
@@ -314,8 +326,9 @@ class GaussianActor(Head):
         super().__init__(space, action_size, hidden_sizes)
         self.log_std = nn.Parameter(torch.zeros(action_size))
 
-    def forward(self, observations: Tree) -> Normal:  # type: ignore[override]
-        mean = super().forward(observations).tanh()
+    def forward(self, observations: Tree, kept: Tensor | None = None) -> Normal:  # type: ignore[override]
+        """kept: as in `MLP.forward`."""
+        mean = super().forward(observations, kept).tanh()
         return Normal(mean, self.log_std.clamp(-5, 2).expand_as(mean), clip=True)
 
 

@@ -31,6 +31,8 @@ class Setting:
         return f"{self.algorithm} on {' '.join(self.patterns)}: {values} ({self.source})"
 
 
+_HANDS = ("pen", "door", "hammer", "relocate", "kitchen")
+
 # Patterns match the dataset's id or path, the environment of the dataset, and the environment to learn in, all in lower
 # case. Later rows win.
 SETTINGS: tuple[Setting, ...] = (
@@ -46,6 +48,16 @@ SETTINGS: tuple[Setting, ...] = (
         config={"expectile": 0.9, "beta": 10.0},
         run={"reward_transform": "minus_one"},
         source="Kostrikov et al. 2021, arXiv:2110.06169, appendix B",
+    ),
+    Setting(
+        algorithm="iql",
+        patterns=(
+            "adroithand*",
+            "frankakitchen*",
+            *(f"{at}{task}{after}" for task in _HANDS for at, after in (("d4rl/", "/*"), ("d4rl:", "-*"))),
+        ),
+        config={"beta": 0.5, "dropout": 0.1},
+        source="Kostrikov et al. 2021, arXiv:2110.06169, appendix B: Adroit and kitchen",
     ),
     Setting(
         algorithm="iql",
@@ -218,13 +230,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         algorithm="discrete_cql",
         patterns=("ale/*",),
-        config={"lr": 5e-5},
-        source="Agarwal et al. 2020, arXiv:1907.04543: learning rate for Adam, on the data that Kumar et al. 2020 use",
+        config={"lr": 5e-5, "adam_epsilon": 3.125e-4, "target_period": 2_000, "tau": 1.0},
+        source="Agarwal et al. 2020, arXiv:1907.04543, Adam and targets of QR-DQN, on which Kumar et al. 2020 build: "
+        "copies every 8,000 steps, of which 4 are one update",
     ),
     Setting(
         algorithm="discrete_bcq",
         patterns=("ale/*",),
-        config={"lr": 6.25e-5},
+        config={"lr": 6.25e-5, "adam_epsilon": 1.5e-4, "target_period": 8_000, "tau": 1.0},
         source="Fujimoto et al. 2019, arXiv:1910.01708, and the authors' code for Atari",
     ),
 )

@@ -36,9 +36,11 @@ class DiscreteBCQConfig(Config):
     threshold: float = 0.3  # τ, eq. 1: 0 is double DQN; close to 1, the policy clones the behaviour
     logit_penalty: float = 1e-2  # w, weight of the squared logits in eq. 3
     discount: float = 0.99  # γ, discount factor
-    tau: float = 0.005  # target network: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    target_period: int = 1  # updates from one move of the target network to the next
+    tau: float = 0.005  # target network: θ̄ ← (1 − tau) θ̄ + tau θ, for example 1 (copy) with target_period=2000
     batch_size: int = 64  # transitions per update
     lr: float = 3e-4  # learning rate of Q and G
+    adam_epsilon: float = 1e-8  # ε of Adam
     hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of Q and of G
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
     frame_stack: int = 1  # successive observations that form one input of the networks
@@ -47,6 +49,7 @@ class DiscreteBCQConfig(Config):
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, threshold=(0, 0.9999), logit_penalty=NOT_NEGATIVE)
         self.require(batch_size=COUNT, n_step=COUNT, frame_stack=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
+        self.require(target_period=COUNT, adam_epsilon=POSITIVE)
 
 
 def constrained_q(q: Tensor, logits: Tensor, threshold: float) -> Tensor:
@@ -72,7 +75,7 @@ class DiscreteBCQ:
                 "critic": lambda: Head(space, actions, c.hidden_sizes),
                 "behaviour": lambda: Head(space, actions, c.hidden_sizes),
             },
-            {"critic": Adam(lr=c.lr, networks=("critic", "behaviour"))},
+            {"critic": Adam(lr=c.lr, networks=("critic", "behaviour"), epsilon=c.adam_epsilon)},
             targets=("critic",),
             **setup,
         )
@@ -85,7 +88,8 @@ class DiscreteBCQ:
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1
         metrics = self.learner.step("critic", self.objective, self.scaling(batch))
-        self.learner.move_targets(self.config.tau)
+        if self.learner.updates % self.config.target_period == 0:
+            self.learner.move_targets(self.config.tau)
         return metrics
 
     def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:

@@ -32,9 +32,11 @@ class DiscreteCQLConfig(Config):
     algorithm: ClassVar[str] = "discrete_cql"
     alpha: float = 1.0  # α, weight of the conservative term, eq. 3
     discount: float = 0.99  # γ, discount factor
-    tau: float = 0.005  # target network: θ̄ ← (1 − tau) θ̄ + tau θ after each update
+    target_period: int = 1  # updates from one move of the target network to the next
+    tau: float = 0.005  # target network: θ̄ ← (1 − tau) θ̄ + tau θ, for example 1 (copy) with target_period=2000
     batch_size: int = 256  # transitions per update
     lr: float = 3e-4  # learning rate
+    adam_epsilon: float = 1e-8  # ε of Adam
     hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
     frame_stack: int = 1  # successive observations that form one input of the networks
@@ -43,6 +45,7 @@ class DiscreteCQLConfig(Config):
     def __post_init__(self) -> None:
         self.require(discount=UNIT, tau=FRACTION, alpha=NOT_NEGATIVE, lr=POSITIVE)
         self.require(batch_size=COUNT, n_step=COUNT, frame_stack=COUNT, hidden_sizes=COUNT)
+        self.require(target_period=COUNT, adam_epsilon=POSITIVE)
 
 
 def conservative_loss(q: Tensor, actions: Tensor) -> Tensor:
@@ -69,7 +72,9 @@ class DiscreteCQL:
         )
         space, size = self.scaling.observation_space, self.scaling.action_size
         networks = {"critic": lambda: Head(space, size, c.hidden_sizes)}
-        self.learner = Learner(networks, {"critic": Adam(lr=c.lr)}, targets=("critic",), **setup)
+        self.learner = Learner(
+            networks, {"critic": Adam(lr=c.lr, epsilon=c.adam_epsilon)}, targets=("critic",), **setup
+        )
         self.critic = self.learner.networks["critic"]
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
@@ -79,7 +84,8 @@ class DiscreteCQL:
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1
         metrics = self.learner.step("critic", self.objective, self.scaling(batch))
-        self.learner.move_targets(self.config.tau)
+        if self.learner.updates % self.config.target_period == 0:
+            self.learner.move_targets(self.config.tau)
         return metrics
 
     def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:

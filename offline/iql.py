@@ -6,7 +6,7 @@
 
 The weight in (7) is clipped at 100. One step minimises the sum of the three losses, each of which moves only its own
 network: V(s′) of (6) and the weight of (7) are constants computed before the step. π is a Gaussian without tanh, whose
-log σ does not depend on the state.
+log σ does not depend on the state. In (7), but not when it acts, π may drop out hidden units.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 from herdbook.core.config import COUNT, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
-from herdbook.core.networks import Critic, GaussianActor, StateValue
+from herdbook.core.networks import Critic, GaussianActor, StateValue, dropout
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
@@ -29,11 +29,11 @@ from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
 
 @dataclass(frozen=True, kw_only=True)
 class IQLConfig(Config):
-    """Settings of IQL; the defaults are the paper's for locomotion."""
+    """Settings of IQL; the defaults are the paper's for locomotion (docs/algorithms.md)."""
 
     algorithm: ClassVar[str] = "iql"
     expectile: float = 0.7  # τ, expectile of eq. 5; the paper: 0.9 on antmaze
-    beta: float = 3.0  # β, inverse temperature of eq. 7; the paper: 10 on antmaze
+    beta: float = 3.0  # β, inverse temperature of eq. 7; the paper: 10 on antmaze, 0.5 on Adroit and kitchen
     max_weight: float = 100.0  # largest value of the exponential weight in eq. 7
     discount: float = 0.99  # γ, discount factor
     tau: float = 0.005  # target critics: θ̄ ← (1 − tau) θ̄ + tau θ after each update
@@ -45,13 +45,14 @@ class IQLConfig(Config):
         None  # updates over which π's rate decays to 0 by a cosine; None: those of the run
     )
     hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
+    dropout: float = 0.0  # probability of dropping a hidden unit of π in eq. 7; the paper: 0.1 on Adroit and kitchen
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
     standardise_observations: bool = False  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
         self.require(expectile=UNIT, discount=UNIT, tau=FRACTION, beta=NOT_NEGATIVE, max_weight=LIMIT)
         self.require(batch_size=COUNT, n_step=COUNT, hidden_sizes=COUNT, actor_decay_updates=COUNT)
-        self.require(actor_lr=POSITIVE, critic_lr=POSITIVE, value_lr=POSITIVE)
+        self.require(actor_lr=POSITIVE, critic_lr=POSITIVE, value_lr=POSITIVE, dropout=(0, 0.99))
 
     def for_run(self, steps: int) -> Self:
         """The config for a run of `steps` updates, over which π's learning rate decays, as in the authors' code."""
@@ -69,7 +70,10 @@ def advantage_weight(advantage: Tensor, beta: float, max_weight: float) -> Tenso
 
 
 class IQL:
-    """IQL. `networks` may replace `actor` ([B, …] → a distribution), `critic` (→ [critics, B]) and `value` (→ [B])."""
+    """IQL. `networks` may replace `actor` ([B, …] → a distribution), `critic` (→ [critics, B]) and `value` (→ [B]).
+
+    With dropout, the actor takes the factors of its hidden units as a second argument: see `core.networks.dropout`.
+    """
 
     needs: ClassVar[Needs] = Needs(data=True, actions="box")
 
@@ -100,11 +104,14 @@ class IQL:
 
     def update(self, batch: Transitions) -> Metrics:
         self.learner.updates += 1
-        metrics = self.learner.step(("value", "critic", "actor"), self.objective, self.scaling(batch))
+        widths = (batch.rewards.shape[-1], sum(self.config.hidden_sizes))
+        uniform = [self.learner.uniform(*widths)] if self.config.dropout else []
+        metrics = self.learner.step(("value", "critic", "actor"), self.objective, self.scaling(batch), *uniform)
         self.learner.move_targets(self.config.tau)
         return metrics
 
-    def objective(self, params: Params, batch: Transitions) -> tuple[Tensor, Metrics]:
+    def objective(self, params: Params, batch: Transitions, uniform: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        """uniform: noise of the dropout [B, hidden units of π], None without dropout."""
         c = self.config
         value = self.value(params["value"], batch.observations)  # [B]
         with torch.no_grad():
@@ -117,7 +124,8 @@ class IQL:
         target = batch.rewards + batch.discounts * next_value
         critic_loss = (q - target).square().mean(-1).sum()  # eq. 6
 
-        log_prob = self.actor(params["actor"], batch.observations).log_prob(batch.actions)  # [B]
+        kept = [] if uniform is None else [dropout(uniform, c.dropout)]
+        log_prob = self.actor(params["actor"], batch.observations, *kept).log_prob(batch.actions)  # [B]
         actor_loss = -(weight * log_prob).mean()  # eq. 7
         losses = {"loss/value": value_loss, "loss/critic": critic_loss, "loss/actor": actor_loss}
         return value_loss + critic_loss + actor_loss, losses | {"value": value.mean(), "q": q.mean()}

@@ -45,6 +45,7 @@ NOISY = {"parameter_noise": 0.2}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cql": [{"lagrange": True, "deterministic_backup": False, "n_step": 3}, {"max_target_backup": True}],
     "td3_bc": [{"policy_delay": 1}],
+    "iql": [{"dropout": 0.1}],
     "bc": [{"frame_stack": 3}],
     "discrete_bcq": [{"frame_stack": 3, "standardise_observations": True}],
     "discrete_cql": [{"frame_stack": 3, "n_step": 3}],
@@ -490,6 +491,8 @@ BAD = {
     "temperature": [0.0],
     "initial_temperature": [0.0],
     "expectile": [-0.1, 1.1],
+    "dropout": [-0.1, 1.0],
+    "adam_epsilon": [0.0],
     "beta": [-1.0],
     "max_weight": [-1.0],
     "actor_decay_updates": [0],

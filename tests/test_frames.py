@@ -436,6 +436,9 @@ def test_the_settings_of_atari_are_those_of_its_papers() -> None:
     assert (dqn.frame_stack, dqn.batch_size, dqn.discount, dqn.hidden_sizes) == (4, 32, 0.99, (512,))
     assert dqn.target_period / dqn.updates_per_step == 10_000 and dqn.epsilon_steps * 4 == 1_000_000
     assert run == {"reward_transform": "clip"}
+    for name, epsilon, period in (("discrete_cql", 3.125e-4, 2_000), ("discrete_bcq", 1.5e-4, 8_000)):
+        values = {key: value for row in settings_for(name, "ALE/Pong-v5") for key, value in row.config.items()}
+        assert (values["adam_epsilon"], values["target_period"], values["tau"]) == (epsilon, period, 1.0)
     for name in ("discrete_cql", "discrete_bcq", "bc"):
         assert {k: v for row in settings_for(name, "x", "ALE/Pong-v5") for k, v in row.config.items()}[
             "frame_stack"

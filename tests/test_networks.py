@@ -24,6 +24,7 @@ from herdbook.core.networks import (
     Scalar,
     SquashedGaussianActor,
     StateValue,
+    dropout,
 )
 from herdbook.core.spaces import flat_space
 
@@ -216,6 +217,27 @@ def test_the_gaussian_actor_of_iql_has_a_log_std_of_its_own_clamped_to_minus_5_a
     assert distribution.log_std.tolist() == [[-5.0, 2.0]] * 5
     assert distribution.clip
     torch.testing.assert_close(distribution.mean, Head.forward(actor, observations).tanh())
+
+
+def test_dropout_leaves_the_share_that_it_should_and_the_mean() -> None:
+    uniform = torch.rand(200_000, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for probability in (0.0, 0.1, 0.5, 0.9):
+        kept = dropout(uniform, probability)
+        assert float((kept == 0).float().mean()) == pytest.approx(probability, abs=0.005)
+        assert float(kept.mean()) == pytest.approx(1.0, abs=0.05)
+    assert dropout(torch.tensor([-1.0, -0.81, -0.79]), 0.1).tolist() == pytest.approx([0, 0, 1 / 0.9])
+    assert dropout(torch.tensor([-1.0]), 0.0).tolist() == [1.0]
+
+
+def test_hidden_units_are_multiplied_by_their_own_factors() -> None:
+    """One input, two layers of two units whose weights are 1: (1, 2) · 3 is 9; (0, 1) · 9 is 9."""
+    mlp = MLP(1, 1, (2, 2))
+    for layer in mlp.layers:
+        layer.weight.data.fill_(1.0)
+        layer.bias.data.zero_()
+    x = torch.tensor([[3.0], [1.0]])
+    assert mlp(x, torch.tensor([[1.0, 2.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])).tolist() == [[9.0], [4.0]]
+    assert mlp(x).tolist() == [[12.0], [4.0]]
 
 
 class Mine(nn.Module):

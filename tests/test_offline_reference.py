@@ -203,8 +203,10 @@ def test_td3_bc(delay: int) -> None:
 # --- IQL ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("expectile", "beta", "decay"), [(0.7, 3.0, None), (0.9, 10.0, 5)])
-def test_iql(expectile: float, beta: float, decay: int | None) -> None:
+@pytest.mark.parametrize(
+    ("expectile", "beta", "decay", "drop"), [(0.7, 3.0, None, 0.0), (0.9, 10.0, 5, 0.0), (0.7, 0.5, 5, 0.1)]
+)
+def test_iql(expectile: float, beta: float, decay: int | None, drop: float) -> None:
     config = IQLConfig(
         hidden_sizes=HIDDEN,
         expectile=expectile,
@@ -214,6 +216,7 @@ def test_iql(expectile: float, beta: float, decay: int | None) -> None:
         value_lr=5e-3,
         tau=0.1,
         actor_decay_updates=decay,
+        dropout=drop,
     )
     algorithm = IQL(config, _spec(False), seeds=(3,))
     plain = Plain(algorithm, False)
@@ -235,7 +238,15 @@ def test_iql(expectile: float, beta: float, decay: int | None) -> None:
         u = slow_q - value(s).squeeze(1)
         descend(value_optimiser, (abs(expectile - (u < 0).float()) * u**2).mean())
         descend(critic_optimiser, sum(F.mse_loss(q_of(q, s, a), y) for q in critics))
-        log_prob = Normal(actor(s).tanh(), log_std.exp()).log_prob(a).sum(1)
+        hidden, unit = s, 0
+        for layer in list(actor)[:-1]:
+            hidden = layer(hidden)
+            if drop and isinstance(layer, nn.ReLU):
+                for k in range(hidden.shape[1]):  # noise in [−1, 1): a unit is dropped with probability drop
+                    there = ((noise[0][:, unit] + 1) / 2 >= drop).float() / (1 - drop)
+                    hidden = torch.cat([hidden[:, :k], (hidden[:, k] * there)[:, None], hidden[:, k + 1 :]], 1)
+                    unit += 1
+        log_prob = Normal(actor[-1](hidden).tanh(), log_std.exp()).log_prob(a).sum(1)
         descend(actor_optimiser, -(torch.clamp(torch.exp(beta * advantage), max=100.0) * log_prob).mean())
         schedule.step()
         for slow, fast in zip(slow_critics, critics, strict=True):
@@ -405,13 +416,18 @@ def test_bcq() -> None:
 # --- discrete -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.9])
-def test_discrete_bcq(threshold: float) -> None:
-    config = DiscreteBCQConfig(threshold=threshold, lr=1e-2, tau=0.1, hidden_sizes=HIDDEN)
+SOFT, HARD = {"tau": 0.1}, {"target_period": 3, "tau": 1.0, "adam_epsilon": 1e-2}
+"""Targets that follow slowly, and the copies and the ε of Adam with which Atari games are learned."""
+
+
+@pytest.mark.parametrize(("threshold", "targets_by"), [(0.0, SOFT), (0.3, SOFT), (0.9, SOFT), (0.3, HARD)])
+def test_discrete_bcq(threshold: float, targets_by: dict[str, Any]) -> None:
+    config = DiscreteBCQConfig(threshold=threshold, lr=1e-2, hidden_sizes=HIDDEN, **targets_by)
     algorithm = DiscreteBCQ(config, _spec(True), seeds=(3,))
     plain = Plain(algorithm, False)
     critic, slow, behaviour = plain.net("critic"), plain.net("critic"), plain.net("behaviour")
     optimiser = adam(1e-2, critic, behaviour)
+    optimiser.param_groups[0]["eps"], updates = config.adam_epsilon, itertools.count(1)
 
     def update(batch: Transitions, noise: list[Tensor]) -> None:
         s, s2, a = batch.observations, batch.next_observations, plain.actions(batch.actions)
@@ -427,7 +443,8 @@ def test_discrete_bcq(threshold: float) -> None:
         q = critic(s).gather(1, a[:, None]).squeeze(1)
         loss = F.smooth_l1_loss(q, torch.stack(targets)) + F.cross_entropy(logits, a) + 1e-2 * logits.pow(2).mean()
         descend(optimiser, loss)
-        polyak(slow, critic, 0.1)
+        if next(updates) % config.target_period == 0:
+            polyak(slow, critic, config.tau)
 
     train(algorithm, update, discrete=True)
     assert_agrees(algorithm.learner.parameters_of("critic"), critic)
@@ -435,13 +452,14 @@ def test_discrete_bcq(threshold: float) -> None:
     assert_agrees(algorithm.learner.params.target["critic"], slow)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, 4.0])
-def test_discrete_cql(alpha: float) -> None:
-    config = DiscreteCQLConfig(alpha=alpha, lr=1e-2, tau=0.1, hidden_sizes=HIDDEN)
+@pytest.mark.parametrize(("alpha", "targets_by"), [(0.0, SOFT), (1.0, SOFT), (4.0, SOFT), (1.0, HARD)])
+def test_discrete_cql(alpha: float, targets_by: dict[str, Any]) -> None:
+    config = DiscreteCQLConfig(alpha=alpha, lr=1e-2, hidden_sizes=HIDDEN, **targets_by)
     algorithm = DiscreteCQL(config, _spec(True), seeds=(3,))
     plain = Plain(algorithm, False)
     critic, slow = plain.net("critic"), plain.net("critic")
     optimiser = adam(1e-2, critic)
+    optimiser.param_groups[0]["eps"], updates = config.adam_epsilon, itertools.count(1)
 
     def update(batch: Transitions, noise: list[Tensor]) -> None:
         s, s2, a = batch.observations, batch.next_observations, plain.actions(batch.actions)
@@ -452,7 +470,8 @@ def test_discrete_cql(alpha: float) -> None:
         data_q = q[torch.arange(BATCH), a]
         conservative = (q.exp().sum(1).log() - data_q).mean()
         descend(optimiser, F.smooth_l1_loss(data_q, y) + alpha * conservative)
-        polyak(slow, critic, 0.1)
+        if next(updates) % config.target_period == 0:
+            polyak(slow, critic, config.tau)
 
     train(algorithm, update, discrete=True)
     assert_agrees(algorithm.learner.parameters_of("critic"), critic)
