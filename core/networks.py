@@ -243,11 +243,10 @@ class Head(nn.Module):
         self.encoder = Encoder(space)
         self.mlp = MLP(self.encoder.size, outputs, hidden_sizes, copies=copies, activation=activation)
 
-    def forward(self, observations: Tree, kept: Tensor | None = None) -> Tensor:
-        """kept: as in `MLP.forward`."""
+    def forward(self, observations: Tree) -> Tensor:
         # The encoder would return a vector unchanged.
         features = observations if self.encoder.kind == "vector" else self.encoder(observations)
-        return self.mlp(features, kept)  # type: ignore[no-any-return]  # torch's is untyped
+        return self.mlp(features)  # type: ignore[no-any-return]  # torch's is untyped
 
 
 class StateValue(Head):
@@ -328,7 +327,7 @@ class GaussianActor(Head):
 
     def forward(self, observations: Tree, kept: Tensor | None = None) -> Normal:  # type: ignore[override]
         """kept: as in `MLP.forward`."""
-        mean = super().forward(observations, kept).tanh()
+        mean = self.mlp(self.encoder(observations), kept).tanh()
         return Normal(mean, self.log_std.clamp(-5, 2).expand_as(mean), clip=True)
 
 

@@ -239,6 +239,7 @@ def test_iql(expectile: float, beta: float, decay: int | None, drop: float) -> N
         descend(value_optimiser, (abs(expectile - (u < 0).float()) * u**2).mean())
         descend(critic_optimiser, sum(F.mse_loss(q_of(q, s, a), y) for q in critics))
         hidden, unit = s, 0
+        assert len(noise) == bool(drop)  # without dropout, nothing is drawn
         for layer in list(actor)[:-1]:
             hidden = layer(hidden)
             if drop and isinstance(layer, nn.ReLU):
