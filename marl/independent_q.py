@@ -30,7 +30,7 @@ from herdbook.core.types import Metrics, Policy
 
 @dataclass(frozen=True, kw_only=True)
 class IndependentQConfig(Config):
-    """Settings of independent Q-learning; the defaults are EPyMARL's, except that agents are not recurrent."""
+    """Settings of independent Q-learning; the defaults are EPyMARL's, with the exceptions in docs/algorithms.md."""
 
     algorithm: ClassVar[str] = "independent_q"
     discount: float = 0.99  # γ, discount factor

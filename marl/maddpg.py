@@ -35,7 +35,10 @@ from herdbook.marl.independent_q import mean_where, td_loss
 
 @dataclass(frozen=True, kw_only=True)
 class MADDPGConfig(Config):
-    """Settings of MADDPG; the paper updates every 100 environment steps with a learning rate of 0.01."""
+    """Settings of MADDPG; the defaults are EPyMARL's, with the exceptions in docs/algorithms.md.
+
+    The paper updates every 100 environment steps with a learning rate of 0.01.
+    """
 
     algorithm: ClassVar[str] = "maddpg"
     discount: float = 0.99  # γ, discount factor

@@ -31,7 +31,7 @@ from herdbook.marl.independent_q import greedy_value, mean_where, td_loss
 
 @dataclass(frozen=True, kw_only=True)
 class VDNConfig(Config):
-    """Settings of VDN; the defaults are EPyMARL's, except that agents are not recurrent."""
+    """Settings of VDN; the defaults are EPyMARL's, with the exceptions in docs/algorithms.md."""
 
     algorithm: ClassVar[str] = "vdn"
     discount: float = 0.99  # γ, discount factor

@@ -27,7 +27,7 @@ from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 @dataclass(frozen=True, kw_only=True)
 class A2CConfig(Config):
-    """Settings of A2C; the defaults are the paper's, except for the optimiser and its learning rate."""
+    """Settings of A2C; the defaults are OpenAI Baselines', with the exceptions in docs/algorithms.md."""
 
     algorithm: ClassVar[str] = "a2c"
     discount: float = 0.99  # γ, discount factor

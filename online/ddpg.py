@@ -6,7 +6,7 @@
 
 The exploring policy adds N(0, σ²) to actions in [−1, 1]. The paper's noise is an Ornstein-Uhlenbeck process, but
 uncorrelated noise works as well (Fujimoto et al. 2018). Alternatively, noise is added to the actor's parameters
-(core/parameter_noise.py). Widths, learning rates and batch size are those of Fujimoto et al.'s code for TD3.
+(core/parameter_noise.py). Widths, learning rates, batch size and τ are those of Fujimoto et al.'s code for TD3.
 """
 
 from __future__ import annotations

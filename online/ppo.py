@@ -27,7 +27,7 @@ from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(Config):
-    """Settings of PPO; the defaults are the paper's for control, but a rollout is 256 steps of 8 environments."""
+    """Settings of PPO; the defaults are the paper's for control; a rollout is 256 steps of 8 environments."""
 
     algorithm: ClassVar[str] = "ppo"
     discount: float = 0.99  # γ, discount factor

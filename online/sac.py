@@ -36,7 +36,7 @@ from herdbook.core.units import RunningUnits
 
 @dataclass(frozen=True, kw_only=True)
 class SACConfig(Config):
-    """Settings of SAC; the defaults are the paper's, with a shorter warm-up for smaller tasks."""
+    """Settings of SAC; the defaults are the paper's, and its code's for the warm-up."""
 
     algorithm: ClassVar[str] = "sac"
     discount: float = 0.99  # γ, discount factor
@@ -50,7 +50,7 @@ class SACConfig(Config):
     temperature_lr: float = 3e-4  # learning rate of log α, eq. 4
     hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of all networks
     n_step: int = 1  # n of the n-step return: rewards summed before bootstrapping
-    warmup_steps: int = 1_000  # steps of uniform actions before the first update; paper: 10,000 on HalfCheetah and Ant
+    warmup_steps: int = 1_000  # steps of uniform actions before the first update
     updates_per_step: float = 1.0  # updates per environment step
     max_grad_norm: float | None = None  # clip the gradients of actor and critic each to this norm; None: no clipping
     decay_lr: bool = False  # learning rates fall linearly to 0 over decay_steps

@@ -26,7 +26,7 @@ from herdbook.core.types import Metrics, Policy, Segments, Spec
 
 @dataclass(frozen=True, kw_only=True)
 class TRPOConfig(Config):
-    """Settings of TRPO; the defaults are the paper's, except for those of the critic."""
+    """Settings of TRPO; γ, δ and the conjugate gradients are the paper's (docs/algorithms.md has the rest)."""
 
     algorithm: ClassVar[str] = "trpo"
     discount: float = 0.99  # γ, discount factor
