@@ -48,7 +48,7 @@ class IndependentQConfig(Config):
     last_action: bool = False  # append the agent's previous action to its input
     horizon: int | None = None  # append elapsed steps / horizon to the inputs (Pardo et al. 2018, arXiv:1712.00378)
     reward_scaling: bool = True  # divide rewards by their running standard deviation
-    reward_centring: bool = False  # subtract the running mean of the rewards; only for episodes of equal length
+    reward_centring: bool = False  # subtract the running mean of the rewards; refused if episodes differ in length
     epsilon_start: float = 1.0  # ε of ε-greedy exploration at environment step 0
     epsilon_end: float = 0.05  # ε from environment step epsilon_steps on
     epsilon_steps: int = 200_000  # environment steps over which ε falls linearly to epsilon_end
@@ -100,7 +100,9 @@ class IndependentQ:
         if c.team_reward:
             rewards = batch.team_rewards.unsqueeze(-1).expand_as(rewards)
             mean, std = replay.team_reward_mean, replay.team_reward_std
-        rewards = rewards - mean if c.reward_centring else rewards
+        if c.reward_centring:  # else agents learn to end episodes, or to prolong them, for the mean's sake
+            replay.require_equal_episodes(f"{c.algorithm}: reward_centring (--no-reward-centring switches it off)")
+            rewards = rewards - mean
         return replace(batch, rewards=rewards / std if c.reward_scaling else rewards)
 
     def update(self, batch: JointSegments) -> Metrics:

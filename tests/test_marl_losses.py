@@ -506,6 +506,9 @@ class Stored:
 
     sample = sample_episodes
 
+    def require_equal_episodes(self, needed_by: str) -> None:
+        self.asked["equal"] = needed_by
+
 
 def test_rewards_are_divided_by_their_running_deviation_and_nothing_is_subtracted_unasked() -> None:
     """A mean that is subtracted changes which policy is best where episodes can terminate."""
@@ -518,7 +521,9 @@ def test_rewards_are_divided_by_their_running_deviation_and_nothing_is_subtracte
     torch.testing.assert_close(own.rewards, batch.rewards / 4)
     shared = IndependentQ(IndependentQConfig(team_reward=True), _spec()).sample(replay, [])
     torch.testing.assert_close(shared.rewards, (batch.team_rewards / 5).unsqueeze(-1).expand(2, 3, 2))
+    assert "equal" not in replay.asked
     centred = IndependentQ(IndependentQConfig(reward_centring=True), _spec()).sample(replay, [])
+    assert replay.asked["equal"].startswith("independent_q: reward_centring")
     torch.testing.assert_close(centred.rewards, (batch.rewards + 7) / 4)
     both = IndependentQ(IndependentQConfig(reward_centring=True, team_reward=True), _spec()).sample(replay, [])
     torch.testing.assert_close(both.rewards, ((batch.team_rewards + 9) / 5).unsqueeze(-1).expand(2, 3, 2))

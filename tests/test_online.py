@@ -358,6 +358,24 @@ def test_the_settings_of_mpe_are_those_of_its_published_numbers() -> None:
     assert continued and again.checkpoints.last() == 200
 
 
+def test_centred_rewards_are_refused_where_episodes_end_at_different_times(
+    game: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Agents would learn to end an episode, or to avoid its end, for the sake of the mean that is subtracted."""
+    with pytest.raises(DataError, match=r"independent_q: reward_centring .*equal length, got 3 to 6 steps$"):
+        go(game, algorithm="independent_q", reward_centring=True)
+    words = ["train", "independent_q", "--env", game, "--steps", "60", "--workers", "0", "--warmup-episodes", "4"]
+    assert main([*words, "--reward-centring", "--run-dir", "centred"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("herdbook: ")]
+    assert "--no-reward-centring" in line
+
+    task, short = "mpe2/simple_spread_v3", {"steps": 100, "num_envs": 2, "eval_episodes": 0, "quiet": True, **SMALL}
+    run = herdbook.train("independent_q", env=task, **short)
+    assert run.config["config"]["reward_centring"]
+    ending = herdbook.train("independent_q", env=task, env_kwargs={"terminate_on_success": True}, **short)
+    assert not ending.config["config"]["reward_centring"]
+
+
 def test_the_settings_of_a_task_apply_to_data_of_it_under_any_name(minari_root: Path) -> None:
     collect("random", out="mine/anything-v0", episodes=3, env="mpe2/simple_spread_v3")
     for name in ("mine/anything-v0", "mine/anything"):
