@@ -85,10 +85,9 @@ def _standardise(episodes: Episodes) -> RewardMap:
         raise DataError(f"{episodes.source}: standardise divides by the standard deviation, but all are {rewards[0]:g}")
     mean, std = float(rewards.mean()), float(rewards.std())
     if ends := int(episodes.terminated.sum()):
-        text = (
-            "%s: standardise subtracts the mean reward, but %d of %d episodes terminate, so another policy may become "
-        )
-        logger.warning(f"{text}the best; scale:%g only divides", episodes.source, ends, len(episodes), 1 / std)
+        cause = f"{ends} of {len(episodes)} episodes terminate, so another policy may become the best"
+        text = "%s: standardise subtracts the mean reward, but %s; scale:%g only divides"
+        logger.warning(text, episodes.source, cause, 1 / std)
     return RewardMap(f"standardise (mean {mean!r}, deviation {std!r})", scale=1 / std, shift=-mean / std)
 
 

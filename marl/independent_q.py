@@ -34,7 +34,7 @@ class IndependentQConfig(Config):
 
     algorithm: ClassVar[str] = "independent_q"
     discount: float = 0.99  # γ, discount factor
-    team_reward: bool = False  # every agent's reward is the sum of all agents' rewards
+    team_reward: bool = False  # every agent's reward is the sum of all agents' rewards; not in turn-based games
     double_q: bool = True  # the online network selects a′ of eq. 1; else the target network does
     batch_size: int = 32  # whole episodes per update
     lr: float = 5e-4  # learning rate
@@ -87,6 +87,11 @@ class IndependentQ:
     def __init__(self, config: IndependentQConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.needs.actions, c.algorithm, turn_based=True)
+        if spec.turn_based and c.team_reward:  # others' k-th steps are not between an agent's turns k and k + 1
+            raise ValueError(
+                f"{c.algorithm}: expected team_reward=False in a turn-based game, got True, which would credit a turn "
+                "with earlier rewards; let the environment give every agent the team's reward"
+            )
         self.q = AgentValues(spec, c, setup)
         self.actions = self.q.actions
         adam = Adam(lr=c.lr, max_grad_norm=c.max_grad_norm)

@@ -594,9 +594,16 @@ ALGORITHMS: dict[str, tuple[Any, Any]] = {
 def test_games_of_turns_are_for_independent_learners(name: str) -> None:
     algorithm, config = ALGORITHMS[name]
     space = BOX if name == "matd3_bc" else spaces.Discrete(2)
-    with pytest.raises(ValueError, match=f"^{name}: .* a turn-based game; use independent_q"):
+    with pytest.raises(ValueError, match=f"^{name}: .* a turn-based game; independent_q learns"):
         algorithm(config(), _spec(space, turn_based=True))
     IndependentQ(IndependentQConfig(), _spec(spaces.Discrete(2), turn_based=True))
+
+
+def test_rounds_of_turns_do_not_add_up_to_a_team_reward() -> None:
+    """Step k of another agent begins before an agent's own turn k, or after it: the sum has what no turn k caused."""
+    with pytest.raises(ValueError, match="^independent_q: expected team_reward=False in a turn-based game, got True"):
+        IndependentQ(IndependentQConfig(team_reward=True), _spec(turn_based=True))
+    IndependentQ(IndependentQConfig(team_reward=True), _spec())
 
 
 @pytest.mark.parametrize("name", ["independent_q", "vdn", "qmix", "qmix_cql"])
