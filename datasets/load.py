@@ -97,7 +97,7 @@ def local_path(name: str | Path) -> Path | None:
 
 
 def dataset_name(name: str | Path) -> str | None:
-    """What a dataset is called, wherever it lies: `d4rl:hopper-medium-v2`, or a Minari id; None for no name.
+    """The name of a dataset, wherever it lies: `d4rl:hopper-medium-v2`, or a Minari id; None if it has none.
 
     A D4RL file is known by its own name and a folder by its metadata: the folders on the way say nothing about the
     data. Raises DataError for damaged metadata.
