@@ -43,6 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     config_type = config_class(algorithm)
 
     from herdbook.core.memory import keep_freed_memory
+    from herdbook.datasets.load import dataset_name
     from herdbook.experiments.options import literal_pairs
     from herdbook.experiments.records import check_reserved
     from herdbook.experiments.settings import settings_for
@@ -53,7 +54,8 @@ def run(arguments: Sequence[str]) -> int:
     summary = f"{SUMMARIES[name]}; equations: {algorithm.__module__}" if name in SUMMARIES else algorithm.__doc__
     description = summary or name
     command = _Command(name, description, needs_of(algorithm), config_type)
-    applied = settings_for(name, flag(words, "dataset"), flag(words, "env"))
+    dataset = flag(words, "dataset")
+    applied = settings_for(name, flag(words, "env"), dataset=None if dataset is None else dataset_name(dataset))
     config, options = command.parse(words, applied)  # mistakes are told before a dataset is fetched
     named = settings_of(
         name,

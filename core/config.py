@@ -93,6 +93,11 @@ class Config:
         """True if rewards are divided by a running standard deviation."""
         return False
 
+    @property
+    def team_reward(self) -> bool:
+        """True if it learns from the sum of all learning agents' rewards."""
+        return False
+
 
 def require(config: Any, **bounds: tuple[float, float]) -> None:
     """Check fields that hold a number or a tuple of numbers against closed intervals.

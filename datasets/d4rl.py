@@ -170,7 +170,7 @@ def d4rl_episodes(
         actions, rewards, terminated, truncated = actions[kept], rewards[kept], terminated[kept], truncated[kept]
     for note in notes:
         logger.warning("%s: %s", source, note)
-    name = _listed(name)
+    name = d4rl_name(name)
     references, environment = d4rl_references(name), _ENVIRONMENTS.get(name.split("-")[0].lower())
     if references is not None and environment is not None:
         references = _by_convention(references, environment)
@@ -190,7 +190,7 @@ def d4rl_episodes(
     )
 
 
-def _listed(name: str) -> str:
+def d4rl_name(name: str) -> str:
     """D4RL's dataset name for a file name: hopper_medium-v2 → hopper-medium-v2, Ant_maze_… → antmaze-…."""
     return re.sub(r"^(ant-maze|mini-kitchen)", lambda m: _SPELLINGS[m[0].lower()], name.replace("_", "-"), flags=re.I)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from herdbook.core.environments import EnvironmentSpec
 from herdbook.core.runs import RunError, locked
-from herdbook.datasets.d4rl import read_d4rl, read_d4rl_package
+from herdbook.datasets.d4rl import d4rl_name, read_d4rl, read_d4rl_package
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.joint.episodes import JointEpisodes
 from herdbook.datasets.joint.minari import joint_environment, read_joint
@@ -94,6 +94,21 @@ def local_path(name: str | Path) -> Path | None:
     path = Path(name).expanduser()
     is_dataset = path.suffix in _D4RL or any((path / sub / "metadata.json").is_file() for sub in ("data", "."))
     return path if is_dataset else None
+
+
+def dataset_name(name: str | Path) -> str | None:
+    """The name of a dataset, wherever it lies: `d4rl:hopper-medium-v2`, or a Minari id; None if it has none.
+
+    A D4RL file is known by its own name and a folder by its metadata: the folders on the way say nothing about the
+    data. Raises DataError for damaged metadata.
+    """
+    path = local_path(name)
+    if path is None:
+        return str(name)
+    if path.suffix in _D4RL:
+        return f"d4rl:{d4rl_name(path.stem)}"
+    known = read_metadata(path)[1].get("dataset_id")
+    return known if isinstance(known, str) else None
 
 
 def dataset_roots(data_dir: str | Path | None = None) -> list[Path]:

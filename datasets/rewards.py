@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from herdbook.datasets.episodes import DataError, Episodes
 
+logger = logging.getLogger("herdbook")
 REWARD_TRANSFORMS = ("none", "minus_one", "clip", "return_range", "scale:X", "shift:X", "standardise")
 
 
@@ -82,6 +84,10 @@ def _standardise(episodes: Episodes) -> RewardMap:
     if rewards.min() == rewards.max():  # not std == 0: rounding gives equal rewards of 0.1 a deviation of 1e-17
         raise DataError(f"{episodes.source}: standardise divides by the standard deviation, but all are {rewards[0]:g}")
     mean, std = float(rewards.mean()), float(rewards.std())
+    if ends := int(episodes.terminated.sum()):
+        cause = f"{ends} of {len(episodes)} episodes terminate, so another policy may become the best"
+        text = "%s: standardise subtracts the mean reward, but %s; scale:%g only divides"
+        logger.warning(text, episodes.source, cause, 1 / std)
     return RewardMap(f"standardise (mean {mean!r}, deviation {std!r})", scale=1 / std, shift=-mean / std)
 
 

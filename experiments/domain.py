@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from herdbook.core.collector import Collector
+from herdbook.core.config import Config
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
 from herdbook.core.needs import Interaction, Needs
 from herdbook.core.seeds import SeedBySeed
@@ -86,6 +87,9 @@ class Domain(Protocol):
 
     def check_actions(self, spec: Any, needs: Needs, algorithm: str) -> None:
         """Raise ValueError for actions that the algorithm cannot take."""
+
+    def cautions(self, task: Task, config: Config) -> list[str]:
+        """Notices about what an algorithm would learn in a task that its user may not expect."""
 
     def environment_spec(
         self, source: EnvironmentSource, observation_keys: tuple[str, ...] | None, opponents: Mapping[str, Any]

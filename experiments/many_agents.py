@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from herdbook.core.config import Config
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
 from herdbook.core.episode_collector import EpisodeCollector, Plan
 from herdbook.core.joint.actor import JointActor
@@ -27,7 +28,9 @@ from herdbook.evaluation.joint import evaluate_joint
 from herdbook.evaluation.scores import score_line
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Task
+from herdbook.experiments.environments import environment_record
 from herdbook.experiments.options import RunOptions
+from herdbook.experiments.sides import sides_of
 
 
 class ManyAgents:
@@ -54,6 +57,17 @@ class ManyAgents:
 
     def check_actions(self, spec: JointSpec, needs: Needs, algorithm: str) -> None:
         """Nothing to check: the constructor of each algorithm raises ValueError and names the algorithms that fit."""
+
+    def cautions(self, task: Task, config: Config) -> list[str]:
+        source = task.environment if task.data is None else task.data.given.environment
+        record = environment_record(source) if config.team_reward else None
+        sides = None if record is None else sides_of(record["id"], task.spec.agents)
+        if record is None or sides is None:
+            return []
+        (one, other), name = sides, config.algorithm or "the algorithm"
+        advice = f"--learn {one} trains one side" + ("" if task.data is None else ", which can then collect its data")
+        against = f"{record['id']} has sides, {one} against {other}"
+        return [f"warning: {against}, but {name} learns from the sum of all agents' rewards; {advice}"]
 
     def environment_spec(
         self,

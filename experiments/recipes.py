@@ -101,7 +101,7 @@ def _trained(recipe: Recipe, training: Training, folder: Path) -> Run:
         checkpoint_every=every,
         keep=training.steps + 2,  # all of them
     )
-    return start(training.algorithm, chosen, config, options, env=recipe.environment)
+    return start(training.algorithm, chosen, config, options, env=recipe.environment, applied=())
 
 
 def _played(recipe: Recipe, training: Training, run: Run, number: int) -> Episodes:

@@ -14,54 +14,72 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Overrides of config fields (`config`) and run fields (`run`) for tasks whose name matches one of `patterns`.
+    """Overrides of config fields (`config`) and run fields (`run`) for the tasks that it names.
 
-    `arguments`: config fields that follow a keyword argument of the environment, where that is given: a count.
+    A pattern is a whole id, in which `*` stands for any letters but a slash: `Hopper-v*` is each version of Hopper,
+    `mpe2/*` each environment of that package.
     """
 
     algorithm: str
     patterns: tuple[str, ...]
+    """Ids of environments: the one that a dataset was recorded in, or the one of the run."""
     source: str
     config: Mapping[str, Any] = field(default_factory=dict)
     run: Mapping[str, Any] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+    """Names of datasets, which need not record their environment: see `dataset_name`."""
     arguments: Mapping[str, str] = field(default_factory=dict)
+    """Config fields that follow a keyword argument of the environment, where that is given: a count."""
+    unless: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments that make another task of the environment; with one of these values the row does not apply."""
 
     def __str__(self) -> str:
-        values = ", ".join(f"{name} = {value}" for name, value in {**self.config, **self.run}.items())
-        return f"{self.algorithm} on {' '.join(self.patterns)}: {values} ({self.source})"
+        values = ", ".join(f"{name} = {value}" for name, value in self.values().items())
+        return f"{self.algorithm} on {' '.join((*self.patterns, *self.datasets))}: {values} ({self.source})"
+
+    def values(self) -> dict[str, Any]:
+        """The overrides of config fields and run fields."""
+        return {**self.config, **self.run}
 
 
-_HANDS = ("pen", "door", "hammer", "relocate", "kitchen")
+_GAMES: dict[str, Any] = {"patterns": ("ALE/*",), "unless": {"obs_type": "ram"}}  # pixels
 
-# Patterns match the dataset's id or path, the environment of the dataset, and the environment to learn in, all in lower
-# case. Later rows win.
+# Later rows win.
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         algorithm="cql",
-        patterns=("*pendulum*",),
+        patterns=("Pendulum-v*",),
         config={"hidden_sizes": (64, 64), "num_actions": 4},
         source="ours, for its cost on a small task (docs/results/offline.md)",
     ),
     Setting(
         algorithm="iql",
-        patterns=("*antmaze*",),
+        patterns=tuple(f"AntMaze_{maze}-v*" for maze in ("UMaze", "Open", "Medium", "Large", "*_G", "*_GR")),
+        datasets=("D4RL/antmaze/*", "d4rl:antmaze-*"),
+        unless={"reward_type": "dense"},
         config={"expectile": 0.9, "beta": 10.0},
         run={"reward_transform": "minus_one"},
         source="Kostrikov et al. 2021, arXiv:2110.06169, appendix B",
     ),
     Setting(
         algorithm="iql",
-        patterns=(
-            "adroithand*",
-            "frankakitchen*",
-            *(f"{at}{task}{after}" for task in _HANDS for at, after in (("d4rl/", "/*"), ("d4rl:", "-*"))),
+        patterns=(*(f"AdroitHand{task}-v*" for task in ("Pen", "Door", "Hammer", "Relocate")), "FrankaKitchen-v*"),
+        datasets=tuple(
+            pattern
+            for task in ("pen", "door", "hammer", "relocate", "kitchen")
+            for pattern in (f"D4RL/{task}/*", f"d4rl:{task}-*")
         ),
         config={"beta": 0.5, "dropout": 0.1},
         source="Kostrikov et al. 2021, arXiv:2110.06169, appendix B: Adroit and kitchen",
     ),
     Setting(
         algorithm="iql",
-        patterns=("*halfcheetah*", "*hopper*", "*walker2d*"),
+        patterns=("HalfCheetah-v*", "Hopper-v*", "Walker2d-v*"),
+        datasets=tuple(
+            pattern
+            for robot in ("halfcheetah", "hopper", "walker2d")
+            for pattern in (f"mujoco/{robot}/*", f"rlzoo/{robot}/*", f"d4rl:{robot}-*")
+        ),
         run={"reward_transform": "return_range"},
         source="D4RL locomotion in the authors' code, ikostrikov/implicit_q_learning",
     ),
@@ -103,6 +121,7 @@ SETTINGS: tuple[Setting, ...] = (
         algorithm="independent_q",
         patterns=("mpe2/simple_spread_v3", "mpe2/simple_speaker_listener_v4"),
         config={"reward_centring": True},
+        unless={"terminate_on_success": True},
         source="Papoudakis et al. 2021 standardise rewards; all episodes of these tasks have equal lengths",
     ),
     *(
@@ -149,12 +168,12 @@ SETTINGS: tuple[Setting, ...] = (
         for name, task, config in (
             (  # its replay keeps the failures of the beginning: without them a policy forgets what it avoids
                 "dqn",
-                "cartpole-v1",
+                "CartPole-v1",
                 {"target_period": 1, "tau": 0.005, "decay_lr": True, "n_step": 5, "replay_steps": 200_000},
             ),
             (
                 "a2c",
-                "cartpole-v1",
+                "CartPole-v1",
                 {
                     "lr": 7e-4,
                     "entropy_weight": 0.0,
@@ -164,11 +183,11 @@ SETTINGS: tuple[Setting, ...] = (
                     "decay_lr": True,
                 },
             ),
-            ("ppo", "cartpole-v1", {"decay_lr": True}),
-            ("ppo", "acrobot-v1", {"normalise_observations": True, "decay_lr": True}),
+            ("ppo", "CartPole-v1", {"decay_lr": True}),
+            ("ppo", "Acrobot-v1", {"normalise_observations": True, "decay_lr": True}),
             (
                 "ppo",
-                "pendulum-v1",
+                "Pendulum-v1",
                 {"discount": 0.9, "lr": 1e-3, "normalise_observations": True, "scale_rewards": True, "decay_lr": True},
             ),
         )
@@ -187,12 +206,12 @@ SETTINGS: tuple[Setting, ...] = (
             },
             source="after RL Baselines3 Zoo's tuned DQN; the decay is ours, and the n-step returns of Acrobot",
         )
-        for task, more in (("acrobot-v1", {"epsilon_end": 0.1, "n_step": 5}), ("lunarlander-v3", {}))
+        for task, more in (("Acrobot-v1", {"epsilon_end": 0.1, "n_step": 5}), ("LunarLander-v3", {}))
     ),
     *(
         Setting(
             algorithm=name,
-            patterns=("ale/*",),
+            **_GAMES,
             config={"frame_stack": 4, "hidden_sizes": (512,), "batch_size": 32},
             source="Mnih et al. 2015, table 1: 4 frames, the convolutions, 512 units, batches of 32",
         )
@@ -201,7 +220,7 @@ SETTINGS: tuple[Setting, ...] = (
     *(
         Setting(
             algorithm=name,
-            patterns=("ale/*",),
+            **_GAMES,
             run={"reward_transform": "clip"},
             source="Mnih et al. 2015: rewards are clipped to learn from, returns are not",
         )
@@ -209,7 +228,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         algorithm="dqn",
-        patterns=("ale/*",),
+        **_GAMES,
         config={
             "updates_per_step": 0.25,
             "target_period": 2_500,
@@ -223,40 +242,53 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         algorithm="dqn",
-        patterns=("ale/*",),
+        **_GAMES,
         config={"lr": 1e-4},
         source="Huang et al. 2022 (CleanRL): learning rate for Adam; Mnih et al. use RMSProp",
     ),
     Setting(
         algorithm="discrete_cql",
-        patterns=("ale/*",),
+        **_GAMES,
         config={"lr": 5e-5, "adam_epsilon": 3.125e-4, "target_period": 2_000, "tau": 1.0},
         source="Agarwal et al. 2020, arXiv:1907.04543, Adam and targets of QR-DQN, on which Kumar et al. 2020 build: "
         "copies every 8,000 steps, of which 4 are one update",
     ),
     Setting(
         algorithm="discrete_bcq",
-        patterns=("ale/*",),
+        **_GAMES,
         config={"lr": 6.25e-5, "adam_epsilon": 1.5e-4, "target_period": 8_000, "tau": 1.0},
         source="Fujimoto et al. 2019, arXiv:1910.01708, and the authors' code for Atari",
     ),
 )
 
 
-def settings_for(algorithm: str, *names: str | None, arguments: Mapping[str, Any] | None = None) -> list[Setting]:
+def settings_for(
+    algorithm: str, *environments: str | None, dataset: str | None = None, arguments: Mapping[str, Any] | None = None
+) -> list[Setting]:
     """The settings of an algorithm on a task.
 
     Args:
         algorithm: Its name.
-        names: What the task is known by: dataset, its environment, the environment.
+        environments: Ids of the environment of the dataset and of the environment of the run.
+        dataset: The name of the dataset, as `dataset_name` gives it.
         arguments: The keyword arguments of the environment.
     """
-    known = [name.lower() for name in names if name]
-    return [
-        _following(row, arguments or {})
-        for row in SETTINGS
-        if row.algorithm == algorithm and any(fnmatch.fnmatchcase(n, p) for n in known for p in row.patterns)
-    ]
+    arguments = arguments or {}
+
+    def applies(row: Setting) -> bool:
+        if any(name in arguments and arguments[name] == value for name, value in row.unless.items()):
+            return False
+        named = any(_is(name, pattern) for name in environments for pattern in row.patterns)
+        return named or any(_is(dataset, pattern) for pattern in row.datasets)
+
+    return [_following(row, arguments) for row in SETTINGS if row.algorithm == algorithm and applies(row)]
+
+
+def _is(name: str | None, pattern: str) -> bool:
+    """True if the name has as many parts between slashes as the pattern, and each matches."""
+    if name is None or name.count("/") != pattern.count("/"):
+        return False
+    return all(map(fnmatch.fnmatchcase, name.split("/"), pattern.split("/")))
 
 
 def _following(row: Setting, arguments: Mapping[str, Any]) -> Setting:

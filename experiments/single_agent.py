@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import RenderCollection
 
 from herdbook.core.actor import Actor
+from herdbook.core.config import Config
 from herdbook.core.environments import (
     EnvironmentSource,
     EnvironmentUnavailable,
@@ -64,6 +65,9 @@ class SingleAgent:
 
     def check_actions(self, spec: Spec, needs: Needs, algorithm: str) -> None:
         check_action_space(spec.action_space, needs.actions, algorithm)
+
+    def cautions(self, task: Task, config: Config) -> list[str]:
+        return []
 
     def environment_spec(
         self,

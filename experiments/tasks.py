@@ -14,7 +14,7 @@ from herdbook.core.runner import EnvironmentFailed
 from herdbook.core.runs import Run, RunError
 from herdbook.core.types import Algorithm
 from herdbook.datasets.episodes import DataError
-from herdbook.datasets.load import load_dataset, recorded_environment
+from herdbook.datasets.load import dataset_name, load_dataset, recorded_environment
 from herdbook.evaluation.scores import find_references
 from herdbook.experiments.build import check_domain
 from herdbook.experiments.catalogue import UserError, needs_of
@@ -103,19 +103,19 @@ def settings_of(
 ) -> list[Setting]:
     """The settings of a task, known by its dataset, which is fetched or made if need be, and by its environment.
 
-    Fields that follow an argument of the environment follow the one that the data were recorded with, where there are
-    data. Raises DataError for a dataset that is not there.
+    Of a path, only the name of a D4RL file counts. Fields that follow an argument of the environment follow the one
+    that the data were recorded with, where there are data. Raises DataError for a dataset that is not there.
     """
-    source, recorded = None, None
+    known, recorded = None, None
     if dataset is not None and needs_of(algorithm).data:
         if isinstance(dataset, (str, Path)):
-            source, recorded = str(dataset), recorded_environment(dataset, data_dir=data_dir)
+            known, recorded = dataset, recorded_environment(dataset, data_dir=data_dir)
         else:
-            source, recorded = dataset.source, dataset.environment
+            known, recorded = dataset.source, dataset.environment
     chosen = None if env is None else describe_environment(env)
-    names = [source, *(spec.id for spec in (recorded, chosen) if spec is not None)]
+    ids = [spec.id for spec in (recorded, chosen) if spec is not None]
     arguments = recorded.kwargs if recorded else {**(chosen.kwargs if chosen else {}), **env_kwargs}
-    return settings_for(name, *names, arguments=arguments)
+    return settings_for(name, *ids, dataset=None if known is None else dataset_name(known), arguments=arguments)
 
 
 def trusted_task(task: Task, given: bool) -> Task:

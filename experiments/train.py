@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from herdbook.experiments.catalogue import UserError, config_class, nearest, nee
 from herdbook.experiments.domain import Networks, Task
 from herdbook.experiments.environments import environment_from_record, environment_record, same_record
 from herdbook.experiments.opponents import keep_opponents
-from herdbook.experiments.options import RunOptions, as_words
+from herdbook.experiments.options import RunOptions, as_words, literal_pairs
 from herdbook.experiments.records import (
     absolute,
     build_config,
@@ -65,7 +65,7 @@ def train(
 
     Args:
         algorithm: A config (`CQLConfig(alpha=10)`), a name (`"cql"`, `"module:Class"`) or a class. The settings of the
-            task apply only where no config is given.
+            task apply only where no config is given; beside a config, a notice names those that say otherwise.
         dataset: A name or path for `load_dataset`, `Episodes` or `JointEpisodes`.
         env: Environment to learn in, or to evaluate in: an id, `module:callable`, or a callable.
         env_kwargs: Keyword arguments of the environment.
@@ -84,7 +84,7 @@ def train(
     name, chosen = resolve(algorithm)
     if is_dataclass(algorithm) and not isinstance(algorithm, type):
         config = algorithm
-    applied: list[Setting] = []
+    applied: list[Setting] | None = None
     if config is None:
         applied = settings_of(
             name, chosen, dataset=dataset, data_dir=run_options.get("data_dir"), env=env, env_kwargs=env_kwargs or {}
@@ -127,10 +127,13 @@ def start(
     dataset: Named | None = None,
     env: EnvironmentSource | None = None,
     networks: Networks | None = None,
-    applied: Sequence[Setting] = (),
+    applied: Sequence[Setting] | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Begin a run. The run directory is made after everything else has been checked."""
+    """Begin a run. The run directory is made after everything else has been checked.
+
+    applied: the settings of the task that the config and the options follow; None: both are the user's own.
+    """
     check_reserved(type(config))
     needs = needs_of(algorithm)
     plays = needs.plays(dataset is not None or options.dataset is not None)
@@ -146,13 +149,15 @@ def start(
         refuse_existing_run(path)
     task = load_task(algorithm, options, dataset, env)
     trainer = _Trainer(algorithm, config, options, task, device, networks, env is not None)
+    for row in _set_aside(name, algorithm, config, options, task) if applied is None else ():
+        trainer.notices.append(f"settings that do not apply beside a config of your own: {row}")
     path = path or next_free_directory("runs", options.name or _slug(f"{name}-{task.source}"))
     run = create_run(
         path,
         {
             "algorithm": name,
             "config": config_values(config),
-            "settings": [asdict(row) for row in applied],
+            "settings": [asdict(row) for row in applied or ()],
             "dataset": dataset_record(task),
             "environment": environment_record(task.environment),
             "references": None if task.references is None else asdict(task.references),
@@ -165,11 +170,20 @@ def start(
         },
     )
     keep_opponents(run, task.opponents)
-    for row in applied:
+    for row in applied or ():
         trainer.notices.insert(0, f"settings: {row}")
     with locked(run.path):
         trainer.run(run, options, quiet)
     return Run(run.path)
+
+
+def _set_aside(name: str, algorithm: type[Any], config: Config, options: RunOptions, task: Task) -> Iterator[Setting]:
+    """The settings of a task that differ from a config and options of the user's own."""
+    known: dict[str, Any] = {"env_kwargs": literal_pairs(options.env_kwargs), "env": task.environment}
+    given = {**vars(options), **vars(config)}
+    for row in settings_of(name, algorithm, dataset=task.data and task.data.given, data_dir=None, **known):
+        if any(given[field] != value for field, value in row.values().items()):
+            yield row
 
 
 @keep_threads()
@@ -297,7 +311,7 @@ class _Trainer:
             device=device,
             required=env_given,
         )
-        self.notices = [] if notice is None else [notice]
+        self.notices = [*domain.cautions(task, config), *([] if notice is None else [notice])]
         self.replay, self.replays, self.player, self.collector = replay, list[Any](), self.algorithm, None
         if options.online_steps:
             self.player, self.replays = domain.fine_tuning(task, self.algorithm, replay, options, device)

@@ -34,7 +34,7 @@ class IndependentQConfig(Config):
 
     algorithm: ClassVar[str] = "independent_q"
     discount: float = 0.99  # γ, discount factor
-    team_reward: bool = False  # every agent's reward is the sum of all agents' rewards
+    team_reward: bool = False  # every agent's reward is the sum of all agents' rewards; not in turn-based games
     double_q: bool = True  # the online network selects a′ of eq. 1; else the target network does
     batch_size: int = 32  # whole episodes per update
     lr: float = 5e-4  # learning rate
@@ -48,7 +48,7 @@ class IndependentQConfig(Config):
     last_action: bool = False  # append the agent's previous action to its input
     horizon: int | None = None  # append elapsed steps / horizon to the inputs (Pardo et al. 2018, arXiv:1712.00378)
     reward_scaling: bool = True  # divide rewards by their running standard deviation
-    reward_centring: bool = False  # subtract the running mean of the rewards; only for episodes of equal length
+    reward_centring: bool = False  # subtract the running mean of the rewards; refused if episodes differ in length
     epsilon_start: float = 1.0  # ε of ε-greedy exploration at environment step 0
     epsilon_end: float = 0.05  # ε from environment step epsilon_steps on
     epsilon_steps: int = 200_000  # environment steps over which ε falls linearly to epsilon_end
@@ -87,6 +87,11 @@ class IndependentQ:
     def __init__(self, config: IndependentQConfig, spec: JointSpec, **setup: Unpack[Setup]) -> None:
         self.config = c = config
         check_joint(spec, self.needs.actions, c.algorithm, turn_based=True)
+        if spec.turn_based and c.team_reward:  # others' k-th steps are not between an agent's turns k and k + 1
+            raise ValueError(
+                f"{c.algorithm}: expected team_reward=False in a turn-based game, got True, which would credit a turn "
+                "with earlier rewards; let the environment give every agent the team's reward"
+            )
         self.q = AgentValues(spec, c, setup)
         self.actions = self.q.actions
         adam = Adam(lr=c.lr, max_grad_norm=c.max_grad_norm)
@@ -100,7 +105,9 @@ class IndependentQ:
         if c.team_reward:
             rewards = batch.team_rewards.unsqueeze(-1).expand_as(rewards)
             mean, std = replay.team_reward_mean, replay.team_reward_std
-        rewards = rewards - mean if c.reward_centring else rewards
+        if c.reward_centring:  # else agents learn to end episodes, or to prolong them, for the mean's sake
+            replay.require_equal_episodes(f"{c.algorithm}: reward_centring (--no-reward-centring switches it off)")
+            rewards = rewards - mean
         return replace(batch, rewards=rewards / std if c.reward_scaling else rewards)
 
     def update(self, batch: JointSegments) -> Metrics:

@@ -69,6 +69,10 @@ class QMIXConfig(Config):
         self.require(horizon=COUNT, hidden_sizes=COUNT, mixer_embedding=COUNT, mixer_hidden=COUNT, epsilon_steps=COUNT)
         self.require(replay_steps=COUNT, warmup_episodes=NOT_NEGATIVE)
 
+    @property
+    def team_reward(self) -> bool:
+        return True
+
 
 class Mixer(nn.Module):
     """Eq. 1: the agents' values q [*B, N] and the state s [*B, S] → Q_tot [*B]."""

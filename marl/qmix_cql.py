@@ -65,6 +65,10 @@ class QMIXCQLConfig(Config):
         if self.joint_actions is not None and not self.centralised:
             raise ValueError("QMIXCQLConfig: joint_actions regularises the team's value, which needs centralised=True")
 
+    @property
+    def team_reward(self) -> bool:
+        return self.centralised
+
 
 def conservative_gap(q: Tensor, data_q: Tensor) -> Tensor:
     """The bracket of eq. 2 and 3. q: values of the actions b [*B, n], −∞ if illegal; data_q: [*B] → [*B]."""

@@ -60,6 +60,10 @@ class VDNConfig(Config):
         self.require(target_period=COUNT, hidden_sizes=COUNT, epsilon_start=UNIT, epsilon_end=UNIT, epsilon_steps=COUNT)
         self.require(warmup_episodes=NOT_NEGATIVE, episodes_per_update=POSITIVE, replay_steps=COUNT)
 
+    @property
+    def team_reward(self) -> bool:
+        return True
+
 
 def team_value(q: Tensor, alive: Tensor) -> Tensor:
     """Eq. 1. q: Q_i(o_i, a_i) [*B, N]; alive: the agent acts [*B, N] → [*B]."""

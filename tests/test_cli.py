@@ -301,7 +301,7 @@ def test_settings_name_fields_that_exist() -> None:
 def test_settings_apply_before_the_users_flags(herdbook, small_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     row = settings.Setting(
         algorithm="td3_bc",
-        patterns=("tests/*",),
+        patterns=("Pendulum-v*",),
         config={"alpha": 9.0, "hidden_sizes": (8,)},
         run={"reward_transform": "minus_one"},
         source="a test",
@@ -309,7 +309,7 @@ def test_settings_apply_before_the_users_flags(herdbook, small_dataset: str, mon
     monkeypatch.setattr(settings, "SETTINGS", (row,))
     status, out, err = herdbook(*TRAIN, small_dataset, "--alpha", "1", "--eval-episodes", "0")
     assert status == 0, err
-    assert "settings: td3_bc on tests/*: alpha = 9.0" in out
+    assert "settings: td3_bc on Pendulum-v*: alpha = 9.0" in out
     run = Run("r")
     assert run.config["config"]["alpha"] == 1.0 and run.config["config"]["hidden_sizes"] == [8]
     assert run.config["dataset"]["transforms"] == ["rewards: minus_one"]
@@ -336,7 +336,7 @@ def test_data_commands(herdbook, small_dataset: str, tmp_path: Path) -> None:
 def test_lists(herdbook) -> None:
     assert "td3_bc" in herdbook("list", "algorithms")[1]
     assert "Pendulum-v1" in herdbook("list", "environments")[1]
-    assert "antmaze" in herdbook("list", "settings")[1]
+    assert "D4RL/antmaze/*" in herdbook("list", "settings")[1]
     assert herdbook("--version")[1].startswith("herdbook ")
 
 

@@ -365,6 +365,17 @@ def test_reward_transforms(name: str, expected: list[float]) -> None:
     assert len(data.transforms) == (0 if name == "none" else 1)
 
 
+def test_standardised_rewards_are_noticed_where_episodes_terminate(caplog: pytest.LogCaptureFixture) -> None:
+    """The mean that is subtracted is a reward for ending, or for not ending."""
+    data = make()
+    assert data.terminated.any()
+    transform_rewards(replace(data, terminated=np.zeros_like(data.terminated)), "standardise")
+    assert not [line for line in caplog.messages if "standardise" in line]
+    transform_rewards(data, "standardise")
+    (line,) = [line for line in caplog.messages if "standardise" in line]
+    assert "another policy may become" in line
+
+
 def test_standardised_rewards() -> None:
     rewards = transform_rewards(make(), "standardise").rewards
     assert rewards.mean() == pytest.approx(0) and rewards.std() == pytest.approx(1)

@@ -16,6 +16,7 @@ from herdbook.core.checkpoint import load, save
 from herdbook.core.joint.types import JointEpisode, JointSpec
 from herdbook.datasets.joint.episodes import JointEpisodes
 from herdbook.datasets.joint.replay import JointReplay
+from herdbook.datasets.validation import DataError
 
 BOX = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 AGENTS = ("a", "b", "c")
@@ -535,6 +536,49 @@ def test_equal_rewards_have_a_deviation_of_one() -> None:
     assert (replay.team_reward_std, replay.reward_std) == (1.0, 1.0)
     replay.add(replace(CUT, rewards=np.full((2, 3), 0.2)))
     assert replay.reward_std == pytest.approx(np.std([0.1] * 48 + [0.2] * 6))
+
+
+@pytest.mark.parametrize("online", [False, True], ids=["offline", "online"])
+def test_episodes_of_other_lengths_are_noticed_for_each_agent(online: bool) -> None:
+    """An agent that leaves a game early has a shorter episode, even if the game goes on to its usual end."""
+    late = build(3, [(1, 1, 1), (1, 1, 1)], [(0, 0, 0), (1, 1, 1)], [(0, 0, 0), (0, 0, 0)])
+
+    def check(*episodes: JointEpisode) -> None:
+        replay = JointReplay.online(SPEC, 30)
+        if online:
+            for episode in episodes:
+                replay.add(episode)
+        else:
+            replay = JointReplay(JointEpisodes.from_episodes(episodes, SPEC))
+        replay.require_equal_episodes("centring")
+
+    check(CUT)
+    check(CUT, late)
+    check(MIXED, MIXED)  # each agent acts as often in one as in the other
+    with pytest.raises(DataError, match=r"^centring: expected episodes of equal length, got 2 to 4 steps$"):
+        check(CUT, MIXED)
+    with pytest.raises(DataError, match=r"^centring: expected .*, got 1 to 2 steps of a$"):
+        check(CUT, OVER, CUT)
+
+
+def test_another_length_is_noticed_after_the_ring_has_forgotten_it_and_after_a_resume() -> None:
+    def resumed(replay: JointReplay) -> JointReplay:
+        copy = JointReplay.online(SPEC, 8)
+        copy.load_state_dict(cloned(replay.state_dict()))
+        return copy
+
+    replay = JointReplay.online(SPEC, 8)
+    replay.require_equal_episodes("centring")  # nothing was added
+    resumed(replay).require_equal_episodes("centring")
+    replay.add(*[CUT] * 4)
+    resumed(replay).require_equal_episodes("centring")
+    replay.add(OVER)
+    for each in (replay, resumed(replay)):
+        with pytest.raises(DataError, match="1 to 2 steps of a"):
+            each.require_equal_episodes("centring")
+    replay.add(*[CUT] * 4)
+    with pytest.raises(DataError, match="1 to 2 steps of a"):
+        replay.require_equal_episodes("centring")
 
 
 def test_a_refused_episode_leaves_the_replay_as_it_was() -> None:

@@ -544,6 +544,9 @@ class Stored:
 
     sample = sample_episodes
 
+    def require_equal_episodes(self, needed_by: str) -> None:
+        self.asked["equal"] = needed_by
+
 
 def test_rewards_are_divided_by_their_running_deviation_and_nothing_is_subtracted_unasked() -> None:
     """A mean that is subtracted changes which policy is best where episodes can terminate."""
@@ -556,7 +559,9 @@ def test_rewards_are_divided_by_their_running_deviation_and_nothing_is_subtracte
     torch.testing.assert_close(own.rewards, batch.rewards / 4)
     shared = IndependentQ(IndependentQConfig(team_reward=True), _spec()).sample(replay, [])
     torch.testing.assert_close(shared.rewards, (batch.team_rewards / 5).unsqueeze(-1).expand(2, 3, 2))
+    assert "equal" not in replay.asked
     centred = IndependentQ(IndependentQConfig(reward_centring=True), _spec()).sample(replay, [])
+    assert replay.asked["equal"].startswith("independent_q: reward_centring")
     torch.testing.assert_close(centred.rewards, (batch.rewards + 7) / 4)
     both = IndependentQ(IndependentQConfig(reward_centring=True, team_reward=True), _spec()).sample(replay, [])
     torch.testing.assert_close(both.rewards, ((batch.team_rewards + 9) / 5).unsqueeze(-1).expand(2, 3, 2))
@@ -627,9 +632,16 @@ ALGORITHMS: dict[str, tuple[Any, Any]] = {
 def test_games_of_turns_are_for_independent_learners(name: str) -> None:
     algorithm, config = ALGORITHMS[name]
     space = BOX if name == "matd3_bc" else spaces.Discrete(2)
-    with pytest.raises(ValueError, match=f"^{name}: .* a turn-based game; use independent_q"):
+    with pytest.raises(ValueError, match=f"^{name}: .* a turn-based game; independent_q learns"):
         algorithm(config(), _spec(space, turn_based=True))
     IndependentQ(IndependentQConfig(), _spec(spaces.Discrete(2), turn_based=True))
+
+
+def test_rounds_of_turns_do_not_add_up_to_a_team_reward() -> None:
+    """Step k of another agent begins before an agent's own turn k, or after it: the sum has what no turn k caused."""
+    with pytest.raises(ValueError, match="^independent_q: expected team_reward=False in a turn-based game, got True"):
+        IndependentQ(IndependentQConfig(team_reward=True), _spec(turn_based=True))
+    IndependentQ(IndependentQConfig(team_reward=True), _spec())
 
 
 @pytest.mark.parametrize("name", ["independent_q", "vdn", "qmix", "qmix_cql"])

@@ -25,8 +25,10 @@ from herdbook.core.checkpoint import Checkpoints
 from herdbook.core.environments import EnvironmentSpec
 from herdbook.core.episode_collector import EpisodeRound
 from herdbook.core.joint.actor import JointActor
+from herdbook.core.joint.environments import make_joint_environment
 from herdbook.core.joint.types import JointEpisode
 from herdbook.core.learner import Learner
+from herdbook.core.registry import joint_names
 from herdbook.core.runner import EnvironmentFailed
 from herdbook.core.runs import Run, RunError, RunFailed
 from herdbook.datasets.episodes import DataError
@@ -38,6 +40,7 @@ from herdbook.experiments.collect import collect
 from herdbook.experiments.evaluate import evaluate_run
 from herdbook.experiments.opponents import RunPlayer, keep_opponents, opponents_of
 from herdbook.experiments.records import options_of
+from herdbook.experiments.sides import sides_of
 from herdbook.experiments.train import resume
 
 GAME = '''
@@ -356,6 +359,89 @@ def test_the_settings_of_mpe_are_those_of_its_published_numbers() -> None:
     assert set(run.evaluations()[-1]["lengths"]) == {25}
     again, continued = resume(run.path, steps=200, quiet=True)  # a registered environment need not be given again
     assert continued and again.checkpoints.last() == 200
+
+
+def test_centred_rewards_are_refused_where_episodes_end_at_different_times(
+    game: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Agents would learn to end an episode, or to avoid its end, for the sake of the mean that is subtracted."""
+    with pytest.raises(DataError, match=r"independent_q: reward_centring .*equal length, got 3 to 6 steps$"):
+        go(game, algorithm="independent_q", reward_centring=True)
+    words = ["train", "independent_q", "--env", game, "--steps", "60", "--workers", "0", "--warmup-episodes", "4"]
+    assert main([*words, "--reward-centring", "--run-dir", "centred"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("herdbook: ")]
+    assert "--no-reward-centring" in line
+
+    task, short = "mpe2/simple_spread_v3", {"steps": 100, "num_envs": 2, "eval_episodes": 0, "quiet": True, **SMALL}
+    run = herdbook.train("independent_q", env=task, **short)
+    assert run.config["config"]["reward_centring"]
+    ending = herdbook.train("independent_q", env=task, env_kwargs={"terminate_on_success": True}, **short)
+    assert not ending.config["config"]["reward_centring"]
+
+
+def test_a_team_reward_in_a_game_of_turns_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["train", "independent_q", "--env", "classic/tictactoe_v3", "--steps", "20", "--workers", "0"]
+    assert main([*words, "--team-reward", "--run-dir", "run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("herdbook: independent_q: expected team_reward=False in a turn-based game")
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "agents", "sides"),
+    [
+        ("mpe2/simple_tag_v3", "adversary_0 adversary_1 agent_0", ("adversary_*", "agent_*")),
+        ("mpe2/simple_tag_v3", "adversary_0 adversary_1", None),  # one side learns
+        ("mpe2/simple_crypto_v3", "eve_0 bob_0 alice_0", ("eve_*", "alice_* bob_*")),
+        ("mpe2/simple_crypto_v3", "bob_0 alice_0", None),
+        ("mpe2/simple_world_comm_v3", "leadadversary_0 agent_0", ("*adversary_*", "agent_*")),
+        ("magent2.environments/battle_v4", "red_0 red_1 blue_0", ("red*", "blue*")),
+        ("magent2.environments/gather_v5", "omnivore_0 omnivore_1", None),
+        ("atari/pong_v3", "first_0 second_0", ("first_*", "second_*")),
+        ("atari/entombed_cooperative_v3", "first_0 second_0", None),
+        ("mpe2/simple_spread_v3", "agent_0 agent_1", None),
+        ("mpe2/simple_speaker_listener_v4", "speaker_0 listener_0", None),
+        ("mine:simple_tag_v3", "adversary_0 agent_0", None),  # may be anything
+        ("mine/simple_tag_v3", "adversary_0 agent_0", None),
+    ],
+)
+def test_the_sides_of_games_are_known_by_name(name: str, agents: str, sides: Any) -> None:
+    assert sides_of(name, agents.split()) == sides
+
+
+def test_the_games_of_mpe_with_sides_are_these() -> None:
+    found = {}
+    for name in joint_names():
+        if name.startswith("mpe2/"):
+            agents = make_joint_environment(name).spec.agents
+            found[name] = sides_of(name, agents)
+    games = ("simple_adversary_v3", "simple_crypto_v3", "simple_push_v3", "simple_tag_v3", "simple_world_comm_v3")
+    assert {name for name, sides in found.items() if sides} == {f"mpe2/{game}" for game in games}
+
+
+def test_a_sum_of_rewards_over_two_sides_is_noticed(
+    game: str, minari_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noticed(algorithm: str, env: str = "mpe2/simple_adversary_v3", **options: Any) -> list[str]:
+        small = {"steps": 1, "batch_size": 2, "hidden_sizes": (8,), "eval_episodes": 0, "device": "cpu", **options}
+        if "dataset" not in options:
+            small |= {"env": env, "num_envs": 1, "warmup_episodes": 4}
+        herdbook.train(algorithm, **small)
+        return [line for line in capsys.readouterr().out.splitlines() if "sides" in line]
+
+    (line,) = noticed("vdn")
+    assert line == (
+        "warning: mpe2/simple_adversary_v3 has sides, adversary_* against agent_*, but vdn learns from the sum of all "
+        "agents' rewards; --learn adversary_* trains one side"
+    )
+    assert len(noticed("qmix")) == len(noticed("independent_q", team_reward=True)) == 1
+    assert noticed("independent_q") == noticed("vdn", learn=("agent_*",)) == noticed("vdn", game) == []
+    collect("random", out="mine/sides-v0", episodes=3, env="mpe2/simple_adversary_v3")
+    (line,) = noticed("qmix_cql", dataset="mine/sides-v0")
+    assert line.endswith("--learn adversary_* trains one side, which can then collect its data")
+    assert noticed("qmix_cql", dataset="mine/sides-v0", centralised=False) == []
 
 
 def test_the_settings_of_a_task_apply_to_data_of_it_under_any_name(minari_root: Path) -> None:

@@ -347,7 +347,7 @@ def test_iql_policy_is_a_gaussian_that_is_not_squashed() -> None:
 
 
 def test_iql_takes_one_off_the_rewards_of_antmaze() -> None:
-    (setting,) = settings_for("iql", "antmaze-medium-play-v2")
+    (setting,) = settings_for("iql", dataset="d4rl:antmaze-medium-play-v2")
     assert setting.config == {"expectile": 0.9, "beta": 10.0}
     assert setting.run == {"reward_transform": "minus_one"}
 

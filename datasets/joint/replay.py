@@ -27,7 +27,7 @@ from herdbook.datasets.layout import positions_in_episodes
 from herdbook.datasets.rings import Rings, ring_sizes, saved_rings
 from herdbook.datasets.sampling import check_discount, checked_time_limit, drawn_numbers
 from herdbook.datasets.tables import Table, check_memory, empty_table, gathered, restore, table_bytes, to_table
-from herdbook.datasets.validation import single
+from herdbook.datasets.validation import DataError, single
 
 Tables = dict[str, Any]
 
@@ -67,6 +67,7 @@ class JointReplay:
         )
         self._count_rewards(episodes)
         self._count_episodes(episodes.lengths())
+        self._count_turns(taken["alive"], episodes.offsets[:-1])
 
     @classmethod
     def online(
@@ -111,6 +112,9 @@ class JointReplay:
         self._longest: deque[tuple[int, int]] = deque()  # (number, length) of episodes longer than all later ones
         self._length: int | None = None
         self._team_spread, self._spread = Spread(), Spread()
+        self._turns = np.empty(
+            (0, 1 + len(spec.agents))
+        )  # fewest and most steps of an episode, and of each agent in it
 
     def __len__(self) -> int:
         return len(self._rows) if self._rings is None else len(self._rings)
@@ -144,6 +148,17 @@ class JointReplay:
     def reward_mean(self) -> float:
         """Mean reward of acting agents over all steps ever added; 0 before the first."""
         return self._spread.mean
+
+    def require_equal_episodes(self, needed_by: str) -> None:
+        """Raise DataError, which names `needed_by`, if an episode is or was longer than another, for any agent.
+
+        An agent that leaves early has a shorter episode than the others. After `load_state_dict` the stored episodes
+        count.
+        """
+        names = ("", *(f" of {agent}" for agent in self.spec.agents))
+        for name, low, high in zip(names, *self._turns, strict=True) if len(self._turns) else ():
+            if low < high:
+                raise DataError(f"{needed_by}: expected episodes of equal length, got {low:g} to {high:g} steps{name}")
 
     # --- sampling: draw, then gather ---------------------------------------------------------------------------------
 
@@ -239,6 +254,7 @@ class JointReplay:
         values = {"taken": taken, "rows": rows[new.step_rows], **_within(new)}
         write(mapped(Table, {"taken": self._taken, **self._numbers()}), steps, values)
         self._count_rewards(new)
+        self._count_turns(taken["alive"], new.offsets[:-1])
 
     def _numbers(self) -> dict[str, Tensor]:
         return {"rows": self._rows, "elapsed": self._elapsed, "remaining": self._remaining}
@@ -260,6 +276,12 @@ class JointReplay:
     def _count_rewards(self, episodes: JointEpisodes) -> None:
         self._team_spread.add(episodes.rewards.sum(1))
         self._spread.add(episodes.rewards[episodes.alive[episodes.step_rows]])
+
+    def _count_turns(self, acts: Array, starts: Array) -> None:
+        """Count the steps of whole episodes. acts: [steps, N] bool; starts: the first step of each."""
+        steps = np.column_stack([np.ones(len(acts)), acts])
+        counts = np.concatenate([self._turns, np.add.reduceat(steps, starts)])
+        self._turns = np.stack([counts.min(0), counts.max(0)])
 
     def state_dict(self) -> dict[str, Any]:
         """State of an online replay: the filled part of each table (not a copy), and the counters."""
@@ -296,6 +318,10 @@ class JointReplay:
         self._begins[self._whole()] = begins
         Table(self._starts)[self._whole()] = begins % rings.steps
         self._team_spread.numbers, self._spread.numbers = state["spreads"].cpu().numpy().copy()
+        if len(begins):
+            whole = torch.arange(int(begins[0]), rings.added, device=self.device) % rings.steps
+            self._turns = self._turns[:0]
+            self._count_turns(self._taken["alive"][whole].cpu().numpy(), begins - begins[0])
 
 
 _TEAM = ("team_rewards", "team_continues")
