@@ -36,7 +36,12 @@ from herdbook.evaluation.statistics import rank_correlation
 from herdbook.experiments.environments import environment_from_record
 from herdbook.experiments.restore import load
 
-SMALL_PROBLEM: dict[str, Any] = {"updates": 10_000, "learning_rate": 3e-4, "tau": 0.01, "hidden_sizes": (64, 64)}
+SMALL_PROBLEM: dict[str, Any] = {
+    "updates": 10_000,
+    "learning_rate": 3e-4,
+    "target_period": 20,
+    "hidden_sizes": (64, 64),
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def main() -> None:
         kind.add_argument("--episodes", type=int, default=episodes, help="Monte-Carlo episodes per policy")
         kind.add_argument("--updates", type=int, default=defaults.updates)
         kind.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-        kind.add_argument("--tau", type=float, default=defaults.tau)
+        kind.add_argument("--target-period", type=int, default=defaults.target_period)
         kind.add_argument("--hidden-sizes", type=int, nargs="+", default=list(defaults.hidden_sizes))
         kind.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
@@ -109,7 +114,7 @@ def main() -> None:
     config = FQEConfig(
         updates=args.updates,
         learning_rate=args.learning_rate,
-        tau=args.tau,
+        target_period=args.target_period,
         hidden_sizes=tuple(args.hidden_sizes),
     )
     if args.kind == "pendulum":

@@ -40,9 +40,9 @@ class RunningMoments:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation; 1 without rows and where all rows are equal."""
+        """Standard deviation; 1 without rows and where all rows are equal, despite rounding."""
         std = (self.squares / max(self.count, 1)).sqrt()
-        return torch.where(std > 0, std, 1.0)
+        return torch.where(std > 1e-12 * self.mean.abs(), std, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "mean": self.mean, "squares": self.squares}

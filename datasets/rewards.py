@@ -74,7 +74,7 @@ def transform_rewards(episodes: Episodes, name: str) -> Episodes:
 
 def _return_range(episodes: Episodes) -> RewardMap:
     low, high = float(episodes.returns().min()), float(episodes.returns().max())
-    if low == high:
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # equal up to rounding: .1 + .1 + .1 is not .3
         raise DataError(f"{episodes.source}: return_range divides by the range of returns, but all are {low:g}")
     return RewardMap(f"return_range (returns {low!r} to {high!r})", scale=1000.0 / (high - low))
 

@@ -2,21 +2,26 @@
 
     y = r + γ (1 − terminated) E_{a′ ~ π(s′)} Q̄(s′, a′)          (1)
     L = mean (Q(s, a) − y)²                                      (2)
-    v(s₀) = E_{a ~ π(s₀)} Q̄(s₀, a)                               (3)
+    v(s₀) = E_{a ~ π(s₀)} Q(s₀, a)                               (3)
 
 The expectation is under the policy, not its mode: exact if the policy's distribution has `probs` (discrete actions),
 otherwise over sampled actions. Values are bootstrapped through truncations, unless `time_limit="terminal"` makes the
 limit part of the task.
 
-Differences from the paper: Q̄ follows Q by Polyak averaging (rate τ), not by a copy after each regression. Eq. 3 reads
-Q̄, which averages out the noise of the last updates. Q is the mean plus the standard deviation of the data's discounted
-returns times the network's output, so the learning rate does not depend on the scale of rewards. Observations are
-standardised.
+Q̄ is a copy of Q, renewed after each regression, as in the paper. A regression here is a fixed number of updates P, and
+the network is not reset before it. A copy contracts the error by γ at best, so n updates leave up to γ^(n/P) of the
+first error, and a budget that leaves more than 1 % is reported.
+
+Differences from the paper: Q is an offset plus a scale times the network's output, so the learning rate does not depend
+on the scale of rewards. The offset is the mean of the data's discounted returns. The scale is their standard deviation,
+or the error of the offset as a value if that is larger. Observations are standardised.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +30,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from herdbook.core.config import COUNT, FRACTION, POSITIVE, require
+from herdbook.core.config import COUNT, POSITIVE, require
 from herdbook.core.networks import MLP
 from herdbook.core.parameter_noise import PerturbedPolicy
 from herdbook.core.policy import FeedForwardPolicy
@@ -37,6 +42,11 @@ from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.layout import row_offsets
 from herdbook.datasets.sampling import checked_time_limit
 
+logger = logging.getLogger("herdbook")
+
+REMAINDER = 0.01
+"""Largest share of the first error that a sufficient number of updates may leave."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FQEConfig:
@@ -46,7 +56,7 @@ class FQEConfig:
     updates: int = 20_000
     learning_rate: float = 1e-4  # Adam's, decaying linearly to 0
     batch_size: int = 256
-    tau: float = 0.005  # rate at which Q̄ follows Q
+    target_period: int = 40  # P, updates between two copies of Q to Q̄
     hidden_sizes: tuple[int, ...] = (256, 256)
     action_samples: int = 10  # sampled actions per state for the expectation, without `probs`
 
@@ -54,7 +64,7 @@ class FQEConfig:
         if not 0 <= self.discount < 1:
             raise ValueError(f"expected discount in [0, 1), got {self.discount}")
         require(self, updates=COUNT, batch_size=COUNT, action_samples=COUNT, hidden_sizes=COUNT)
-        require(self, learning_rate=POSITIVE, tau=FRACTION)
+        require(self, learning_rate=POSITIVE, target_period=COUNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +112,14 @@ def fitted_q_evaluation(
         frames = policy.frame_stack
         raise ValueError(f"fitted Q evaluation: expected a policy of single observations, got a stack of {frames}")
     ended = episodes.terminated | episodes.truncated if time_limit == "terminal" else episodes.terminated
+    if c.discount ** (c.updates / c.target_period) > REMAINDER:
+        logger.warning("fitted Q evaluation: %s", _shortfall(c))
     data = _Data(policy, episodes, ended, c, seed, torch.device(device))
     with scoped_seed(seed):
         network = MLP(data.inputs, data.outputs, c.hidden_sizes).to(device)
     target = copy.deepcopy(network).requires_grad_(False)
     parameters: list[Tensor] = list(network.parameters())
-    averages: list[Tensor] = list(target.parameters())
+    copies: list[Tensor] = list(target.parameters())
     optimiser = torch.optim.Adam(parameters, lr=c.learning_rate, fused=True)
     draws = make_generator(seed, 1, device=device)
     loss = torch.zeros(())
@@ -119,13 +131,23 @@ def fitted_q_evaluation(
         loss.backward()  # type: ignore[no-untyped-call]  # torch ships no types for it
         optimiser.step()
         optimiser.zero_grad()
-        with torch.no_grad():  # otherwise Q̄'s graph would grow with every update
-            torch._foreach_lerp_(averages, parameters, c.tau)
-    values = data.initial_values(target)
+        if (update + 1) % c.target_period == 0:
+            with torch.no_grad():  # otherwise Q̄ would keep the graph of every update
+                torch._foreach_copy_(copies, parameters)
+    values = data.initial_values(network)
     if not np.isfinite(values).all():
-        advice = f"lower learning_rate ({c.learning_rate}) or tau ({c.tau})"
+        advice = f"lower learning_rate ({c.learning_rate}) or raise target_period ({c.target_period})"
         raise ArithmeticError(f"fitted Q evaluation diverged after {c.updates} updates; {advice}")
     return FQEEstimate(values, float(loss.detach()))
+
+
+def _shortfall(c: FQEConfig) -> str:
+    needed = math.ceil(math.log(REMAINDER) / math.log(c.discount)) * c.target_period
+    left = 100 * c.discount ** (c.updates / c.target_period)
+    return (
+        f"{c.updates:,} updates with a copy every {c.target_period} may leave {left:.0f} % of the first error "
+        f"(discount {c.discount}); use {needed:,} updates, or a shorter target_period"
+    )
 
 
 class _Data:
@@ -149,10 +171,14 @@ class _Data:
         else:
             raise ValueError(f"fitted Q evaluation: expected vector or Discrete observations, got {space}")
         returns = discounted_returns(episodes, c.discount)
-        self.offset, self.scale = float(returns.mean()), float(returns.std()) or 1.0
+        self.offset = float(returns.mean())
         discounts = c.discount * (1 - ended.astype(np.float64))
-        shifted = (episodes.rewards - self.offset + discounts * self.offset) / self.scale
-        self.rewards, self.discounts = put(shifted.astype(np.float32)), put(discounts.astype(np.float32))
+        shifted = episodes.rewards - self.offset + discounts * self.offset
+        self.scale = max(float(returns.std()), abs(float(shifted.mean())) / (1 - c.discount))
+        largest = float(np.abs(returns).max())
+        if self.scale <= 1e-9 * largest:  # all returns are equal, up to rounding
+            self.scale = largest or 1.0
+        self.rewards, self.discounts = put((shifted / self.scale).astype(np.float32)), put(discounts.astype(np.float32))
         self.rows, self.first_rows = put(episodes.step_rows), put(row_offsets(episodes.offsets)[:-1])
         self.drawn = None if episodes.mask is None else put(np.flatnonzero(episodes.mask))
         previous_actions = np.zeros((len(raw), *episodes.actions.shape[1:]), dtype=episodes.actions.dtype)
@@ -171,7 +197,10 @@ class _Data:
     def _ask(
         self, policy: Policy, states: Step, samples: int, generator: torch.Generator, chunk: int = 8192
     ) -> tuple[Tensor | None, Tensor | None]:
-        """π at every row: probabilities [rows, n], or sampled actions [rows, K, A] or [rows, K]."""
+        """π at every row: probabilities [rows, n], or sampled actions [rows, K, A] or [rows, K].
+
+        K is 1 for a policy that leaves its generator untouched: it has one action per state.
+        """
         fields = (states.observations, states.previous_actions, states.previous_rewards, states.first, states.reset)
         found: list[Tensor] = []
         exact = False
@@ -183,9 +212,15 @@ class _Data:
                 exact = True
                 found.append(probs.float())
             else:
-                drawn = [self._encode(policy(step, carry, generator)[0]) for _ in range(samples)]
+                before = generator.get_state()
+                drawn = [self._encode(policy(step, carry, generator)[0])]
+                if not torch.equal(before, generator.get_state()):  # else the policy is deterministic
+                    drawn += [self._encode(policy(step, carry, generator)[0]) for _ in range(samples - 1)]
                 found.append(torch.stack(drawn, dim=1))
-        return (torch.cat(found), None) if exact else (None, torch.cat(found))
+        if exact:
+            return torch.cat(found), None
+        width = max(part.shape[1] for part in found)
+        return None, torch.cat([part.expand(-1, width, *part.shape[2:]) for part in found])
 
     def _encode(self, actions: Tensor) -> Tensor:
         """Raw actions as indices from 0, or scaled to [−1, 1] (clipped, as in evaluation)."""

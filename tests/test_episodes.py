@@ -390,6 +390,10 @@ def test_reward_transforms_that_cannot_be_done() -> None:
     flat = data.with_rewards(np.zeros(6), "zero")
     with pytest.raises(DataError, match="all are 0"):
         transform_rewards(flat, "return_range")
+    turned = data.with_rewards(np.array([0.1, 0.1, 0.1, 0.3, 0.15, 0.15]), "sums of 0.3, but for rounding")
+    assert 0 < np.ptp(turned.returns()) < 1e-15
+    with pytest.raises(DataError, match=r"all are 0\.3"):
+        transform_rewards(turned, "return_range")
     for value in (0, 0.1):  # the deviation of equal rewards of 0.1 is rounding, 1.4e-17, not 0
         with pytest.raises(DataError, match=f"all are {value}"):
             transform_rewards(data.with_rewards(np.full(6, value), "flat"), "standardise")

@@ -80,7 +80,7 @@ def exact_values(mdp: dict[str, np.ndarray], probs: np.ndarray) -> np.ndarray:
     return np.linalg.solve(np.eye(STATES) - DISCOUNT * transition, (probs * mdp["rewards"]).sum(-1))
 
 
-QUICK = FQEConfig(discount=DISCOUNT, updates=700, learning_rate=3e-3, tau=0.05, hidden_sizes=(64,))
+QUICK = FQEConfig(discount=DISCOUNT, updates=700, learning_rate=3e-3, target_period=10, hidden_sizes=(64,))
 
 
 @pytest.mark.parametrize("kind", ["deterministic", "stochastic", "sampled"])
@@ -90,21 +90,21 @@ def test_value_on_a_tabular_mdp_is_within_a_hundredth(mdp: dict[str, np.ndarray]
     if kind != "deterministic":
         probs = rng.dirichlet(np.ones(ACTIONS), STATES)
     data = data_of(mdp)
-    config = replace(QUICK, action_samples=500)  # used where the policy offers no probabilities
+    config = replace(QUICK, action_samples=8000)  # used where the policy offers no probabilities
     estimate = fitted_q_evaluation(Tabular(probs, offers_probs=kind != "sampled"), data, config)
     expected = np.repeat(exact_values(mdp, probs), ACTIONS * 4)
     assert estimate.values == pytest.approx(expected, abs=0.05 if kind == "sampled" else 1e-2)
     assert estimate.mean == pytest.approx(expected.mean(), abs=0.05 if kind == "sampled" else 1e-2)
 
 
-def loop(*, terminated: bool) -> Episodes:
+def loop(*, terminated: bool, reward: float = 1.0) -> Episodes:
     """One state that leads to itself, one reward for any action, in episodes of one step."""
     actions = np.linspace(-1, 1, 21)
     items = [
         {
             "observations": np.zeros((2, 1), np.float32),
             "actions": [[a]],
-            "rewards": [1.0],
+            "rewards": [reward],
             "terminated": terminated,
             "truncated": not terminated,
         }
@@ -126,6 +126,69 @@ def test_a_truncation_is_bootstrapped_unless_it_is_part_of_the_task_and_a_termin
     data, config = loop(terminated=terminated), replace(QUICK, discount=0.5)
     estimate = fitted_q_evaluation(RandomPolicy(data.action_space), data, config, time_limit=time_limit)
     assert estimate.mean == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_defaults_reach_a_value_that_lies_a_hundred_rewards_away() -> None:
+    """1 + γ + γ² + … = 100, from episodes of one step. Targets that follow too slowly stop at 63."""
+    data = loop(terminated=False)
+    assert fitted_q_evaluation(RandomPolicy(data.action_space), data).mean == pytest.approx(100, abs=1.5)
+
+
+def test_a_value_a_hundred_rewards_away_is_reached() -> None:
+    data = loop(terminated=False)
+    config = FQEConfig(updates=2_500, target_period=5, learning_rate=1e-3, hidden_sizes=(64,))
+    assert fitted_q_evaluation(RandomPolicy(data.action_space), data, config).mean == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"discount": 0.0}, {"updates": 2_500, "target_period": 5}])
+def test_budgets_that_can_converge_pass_without_a_word(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("herdbook.evaluation.fqe._Data", _Stop)
+    with pytest.raises(InterruptedError):
+        fitted_q_evaluation(_Still(), loop(terminated=False), FQEConfig(**changes))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "needed"),
+    [({"updates": 2_000}, 61, "18,360"), ({"discount": 0.999}, 61, "184,120"), ({"target_period": 200}, 37, "91,800")],
+)
+def test_a_budget_that_cannot_converge_is_reported_with_one_that_can(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], left: int, needed: str
+) -> None:
+    """.99⁵⁰ = .605, .999⁵⁰⁰ = .606, .99¹⁰⁰ = .366; .99⁴⁵⁹ = .0099, .999⁴⁶⁰³ = .01."""
+    monkeypatch.setattr("herdbook.evaluation.fqe._Data", _Stop)
+    with pytest.raises(InterruptedError):
+        fitted_q_evaluation(_Still(), loop(terminated=False), FQEConfig(**changes))
+    assert f"may leave {left} % of the first error" in caplog.text
+    assert f"use {needed} updates" in caplog.text
+
+
+class _Stop:
+    def __init__(self, *_: Any) -> None:
+        raise InterruptedError
+
+
+@pytest.mark.parametrize("reward", [0.1, 1e-6, 1e6])
+@pytest.mark.parametrize("terminated", [True, False])
+def test_returns_that_are_all_equal_have_no_spread(reward: float, terminated: bool) -> None:
+    """The standard deviation of 21 times 0.1 is 1e-17, not 0."""
+    data, config = loop(terminated=terminated, reward=reward), replace(QUICK, discount=0.5)
+    estimate = fitted_q_evaluation(RandomPolicy(data.action_space), data, config)
+    assert estimate.mean == pytest.approx(reward * (1 if terminated else 2), rel=0.03)
+
+
+def test_returns_that_differ_by_little_do_not_set_the_scale() -> None:
+    """Rewards 1 ± 1e-4 in episodes of one step; the value is 10 either way."""
+    eye = np.zeros((2, 1), np.float32)
+    items = [
+        {"observations": eye, "actions": [0], "rewards": [r], "terminated": False, "truncated": True}
+        for r in (1 - 1e-4, 1 + 1e-4)
+    ]
+    data = Episodes.from_episodes(items, observation_space=spaces.Box(-1, 1, (1,)), action_space=spaces.Discrete(1))
+    assert fitted_q_evaluation(RandomPolicy(data.action_space), data, QUICK).mean == pytest.approx(10, rel=0.03)
 
 
 def test_an_unknown_time_limit_is_named() -> None:
@@ -154,7 +217,7 @@ def bandit() -> Episodes:
 def test_a_stochastic_policy_is_valued_by_its_expectation_not_its_mode() -> None:
     """Of a², a uniform on [−1, 1]: the expectation is 1/3, the value at the mode 0."""
     data = bandit()
-    config = FQEConfig(discount=0.0, updates=700, learning_rate=3e-3, tau=0.05, hidden_sizes=(64,), action_samples=100)
+    config = replace(QUICK, discount=0.0, action_samples=100)
     estimate = fitted_q_evaluation(RandomPolicy(data.action_space), data, config)
     assert estimate.mean == pytest.approx(1 / 3, abs=0.02)
 
@@ -194,15 +257,50 @@ def test_only_the_steps_in_the_mask_are_drawn() -> None:
     assert estimate.mean == pytest.approx(1.0, abs=0.05)
 
 
+def test_a_policy_that_draws_nothing_is_asked_once_for_each_state() -> None:
+    data, config = bandit(), replace(QUICK, updates=1)
+    for policy, expected in ((_Still(), 1), (_Coin(), config.action_samples)):
+        fitted_q_evaluation(policy, data, config)
+        assert policy.asked == expected
+
+
+def test_a_policy_that_draws_in_some_states_only_is_sampled_there() -> None:
+    """Of 9,001 states the policy sees 8,192 at once; it draws where the observation is 0."""
+    item = {
+        "observations": np.repeat([[1.0], [0.0]], [8_500, 501], axis=0),
+        "actions": np.zeros((9_000, 1)),
+        "rewards": np.zeros(9_000),
+        "terminated": True,
+        "truncated": False,
+    }
+    data = Episodes.from_episodes(
+        [item], observation_space=spaces.Box(0, 1, (1,)), action_space=spaces.Box(-1, 1, (1,))
+    )
+    policy = _Coin()
+    fitted_q_evaluation(policy, data, replace(QUICK, updates=1))
+    assert policy.asked == 1 + QUICK.action_samples
+
+
 class _Still:
+    asked = 0
+
     def initial(self, num_envs: int) -> Carry:
         return None
 
     def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
+        self.asked += 1
         return torch.zeros(len(step.first), 1), carry
 
     def distribution(self, step: Step, carry: Carry) -> tuple[Any, Carry]:
         raise NotImplementedError
+
+
+class _Coin(_Still):
+    """Draws actions if a state is 0."""
+
+    def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tensor, Carry]:
+        actions, carry = super().__call__(step, carry)
+        return actions.uniform_(-1, 1, generator=generator) if bool((step.observations == 0).any()) else actions, carry
 
 
 def test_discrete_observations_are_one_hot() -> None:
@@ -268,8 +366,7 @@ def test_images_and_unbounded_actions_are_refused() -> None:
         {"batch_size": 0},
         {"action_samples": 0},
         {"learning_rate": 0.0},
-        {"tau": 0.0},
-        {"tau": 1.5},
+        {"target_period": 0},
         {"learning_rate": np.nan},
         {"hidden_sizes": [64]},
     ],
@@ -279,15 +376,15 @@ def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
         FQEConfig(**wrong)
 
 
-def test_the_average_network_carries_no_history(monkeypatch: pytest.MonkeyPatch, mdp: dict[str, np.ndarray]) -> None:
-    """Averaged with gradients on, it would hold every update's parameters in memory."""
+def test_the_target_network_carries_no_history(monkeypatch: pytest.MonkeyPatch, mdp: dict[str, np.ndarray]) -> None:
+    """Copied with gradients on, it would hold every update's parameters in memory."""
     seen: list[bool] = []
 
-    def initial_values(self: Any, network: torch.nn.Module) -> np.ndarray:
-        seen.extend(parameter.requires_grad for parameter in network.parameters())
-        return np.zeros(1)
+    def value(self: Any, network: torch.nn.Module, rows: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(any(parameter.requires_grad for parameter in network.parameters()))
+        return torch.zeros(rows.shape)
 
-    monkeypatch.setattr("herdbook.evaluation.fqe._Data.initial_values", initial_values)
-    fitted_q_evaluation(Tabular(np.full((STATES, ACTIONS), 0.5)), data_of(mdp), replace(QUICK, updates=2))
-    assert seen
-    assert not any(seen)
+    monkeypatch.setattr("herdbook.evaluation.fqe._Data.value", value)
+    config = replace(QUICK, updates=3, target_period=1)
+    fitted_q_evaluation(Tabular(np.full((STATES, ACTIONS), 0.5)), data_of(mdp), config)
+    assert seen == [False, False, False]

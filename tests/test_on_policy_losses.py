@@ -331,12 +331,14 @@ def test_running_moments_equal_those_of_all_rows(offset: float) -> None:
     np.testing.assert_allclose(moments.std, everything.std(0), rtol=1e-9)
 
 
-def test_running_moments_of_equal_rows_have_a_deviation_of_one() -> None:
-    moments = RunningMoments(2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_running_moments_of_equal_rows_have_a_deviation_of_one(dtype: torch.dtype) -> None:
+    """In double precision the mean of several 0.1 is not 0.1."""
+    moments, row = RunningMoments(2), torch.tensor([0.1, 1e8], dtype=dtype)
     for count in (1, 3, 17):
-        moments.update(T([0.1, 1e8]).expand(count, 2))
+        moments.update(row.expand(count, 2))
         assert moments.std.tolist() == [1.0, 1.0]
-        np.testing.assert_allclose(moments.mean, np.array([0.1, 1e8], np.float32), rtol=1e-12)
+        np.testing.assert_allclose(moments.mean, row, rtol=1e-12)
 
 
 def test_running_moments_go_on_from_their_state() -> None:
