@@ -98,11 +98,13 @@ def _list(parsed: ListArguments) -> None:
 
 
 def _show(parsed: ShowArguments) -> None:
+    from herdbook.datasets.d4rl import d4rl_differences
     from herdbook.datasets.joint.episodes import JointEpisodes
     from herdbook.datasets.load import load_dataset
 
     episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
     environment, references = episodes.environment, episodes.reference_scores
+    differences = d4rl_differences(environment, references)
     numbers = {
         name: f"{value:,.0f}" if value.is_integer() else f"{value:,.3f}"
         for name, value in episodes.statistics().items()
@@ -128,6 +130,7 @@ def _show(parsed: ShowArguments) -> None:
         "references": "none"
         if references is None
         else f"0 is {references.minimum:g}, 100 is {references.maximum:g} ({references.source})",
+        **({} if differences is None else {"unlike D4RL": differences}),
         "transforms": transforms,
         "megabytes": f"{episodes.nbytes / 1e6:.1f}",
         "fingerprint": episodes.fingerprint(),

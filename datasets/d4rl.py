@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -30,25 +30,111 @@ from herdbook.datasets.validation import located
 
 logger = logging.getLogger("herdbook")
 
-D4RL_REFERENCES = {
-    "halfcheetah": (-280.178953, 12135.0),
-    "hopper": (-20.272305, 3234.3),
-    "walker2d": (1.629008, 4592.3),
-    "ant": (-325.6, 3879.7),
-    "maze2d-umaze": (23.85, 161.86),
-    "maze2d-medium": (13.13, 277.39),
-    "maze2d-large": (6.7, 273.99),
-    "antmaze": (0.0, 1.0),
-    "pen": (96.262799, 3076.8331017826877),
-    "hammer": (-274.856578, 12794.134825156867),
-    "relocate": (-6.425911, 4233.877797728884),
-    "door": (-56.512833, 2880.5693087298737),
-    "kitchen": (0.0, 4.0),
+
+class Task(NamedTuple):
+    """A family of D4RL's tasks as D4RL registers it."""
+
+    minimum: float
+    """Return of a random policy, scored 0."""
+    maximum: float
+    """Return of an expert, scored 100."""
+    horizon: int
+    """`max_episode_steps`, over which both returns were measured."""
+
+
+TASKS = {
+    "halfcheetah": Task(-280.178953, 12135.0, 1000),
+    "hopper": Task(-20.272305, 3234.3, 1000),
+    "walker2d": Task(1.629008, 4592.3, 1000),
+    "ant": Task(-325.6, 3879.7, 1000),
+    "antmaze-umaze": Task(0.0, 1.0, 700),
+    "antmaze-eval-umaze": Task(0.0, 1.0, 700),
+    "antmaze": Task(0.0, 1.0, 1000),
+    "maze2d-open-v0": Task(0.01, 20.66, 150),
+    "maze2d-umaze-v0": Task(0.94, 62.6, 150),
+    "maze2d-medium-v0": Task(5.77, 85.14, 250),
+    "maze2d-large-v0": Task(4.83, 191.99, 600),
+    "maze2d-umaze-v1": Task(23.85, 161.86, 300),
+    "maze2d-medium-v1": Task(13.13, 277.39, 600),
+    "maze2d-large-v1": Task(6.7, 273.99, 800),
+    "maze2d-eval-umaze-v1": Task(36.63, 141.4, 300),
+    "maze2d-eval-medium-v1": Task(13.07, 204.93, 600),
+    "maze2d-eval-large-v1": Task(16.4, 302.22, 800),
+    "maze2d-open-dense-v0": Task(11.17817, 27.166538620695782, 150),
+    "maze2d-umaze-dense-v0": Task(23.249793, 81.78995240126592, 150),
+    "maze2d-medium-dense-v0": Task(19.47762, 96.03474232952358, 250),
+    "maze2d-large-dense-v0": Task(27.38831, 215.09965671563742, 600),
+    "maze2d-umaze-dense-v1": Task(68.537689, 193.66285642381482, 300),
+    "maze2d-medium-dense-v1": Task(44.264742, 297.4552547777125, 600),
+    "maze2d-large-dense-v1": Task(30.569041, 303.4857382709002, 800),
+    "maze2d-eval-umaze-dense-v1": Task(56.95455, 178.21373133248397, 300),
+    "maze2d-eval-medium-dense-v1": Task(42.28578, 235.5658957482388, 600),
+    "maze2d-eval-large-dense-v1": Task(56.95455, 326.09647655082637, 800),
+    "pen-human-longhorizon": Task(96.262799, 3076.8331017826877, 200),
+    "hammer-human-longhorizon": Task(-274.856578, 12794.134825156867, 600),
+    "relocate-human-longhorizon": Task(-6.425911, 4233.877797728884, 500),
+    "door-human-longhorizon": Task(-56.512833, 2880.5693087298737, 300),
+    "pen": Task(96.262799, 3076.8331017826877, 100),
+    "hammer": Task(-274.856578, 12794.134825156867, 200),
+    "relocate": Task(-6.425911, 4233.877797728884, 200),
+    "door": Task(-56.512833, 2880.5693087298737, 200),
+    "kitchen": Task(0.0, 4.0, 280),
+    "flow-ring": Task(-165.22, 24.42, 500),
+    "flow-merge": Task(118.67993, 330.03179, 750),
+    "carla-lane": Task(-0.8503839912088142, 1023.5784385429523, 250),
+    "carla-town": Task(-114.81579500772153, 2440.1772022247314, 1000),
+    "minigrid-fourrooms": Task(0.01442, 2.89685, 50),
+    "bullet-halfcheetah": Task(-1275.766996, 2381.6725, 1000),
+    "bullet-hopper": Task(20.058972, 1441.8059623430963, 1000),
+    "bullet-ant": Task(373.705955, 2650.495, 1000),
+    "bullet-walker2d": Task(16.523877, 1623.6476303317536, 1000),
+    "bullet-maze2d-open-v0": Task(8.75, 64.15, 150),
+    "bullet-maze2d-umaze-v0": Task(32.46, 153.99, 300),
+    "bullet-maze2d-medium-v0": Task(14.87, 238.05, 600),
+    "bullet-maze2d-large-v0": Task(1.82, 285.92, 800),
 }
-"""(random, expert) return of each environment family, from Fu et al. 2020, arXiv:2004.07219 (d4rl/infos.py)."""
+"""D4RL's tasks by the first words of their names (Fu et al. 2020, arXiv:2004.07219; `d4rl/infos.py` and registrations).
+
+The mazes of a point differ by version, and their names are whole. Of two words that fit, the earlier entry counts.
+"""
+
+
+class Today(NamedTuple):
+    """A current environment of a D4RL family."""
+
+    id: str
+    horizon: int
+    """Its registered `max_episode_steps`."""
+    differences: str
+    """Differences to D4RL's environment beside the time limit and the version of MuJoCo."""
+
+
+_FALL = "the reward of 1 for standing is not given at a step that falls"
+_PALM = "0.1 a step for each metre between palm and {}, which D4RL takes off"
+TODAY = {
+    "halfcheetah": Today("HalfCheetah-v5", 1000, ""),
+    "hopper": Today("Hopper-v5", 1000, _FALL),
+    "walker2d": Today("Walker2d-v5", 1000, f"{_FALL}; friction of the right foot 1.9, in D4RL 0.9"),
+    "ant": Today("Ant-v5", 1000, f"observations of 105 numbers, in D4RL 111; contacts cost reward; {_FALL}"),
+    "pen": Today("AdroitHandPen-v1", 200, "an episode goes on after the pen is dropped, where D4RL ends it"),
+    "door": Today("AdroitHandDoor-v1", 200, f"the reward adds {_PALM.format('handle')}"),
+    "hammer": Today("AdroitHandHammer-v1", 200, f"the reward adds {_PALM.format('hammer')}"),
+    "relocate": Today("AdroitHandRelocate-v1", 200, f"the reward adds {_PALM.format('ball')}"),
+}
+"""Current environments of D4RL's families (Gymnasium 1.4, gymnasium-robotics 1.4); Ant-v5 has other observations."""
 
 _SOURCE = "D4RL (Fu et al. 2020)"
-_MUJOCO = ("halfcheetah", "hopper", "walker2d", "ant")
+_GYMNASIUM = re.compile(r"(HalfCheetah|Hopper|Walker2d|Ant)-v\d+")
+
+
+def task_of(name: str) -> Task | None:
+    """The task of a D4RL dataset (`pen-human-v1`) or of a Gymnasium MuJoCo environment (`Hopper-v5`), else None."""
+    if _GYMNASIUM.fullmatch(name):
+        return TASKS[name.partition("-")[0].lower()]
+    if "maze2d-" in name:
+        versioned = name if re.search(r"-v\d+$", name) else f"{name}-v0"
+        return TASKS.get(versioned.replace("-sparse", ""))
+    return next((task for family, task in TASKS.items() if f"{name}-".startswith(f"{family}-")), None)
 
 
 def d4rl_references(name: str) -> ReferenceScores | None:
@@ -57,31 +143,63 @@ def d4rl_references(name: str) -> ReferenceScores | None:
     D4RL measured them in its own environments; their use for a Gymnasium environment is a convention, and the source
     says so. None for other names.
     """
-    found = re.fullmatch(r"([A-Za-z0-9]+)-v(\d+)", name)
-    if found and found[1].lower() in _MUJOCO:
-        return _by_convention(ReferenceScores(*D4RL_REFERENCES[found[1].lower()], source=_SOURCE), name)
-    if "-dense" in name:  # maze2d's dense rewards have other references
+    task = task_of(name)
+    if task is None:
         return None
-    for family, scores in D4RL_REFERENCES.items():
-        if re.match(rf"{family}\b", name.lower()):
-            return ReferenceScores(*scores, source=_SOURCE)
-    return None
+    scores = ReferenceScores(task.minimum, task.maximum, source=_SOURCE)
+    return _by_convention(scores, name) if _GYMNASIUM.fullmatch(name) else scores
+
+
+def environment_references(environment: EnvironmentSpec) -> ReferenceScores | None:
+    """`d4rl_references` of an environment; None if its time limit is not D4RL's, over which they were measured."""
+    task, limit = task_of(environment.id), environment.max_episode_steps
+    return None if task is None or limit not in (None, task.horizon) else d4rl_references(environment.id)
+
+
+def over_d4rl_horizon(
+    source: str, environment: EnvironmentSpec | None, references: ReferenceScores | None
+) -> EnvironmentSpec | None:
+    """The environment, with D4RL's time limit if the references are D4RL's. A change is logged."""
+    family = _family_of(environment, references)
+    if environment is None or family is None:
+        return environment
+    horizon, own = TASKS[family].horizon, environment.max_episode_steps or TODAY[family].horizon
+    if own == horizon:
+        return environment
+    logger.warning(
+        "%s: its reference scores are D4RL's, of episodes of %d steps; %s is used with this limit, not with %d",
+        *(source, horizon, environment.id, own),
+    )
+    return replace(environment, max_episode_steps=horizon)
+
+
+def d4rl_differences(environment: EnvironmentSpec | None, references: ReferenceScores | None) -> str | None:
+    """How a dataset's environment differs from D4RL's; None if its reference scores are not D4RL's."""
+    if environment is None:
+        known = references is not None and references.source == _SOURCE
+        return "no current environment has these observations" if known else None
+    family = _family_of(environment, references)
+    if family is None:
+        return None
+    today, used = TODAY[family], environment.max_episode_steps or TODAY[family].horizon
+    limit = "" if used == today.horizon else f"{used} steps an episode as in D4RL, {today.id} alone has {today.horizon}"
+    return "; ".join(filter(None, [limit, today.differences, "another version of MuJoCo"]))
+
+
+def _family_of(environment: EnvironmentSpec | None, references: ReferenceScores | None) -> str | None:
+    """The family of D4RL's tasks whose current environment and references these are."""
+    if environment is None or references is None:
+        return None
+    families = (family for family, today in TODAY.items() if today.id == environment.id)
+    return next((f for f in families if _pair(references) == (TASKS[f].minimum, TASKS[f].maximum)), None)
+
+
+def _pair(references: ReferenceScores) -> tuple[float, float]:
+    return references.minimum, references.maximum
 
 
 def _by_convention(scores: ReferenceScores, environment: str) -> ReferenceScores:
     return replace(scores, source=f"{_SOURCE}, applied to {environment} by convention")
-
-
-_ENVIRONMENTS = {
-    "halfcheetah": "HalfCheetah-v5",
-    "hopper": "Hopper-v5",
-    "walker2d": "Walker2d-v5",
-    "pen": "AdroitHandPen-v1",
-    "door": "AdroitHandDoor-v1",
-    "hammer": "AdroitHandHammer-v1",
-    "relocate": "AdroitHandRelocate-v1",
-}
-"""Current environments whose observations equal D4RL's; those of ant, antmaze, maze2d and kitchen have changed."""
 
 
 def read_d4rl(path: str | Path, *, name: str | None = None, action_space: Space[Any] | None = None) -> Episodes:
@@ -171,9 +289,12 @@ def d4rl_episodes(
     for note in notes:
         logger.warning("%s: %s", source, note)
     name = d4rl_name(name)
-    references, environment = d4rl_references(name), _ENVIRONMENTS.get(name.split("-")[0].lower())
-    if references is not None and environment is not None:
-        references = _by_convention(references, environment)
+    task, references, environment = task_of(name), d4rl_references(name), None
+    today = TODAY.get(name.partition("-")[0])
+    if task is not None and references is not None and today is not None and today.id != "Ant-v5":
+        limit = None if task.horizon == today.horizon else task.horizon
+        environment = EnvironmentSpec(id=today.id, max_episode_steps=limit)
+        references = _by_convention(references, environment.id)
     return Episodes(
         observations=rows,
         actions=actions,
@@ -183,7 +304,7 @@ def d4rl_episodes(
         offsets=offsets,
         observation_space=spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32),
         action_space=infer_action_space(source, actions) if action_space is None else action_space,
-        environment=None if environment is None else EnvironmentSpec(id=environment),
+        environment=environment,
         reference_scores=references,
         source=source,
         transforms=tuple(notes),
@@ -192,11 +313,21 @@ def d4rl_episodes(
 
 def d4rl_name(name: str) -> str:
     """D4RL's dataset name for a file name: hopper_medium-v2 → hopper-medium-v2, Ant_maze_… → antmaze-…."""
-    return re.sub(r"^(ant-maze|mini-kitchen)", lambda m: _SPELLINGS[m[0].lower()], name.replace("_", "-"), flags=re.I)
+    words = name.lower().replace("_", "-")
+    for hosted, listed in _SPELLINGS.items():
+        if f"{words}-".startswith(f"{hosted}-"):
+            return listed + words[len(hosted) :]
+    return words
 
 
 _FLAGS = ("terminals", "timeouts")
-_SPELLINGS = {"ant-maze": "antmaze", "mini-kitchen": "kitchen"}
+_SPELLINGS = {
+    "ant-maze-u-maze": "antmaze-umaze",
+    "ant-maze": "antmaze",
+    "mini-kitchen": "kitchen",
+    "minigrid4rooms": "minigrid-fourrooms",
+    "walker": "walker2d",
+}
 
 
 def _single(source: str, data: Mapping[str, Any], field: str) -> Array:

@@ -11,6 +11,7 @@ from gymnasium import Space, spaces
 from herdbook.core.environments import EnvironmentSpec, make_environment, registered_only
 from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch, select_keys, unflatten_batch
 from herdbook.datasets import storage
+from herdbook.datasets.d4rl import over_d4rl_horizon
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.layout import row_offsets
 from herdbook.datasets.learned import learned_metadata, read_learned
@@ -37,6 +38,8 @@ def read_minari(
     if storage.JOINT in metadata:
         raise DataError(f"{source}: expected a dataset of one agent, got one of many; read it with load_dataset")
     environment = environment_of(source, metadata)
+    references = storage.reference_scores(source, metadata, environment)
+    environment = over_d4rl_horizon(source, environment, references)
     raw_space, raw_actions = _spaces(source, metadata, environment)
     chosen = select_keys(raw_space, observation_keys)
     try:
@@ -65,7 +68,7 @@ def read_minari(
         raw_observation_space=raw_space,
         observation_keys=None if observation_keys is None else tuple(observation_keys),
         environment=environment,
-        reference_scores=storage.reference_scores(source, metadata, environment),
+        reference_scores=references,
         source=source,
         transforms=tuple(metadata.get(TRANSFORMS, ())),
         learned_by=read_learned(source, metadata),

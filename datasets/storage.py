@@ -23,7 +23,7 @@ from h5py import h5a, h5d, h5g, h5s, h5t
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
 from herdbook.core.spaces import cast, is_image
 from herdbook.core.types import Array, Tree
-from herdbook.datasets.d4rl import d4rl_references
+from herdbook.datasets.d4rl import environment_references
 from herdbook.datasets.layout import offsets_of
 from herdbook.datasets.validation import DataError, located
 
@@ -114,7 +114,7 @@ def reference_scores(
     source: str, metadata: Mapping[str, Any], environment: EnvironmentSpec | None
 ) -> ReferenceScores | None:
     """The dataset's own reference scores, else D4RL's for the environment's family, labelled as a convention."""
-    convention = None if environment is None else d4rl_references(environment.id)
+    convention = None if environment is None else environment_references(environment)
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if low is None or high is None:
         return convention

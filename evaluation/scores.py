@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
-from herdbook.datasets.d4rl import d4rl_references
+from herdbook.datasets.d4rl import d4rl_references, environment_references
 
 
 def normalised_score(returns: ArrayLike, references: ReferenceScores) -> NDArray[np.float64]:
@@ -23,10 +23,10 @@ def normalised_score(returns: ArrayLike, references: ReferenceScores) -> NDArray
 def find_references(
     recorded: ReferenceScores | None, environment: EnvironmentSpec | str | None = None
 ) -> ReferenceScores | None:
-    """The references recorded in a dataset, else D4RL's for its environment's family, else None."""
+    """The references recorded in a dataset, else D4RL's for its environment's family and time limit, else None."""
     if recorded is not None or environment is None:
         return recorded
-    return d4rl_references(environment if isinstance(environment, str) else environment.id)
+    return d4rl_references(environment) if isinstance(environment, str) else environment_references(environment)
 
 
 def score_line(

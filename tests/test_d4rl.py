@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import h5py
 import numpy as np
 import pytest
 
-from herdbook.datasets.d4rl import d4rl_references, read_d4rl
+from herdbook.cli.main import main
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.datasets.d4rl import d4rl_differences, d4rl_name, d4rl_references, read_d4rl, task_of
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.load import load_dataset
+from herdbook.datasets.minari import write_minari
+from herdbook.evaluation.scores import find_references
 
 # Episodes of 4, 3 and 2 steps: timed out, terminated, cut by the end of the file.
 LENGTHS, ENDS = (4, 3, 2), ("timeout", "terminal", "open")
@@ -109,6 +114,51 @@ def test_files_with_different_numbers_of_dropped_steps_are_concatenated(tmp_path
 
 
 MAZE = "Ant_maze_{}_noisy_multistart_{}_multigoal_{}_sparse"
+ADROIT = {"pen": (100, 200), "hammer": (200, 600), "relocate": (200, 500), "door": (200, 300)}
+HORIZONS = {  # max_episode_steps of D4RL's registrations
+    1000: [
+        *(
+            "halfcheetah-random-v0",
+            "hopper-medium-expert-v2",
+            "walker2d-full-replay-v1",
+            "ant-expert-v2",
+            "walker_mixed",
+        ),
+        *("antmaze-medium-play-v0", "antmaze-large-diverse-v2", "antmaze-eval-large-play-v0", "carla-town-full-v0"),
+        *("bullet-ant-medium-v0", MAZE.format("big-maze", True, True), MAZE.format("hardest-maze", True, False)),
+    ],
+    800: ["maze2d-large-v1", "maze2d-large-dense-v1", "maze2d-eval-large-v1", "bullet-maze2d-large-sparse"],
+    750: ["flow-merge-random-v0"],
+    700: ["antmaze-umaze-v0", "antmaze-umaze-diverse-v2", "antmaze-eval-umaze-v0", MAZE.format("u-maze", False, False)],
+    600: ["maze2d-large-v0", "maze2d-large-sparse", "maze2d-medium-v1", "maze2d-medium-dense-v1"],
+    500: ["flow-ring-v0-random"],
+    300: ["maze2d-umaze-v1", "maze2d-umaze-dense-v1", "maze2d-eval-umaze-dense-v1"],
+    280: ["kitchen-complete-v0", "kitchen-mixed-v0", "mini_kitchen_microwave_kettle_light_slider-v0"],
+    250: ["maze2d-medium-v0", "maze2d-medium-dense", "carla-lane-v0"],
+    150: ["maze2d-umaze-v0", "maze2d-umaze-sparse", "maze2d-open-dense-v0", "bullet-maze2d-open-v0"],
+    50: ["minigrid-fourrooms-v0", "minigrid4rooms"],
+}
+
+
+@pytest.mark.parametrize(("name", "horizon"), [(name, steps) for steps, names in HORIZONS.items() for name in names])
+def test_the_horizons_of_d4rls_tasks(name: str, horizon: int) -> None:
+    task = task_of(d4rl_name(name))
+    assert task is not None and task.horizon == horizon
+
+
+@pytest.mark.parametrize("family", ADROIT)
+def test_adroit_is_scored_over_d4rls_horizon(tmp_path: Path, family: str) -> None:
+    """Today's environments have 200 steps; D4RL's pen has 100, and the data of people can be scored over more."""
+    horizon, longer = ADROIT[family]
+    for name, expected in (
+        (f"{family}-v0_demos_clipped", horizon),
+        (f"{family}-cloned-v1", horizon),
+        (f"{family}-human-longhorizon-v1", longer),
+    ):
+        data = read_d4rl(write(tmp_path / f"{name}.hdf5", next_observations=True))
+        assert data.environment is not None
+        assert (data.environment.max_episode_steps or 200) == expected
+        assert (data.environment.max_episode_steps is None) == (expected == 200)
 
 
 @pytest.mark.parametrize(
@@ -116,14 +166,19 @@ MAZE = "Ant_maze_{}_noisy_multistart_{}_multigoal_{}_sparse"
     [
         ("hopper_medium-v2", "Hopper-v5", (-20.272305, 3234.3)),
         ("halfcheetah_medium_replay-v2", "HalfCheetah-v5", (-280.178953, 12135.0)),
-        ("walker2d_mixed", "Walker2d-v5", (1.629008, 4592.3)),
+        ("walker_mixed", "Walker2d-v5", (1.629008, 4592.3)),
         ("ant_medium_expert-v2", None, (-325.6, 3879.7)),
         (MAZE.format("u-maze", False, False), None, (0, 1)),
         (MAZE.format("big-maze", True, True), None, (0, 1)),
         (MAZE.format("hardest-maze", True, False) + "_fixed", None, (0, 1)),
         ("maze2d-umaze-sparse-v1", None, (23.85, 161.86)),
         ("maze2d-large-sparse-v1", None, (6.7, 273.99)),
-        ("maze2d-umaze-dense-v1", None, None),
+        ("maze2d-umaze-sparse", None, (0.94, 62.6)),
+        ("maze2d-umaze-dense-v1", None, (68.537689, 193.66285642381482)),
+        ("bullet-hopper_medium_replay", None, (20.058972, 1441.8059623430963)),
+        ("flow-ring-v0-idm", None, (-165.22, 24.42)),
+        ("minigrid4rooms_random", None, (0.01442, 2.89685)),
+        ("ants_of_mine", None, None),
         ("pen-human-v1", "AdroitHandPen-v1", (96.262799, 3076.8331017826877)),
         ("hammer-demos-v0-bc-combined", "AdroitHandHammer-v1", (-274.856578, 12794.134825156867)),
         ("door-cloned-v1", "AdroitHandDoor-v1", (-56.512833, 2880.5693087298737)),
@@ -235,7 +290,12 @@ def test_the_d4rl_package_fails_at_import_without_mujoco_2_1(monkeypatch: pytest
         ("antmaze-large-play-v2", (0, 1)),
         ("maze2d-medium-v1", (13.13, 277.39)),
         ("Walker2d-v5", (1.629008, 4592.3)),
-        ("maze2d-umaze-dense-v1", None),
+        ("maze2d-umaze-v0", (0.94, 62.6)),
+        ("maze2d-eval-large-v1", (16.4, 302.22)),
+        ("maze2d-umaze-dense-v1", (68.537689, 193.66285642381482)),
+        ("maze2d-umaze-v7", None),
+        ("Door-v0", None),
+        ("Hopper-medium-v2", None),
         ("CartPole-v1", None),
         ("Pendulum-v1", None),
     ],
@@ -244,3 +304,50 @@ def test_reference_scores_by_name(name: str, expected: tuple[float, float] | Non
     scores = d4rl_references(name)
     assert (None if scores is None else (scores.minimum, scores.maximum)) == expected
     assert scores is None or ("convention" in scores.source) == (name == "Walker2d-v5")
+
+
+def test_references_need_d4rls_time_limit() -> None:
+    for limit, known in ((None, True), (1000, True), (500, False)):
+        assert (find_references(None, EnvironmentSpec(id="Hopper-v5", max_episode_steps=limit)) is not None) == known
+
+
+@pytest.mark.parametrize(("recorded", "low", "used"), [(200, 96.262799, 100), (100, 96.262799, 100), (200, 0.0, 200)])
+def test_a_minari_dataset_is_played_over_the_horizon_of_its_references(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, recorded: int, low: float, used: int
+) -> None:
+    """D4RL/pen/…-v2 holds D4RL's references, of 100 steps, beside an environment of 200."""
+    source = read_d4rl(write(tmp_path / "pen-human-v1.hdf5", next_observations=True))
+    environment = EnvironmentSpec(id="AdroitHandPen-v1", max_episode_steps=recorded)
+    scores = ReferenceScores(low, 3076.8331017826877, "someone")
+    write_minari(
+        replace(source, environment=environment, reference_scores=scores), "me/pen/human-v0", data_dir=tmp_path
+    )
+    caplog.clear()
+    data = load_dataset("me/pen/human-v0", data_dir=tmp_path)
+    assert data.environment is not None and data.environment.max_episode_steps == used
+    assert ("episodes of 100 steps" in caplog.text) == (used != recorded)
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        ("pen-human-v1", ("100 steps an episode as in D4RL, AdroitHandPen-v1 alone has 200", "the pen is dropped")),
+        ("door-human-v1", ("0.1 a step for each metre between palm and handle",)),
+        ("walker_mixed", ("standing", "friction", "another version of MuJoCo")),
+        ("halfcheetah_medium-v2", ("another version of MuJoCo",)),
+        ("antmaze-umaze-v2", ("no current environment has these observations",)),
+    ],
+)
+def test_data_show_says_how_todays_environment_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, parts: tuple[str, ...]
+) -> None:
+    assert main(["data", "show", str(write(tmp_path / f"{file}.hdf5", next_observations=True))]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("unlike D4RL"))
+    assert all(part in line for part in parts)
+
+
+def test_data_of_other_sources_are_not_compared_with_d4rl() -> None:
+    own = ReferenceScores(0, 1, "own")
+    for environment in (None, EnvironmentSpec(id="Hopper-v5"), EnvironmentSpec(id="CartPole-v1")):
+        assert d4rl_differences(environment, own) is None
+        assert d4rl_differences(environment, None) is None
