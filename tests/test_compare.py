@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from herdbook.core.runs import RunError
+from herdbook.core.runs import Run, RunError
 from herdbook.evaluation.compare import compare
+from herdbook.evaluation.marl_eval import marl_eval_records
 
 REFERENCES = {"minimum": 0.0, "maximum": 200.0, "source": "our own"}
 
@@ -261,3 +262,35 @@ def test_the_same_runs_give_the_same_report(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", {s: {200: float(rng.normal())} for s in range(5)})
     first, again = (compare([run]).write(tmp_path / name) for name in ("x", "y"))
     assert all(first[kind].read_bytes() == again[kind].read_bytes() for kind in first)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names", "left_out"),
+    [
+        ((0, 1), (0, 1), ["seed_0", "seed_1"], False),
+        ((0, 1), (2, 3), ["run_1", "run_2"], False),
+        ((0, 1), (3, 5, 7), ["run_1", "run_2"], True),
+        ((0, 1, 2), (0,), ["run_1"], True),
+    ],
+)
+def test_marl_eval_finds_the_runs_of_the_first_algorithm_in_all_others(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    one: tuple[int, ...],
+    other: tuple[int, ...],
+    names: list[str],
+    left_out: bool,
+) -> None:
+    """It reads `data[algorithm][run]` for the runs of the first one, and refuses commas in names of algorithms."""
+    labels = {"vdn": one, "qmix (horizon=25, mixer=4)": other}
+    rows = []
+    for label, seeds in labels.items():
+        path = write_run(tmp_path / label, {seed: {100: 1.0, 200: float(seed)} for seed in seeds}, algorithm="vdn")
+        rows.append(("Pendulum-v1", label, Run(path)))
+    found = marl_eval_records(rows)["gymnasium"]["Pendulum-v1"]
+    assert list(found) == ["vdn", "qmix (horizon=25; mixer=4)"]
+    for (_, seeds), runs in zip(labels.items(), found.values(), strict=True):
+        assert list(runs) == names
+        finals = [run["absolute_metrics"]["return"] for run in runs.values()]
+        assert finals == [[seed - 10.0, seed + 10.0] for seed in seeds[: len(names)]]
+    assert ("its file holds the first" in caplog.text) == left_out
