@@ -238,6 +238,7 @@ def resume(
         _check_trusted(run, options, env)
         task = load_task(chosen, options, dataset, None if isinstance(env, str) else env)
         check_dataset(run, task)
+        keep_opponents(run, task.opponents)  # a kill may have come before them
         _check_environment(run, task, given=env is not None)
         notices: list[str] = []
         if options.steps != begun.steps:
