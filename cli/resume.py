@@ -33,6 +33,9 @@ class ResumeArguments:
     workers: int | None = None
     """Worker processes that play episodes. The default is the number that the run began with."""
 
+    restart: bool = False
+    """Begin anew at step 0 if all checkpoints are gone. The old lines of the log are kept in files of other names."""
+
 
 def run(arguments: Sequence[str]) -> int:
     """Resume; returns the exit status."""
@@ -53,6 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         data_dir=parsed.data_dir,
         device=parsed.device,
         workers=parsed.workers,
+        restart=parsed.restart,
     )
     if not continued:
         last = result.checkpoints.last()

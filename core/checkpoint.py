@@ -139,6 +139,10 @@ class Checkpoints:
         names = (entry.name for entry in self.directory.iterdir() if entry.is_dir() and not entry.is_symlink())
         return sorted(int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdigit())
 
+    def gone(self) -> bool:
+        """True if there is no checkpoint, not even one that a killed `save` had moved aside."""
+        return not self.steps() and not any(self.directory.glob(".step_*.old-*"))
+
     def last(self) -> int | None:
         """The step of the newest complete checkpoint; None before the first.
 
@@ -171,7 +175,7 @@ class Checkpoints:
         return load(self.directory / str(state.get("replay")))
 
     def verify_last(self) -> dict[str, Any]:
-        """The state of the last checkpoint, after a check of its replay too. Raises CheckpointError if one is damaged."""
+        """The last state, after a check of its replay too. Raises CheckpointError if one is damaged."""
         state = self.load()
         if state.get("replay") is not None:
             verify(self.directory / str(state["replay"]))

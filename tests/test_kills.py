@@ -22,7 +22,14 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "offline, no steps": ("td3_bc", {**OFFLINE, "steps": 0}),
     "online": (
         "dqn",
-        {"env": "CartPole-v1", "steps": 10, "batch_size": 4, "warmup_steps": 5, "replay_steps": 50, "prioritised": True},
+        {
+            "env": "CartPole-v1",
+            "steps": 10,
+            "batch_size": 4,
+            "warmup_steps": 5,
+            "replay_steps": 50,
+            "prioritised": True,
+        },
     ),
     "on-policy": ("ppo", {"env": "CartPole-v1", "steps": 10, "rollout_steps": 5, "num_envs": 2}),
     "on-policy, whole episodes": ("reinforce", {"env": "CartPole-v1", "steps": 10, "episodes_per_update": 1}),
