@@ -14,9 +14,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from herdbook.experiments.catalogue import UserError, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 COMMANDS = {
     "train": "train an algorithm on a dataset, or in an environment",
@@ -49,7 +52,7 @@ def usage() -> str:
 class _Pipe(io.FileIO):
     """A pipe that its reader may close: what is written afterwards is dropped, and the command goes on."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Buffer, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -63,8 +66,10 @@ def survive_closed_pipes() -> None:
         if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
             stream.flush()
             raw = _Pipe(stream.fileno(), "w", closefd=False)
-            options = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
-            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), **options))
+            wrapped = io.TextIOWrapper(
+                io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=stream.line_buffering
+            )
+            setattr(sys, name, wrapped)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

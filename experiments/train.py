@@ -36,13 +36,18 @@ from herdbook.experiments.options import RunOptions, as_words, literal_pairs
 from herdbook.experiments.records import (
     absolute,
     build_config,
+    change_record,
     check_networks,
     check_reserved,
+    config_at_start,
     config_from_values,
     config_values,
+    differences,
     merge,
     options_of,
     with_length,
+    with_rates,
+    without_schedules,
 )
 from herdbook.experiments.restore import algorithm_of, resolve
 from herdbook.experiments.settings import Setting
@@ -58,6 +63,7 @@ from herdbook.experiments.tasks import (
     try_named_environment,
 )
 
+_FINE_TUNING = ("num_envs", *(f.name for f in fields(RunOptions) if f.metadata["group"] == "fine_tuning"))
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
 
 
@@ -240,12 +246,18 @@ def resume(
     device: str | None = None,
     data_dir: str | None = None,
     workers: int | None = 0,
+    rates: Mapping[str, float] | None = None,
+    fine_tuning: Mapping[str, Any] | None = None,
     restart: bool = False,
     quiet: bool = False,
 ) -> tuple[Run, bool]:
     """Continue a run from its last checkpoint, bit for bit, or extend it to `steps` (fine-tuned runs: `online_steps`).
 
     In an extended run, schedules that lasted for the run (of a learning rate, for example) last for its new length.
+
+    With `online_steps`, a finished offline run goes on in its environment; `fine_tuning` holds other options of
+    `RunOptions` for that (`online_noise`, `num_envs`, …). `rates` are learning rates from here on, by the names of the
+    config; config.json holds them, and their old values under `changes`.
 
     A user's own algorithm, environment, networks and `Episodes` must be given again, because code that a run directory
     names is not imported. `workers` is that of `RunOptions`; None takes the number that the run began with. With
@@ -261,11 +273,17 @@ def resume(
     last, begun = None if run.checkpoints.gone() else run.checkpoints.last(), options
     if options.online_steps and steps is not None:
         raise UserError(f"steps: {run.path} is fine-tuned after {options.steps}; expected online_steps, got {steps}")
-    if not options.online_steps and online_steps is not None:
-        raise UserError(f"online_steps: expected steps, {run.path} was begun without fine-tuning; got {online_steps}")
     if online_steps is not None and online_steps < 1:
         raise UserError(f"online_steps: expected 1 or more, got {online_steps}")
-    options = merge(options, steps=steps, online_steps=online_steps)
+    begins = online_steps is not None and not options.online_steps
+    if begins and (last is None or steps is not None or last < options.steps):
+        raise UserError(
+            f"online_steps: expected a finished run, {run.path} is at step {last or 0} of {steps or options.steps}; "
+            f"finish it with `herdbook resume {run.path}`, then fine-tune it"
+        )
+    if fine_tuning and not begins:
+        raise UserError(f"{next(iter(fine_tuning))}: expected it only where fine-tuning begins, with online_steps")
+    options = merge(options, steps=steps, online_steps=online_steps, **(fine_tuning or {}))
     if last is not None and options.total_steps < last:
         name, before = ("online_steps", options.steps) if begun.online_steps else ("steps", 0)
         raise UserError(
@@ -274,10 +292,17 @@ def resume(
     if last is not None and options.total_steps == last:
         for name, size in run.checkpoints.verify_last()["files"].items():
             check_length(run.path / name, size)
+        if rates:
+            raise UserError(f"set: expected more steps beside it, {run.path} is finished at step {last}")
         return run, False
     _, chosen = algorithm_of(run, algorithm)
     check_networks(run, networks)
-    config = config_from_values(config_class(chosen), run.config["config"])
+    values = config_at_start(run) if restart else run.config["config"]
+    config = begun_config = config_from_values(config_class(chosen), values)
+    config = with_rates(config, rates or {})
+    if begins:
+        config = without_schedules(config, options.steps)
+        options = merge(options, num_envs=options.lanes(needs_of(chosen)))
     named = env if isinstance(env, str) else None
     options = merge(options, device=device, data_dir=data_dir, workers=workers, env=named)
     check_run(options)
@@ -287,18 +312,26 @@ def resume(
         task = load_task(chosen, options, dataset, None if isinstance(env, str) else env)
         check_dataset(run, task)
         _check_environment(run, task, given=env is not None)
-        notices: list[str] = []
+        notices = [f"from step {last or 0:,} on: {text}" for text in differences(begun_config, config)]
         if options.steps != begun.steps:
-            config, notices = with_length(config, begun.steps, options.steps)
+            config, told = with_length(config, begun.steps, options.steps)
+            notices += told
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
         trainer.notices += notices
         reporter = trainer.reporter(run, options.total_steps, quiet)
         if restart:
             trainer.notices += [f"the lines of before are kept in {kept}" for kept in run.set_aside()]
         keep_opponents(run, task.opponents)  # a kill may have come before them
+        record: dict[str, Any] = {"config": config_values(config), "changes": []} if restart else {}
         if options.total_steps != begun.total_steps:
-            lengths = {"steps": options.steps, "online_steps": options.online_steps}
-            run.update_config(run={**run.options, **lengths}, config=config_values(config))
+            names = ("steps", "online_steps", *(_FINE_TUNING if begins else ()))
+            record["run"] = {**run.options, **{name: getattr(options, name) for name in names}}
+        if config != begun_config:
+            before = [] if restart else run.config.get("changes", [])
+            record["config"] = config_values(config)
+            record["changes"] = [*before, change_record(last or 0, begun_config, config)]
+        if record:
+            run.update_config(**record)
         trainer.run(run, options, reporter)
     return Run(run.path), True
 
