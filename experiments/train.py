@@ -300,8 +300,9 @@ def resume(
     values = config_at_start(run) if restart else run.config["config"]
     config = begun_config = config_from_values(config_class(chosen), values)
     config = with_rates(config, rates or {})
-    if begins:
+    if begins or (restart and options.online_steps):
         config = without_schedules(config, options.steps)
+    if begins:
         options = merge(options, num_envs=options.lanes(needs_of(chosen)))
     named = env if isinstance(env, str) else None
     options = merge(options, device=device, data_dir=data_dir, workers=workers, env=named)
@@ -319,8 +320,6 @@ def resume(
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
         trainer.notices += notices
         reporter = trainer.reporter(run, options.total_steps, quiet)
-        if restart:
-            trainer.notices += [f"the lines of before are kept in {kept}" for kept in run.set_aside()]
         keep_opponents(run, task.opponents)  # a kill may have come before them
         record: dict[str, Any] = {"config": config_values(config), "changes": []} if restart else {}
         if options.total_steps != begun.total_steps:
@@ -332,20 +331,23 @@ def resume(
             record["changes"] = [*before, change_record(last or 0, begun_config, config)]
         if record:
             run.update_config(**record)
+        if restart:
+            trainer.notices += [f"the lines of before are kept in {kept}" for kept in run.set_aside()]
         trainer.run(run, options, reporter)
     return Run(run.path), True
 
 
 def _check_checkpoints(run: Run, restart: bool) -> None:
     """Raise RunError if the checkpoints of a run that has trained are gone, unless it restarts."""
-    gone = run.checkpoints.gone()
-    if restart and not gone:
-        raise UserError(
-            f"restart: expected a run whose checkpoints are gone, {run.path} has one of step {run.checkpoints.last()}; "
-            "resume it without restart"
-        )
+    if not run.checkpoints.gone():
+        if restart:
+            raise UserError(
+                f"restart: expected a run whose checkpoints are gone, {run.path} has one of step "
+                f"{run.checkpoints.last()}; resume it without restart"
+            )
+        return
     step = max(run.logged(), run.checkpoints.last() or 0)
-    if gone and not restart and step > 0:
+    if step > 0 and not restart:
         raise RunError(
             f"{run.path}: expected a checkpoint, since the run was at step {step}, got none in "
             f"{run.checkpoints.directory}; put them back, or begin anew with --restart (restart=True in Python), which "

@@ -1,6 +1,7 @@
 """Runs that go on otherwise than they began: with other learning rates, or in an environment after offline training."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,6 @@ def test_a_run_killed_after_its_rate_changed_keeps_the_new_one(small_dataset: st
 
 
 def test_changes_add_up_and_a_restart_forgets_them(small_dataset: str) -> None:
-    import shutil
-
     run = go(small_dataset, actor_lr=1e-3)
     resume("run", steps=30, rates={"actor_lr": 1e-4}, quiet=True)
     resume("run", steps=40, rates={"actor_lr": 1e-5}, quiet=True)
@@ -159,6 +158,14 @@ def test_a_decayed_learning_rate_is_constant_again(small_dataset: str) -> None:
     assert tuned.config["changes"] == [{"step": 20, "config": {"actor_decay_updates": {"from": 20, "to": None}}}]
     offline, end = (tuned.checkpoints.load(step)["state"]["seed_by_seed"][0]["online"] for step in (20, None))
     assert not equal(offline["actor"], end["actor"])
+
+
+def test_a_restart_goes_through_both_parts_again(small_dataset: str) -> None:
+    run = go(small_dataset)
+    resume(run.path, online_steps=10, quiet=True)
+    shutil.rmtree(run.checkpoints.directory)
+    again = resume(run.path, restart=True, quiet=True)[0]
+    assert again.checkpoints.last() == 30 and again.config["config"]["actor_decay_updates"] is None
 
 
 def test_a_kill_where_fine_tuning_begins_loses_nothing(small_dataset: str, at_every_rename: Any) -> None:
