@@ -93,7 +93,7 @@ def with_rates(config: Any, rates: Mapping[str, float]) -> Any:
     """A config with other learning rates. Raises UserError for another field or a value out of range."""
     if not rates:
         return config
-    may_change = [f.name for f in fields(config) if f.name == "lr" or (f.name.endswith("_lr") and f.name != "decay_lr")]
+    may_change = [f.name for f in fields(config) if _is_rate(f.name)]
     for name, value in rates.items():
         if name not in may_change:
             raise UserError(
@@ -117,12 +117,19 @@ def change_record(step: int, before: Any, after: Any) -> dict[str, Any]:
     return {"step": step, "config": {n: {"from": old[n], "to": new[n]} for n in old if new[n] != old[n]}}
 
 
-def config_at_start(run: Run) -> dict[str, Any]:
-    """The values of the config that a run began with, before all `changes`."""
+def rates_at_start(run: Run) -> dict[str, Any]:
+    """The values of a run's config with the learning rates that it began with, before all `changes`.
+
+    Schedules stay those of the run's present length.
+    """
     values = dict(run.config["config"])
     for change in reversed(run.config.get("changes", [])):
-        values |= {name: each["from"] for name, each in change["config"].items()}
+        values |= {name: each["from"] for name, each in change["config"].items() if _is_rate(name)}
     return values
+
+
+def _is_rate(name: str) -> bool:
+    return name == "lr" or (name.endswith("_lr") and name != "decay_lr")
 
 
 def merge(options: RunOptions, **changes: Any) -> RunOptions:

@@ -39,12 +39,12 @@ from herdbook.experiments.records import (
     change_record,
     check_networks,
     check_reserved,
-    config_at_start,
     config_from_values,
     config_values,
     differences,
     merge,
     options_of,
+    rates_at_start,
     with_length,
     with_rates,
     without_schedules,
@@ -297,12 +297,11 @@ def resume(
         return run, False
     _, chosen = algorithm_of(run, algorithm)
     check_networks(run, networks)
-    values = config_at_start(run) if restart else run.config["config"]
+    values = rates_at_start(run) if restart else run.config["config"]
     config = begun_config = config_from_values(config_class(chosen), values)
     config = with_rates(config, rates or {})
-    if begins or (restart and options.online_steps):
-        config = without_schedules(config, options.steps)
     if begins:
+        config = without_schedules(config, options.steps)
         options = merge(options, num_envs=options.lanes(needs_of(chosen)))
     named = env if isinstance(env, str) else None
     options = merge(options, device=device, data_dir=data_dir, workers=workers, env=named)

@@ -28,15 +28,15 @@ def go(dataset: str, path: str = "run", algorithm: str = "iql", **options: Any) 
 
 
 def test_a_run_goes_on_with_another_learning_rate(small_dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
-    go(small_dataset, critic_lr=1e-3)
-    go(small_dataset, "other", critic_lr=1e-3)
+    go(small_dataset, "run", "td3_bc", critic_lr=1e-3)
+    go(small_dataset, "other", "td3_bc", critic_lr=1e-3)
     before = Run("run").config
-    assert main(["resume", "run", "--steps", "30", "--set", "critic_lr", "1e-4", "value_lr", "1e-5"]) == 0
+    assert main(["resume", "run", "--steps", "30", "--set", "critic_lr", "1e-4", "actor_lr", "1e-5"]) == 0
     said = capsys.readouterr().out
     assert "from step 20 on: critic_lr is 0.0001 instead of 0.001" in said
     changed = Run("run").config
     assert changed["changes"] == [
-        {"step": 20, "config": {"critic_lr": {"from": 0.001, "to": 0.0001}, "value_lr": {"from": 0.0003, "to": 1e-05}}}
+        {"step": 20, "config": {"critic_lr": {"from": 0.001, "to": 0.0001}, "actor_lr": {"from": 0.0003, "to": 1e-05}}}
     ]
     kept = set(before) - {"run", "config"}
     assert {name: before[name] for name in kept} == {name: changed[name] for name in kept}
@@ -46,8 +46,8 @@ def test_a_run_goes_on_with_another_learning_rate(small_dataset: str, capsys: py
     assert not equal(ends[0]["state"]["online"]["critic"], ends[1]["state"]["online"]["critic"])
 
 
-def test_a_rate_of_0_stops_that_network_alone(small_dataset: str) -> None:
-    """The rate is the optimiser's: α of Adam, which multiplies every step."""
+def test_a_rate_belongs_to_its_network_alone(small_dataset: str) -> None:
+    """With a rate of next to nothing, parameters stay as they are."""
     run = go(small_dataset, algorithm="td3_bc")
     before = run.checkpoints.load()["state"]["online"]
     tiny = 1e-30
@@ -72,10 +72,15 @@ def test_changes_add_up_and_a_restart_forgets_them(small_dataset: str) -> None:
     resume("run", steps=40, rates={"actor_lr": 1e-5}, quiet=True)
     steps = [(change["step"], change["config"]["actor_lr"]["to"]) for change in Run("run").config["changes"]]
     assert steps == [(20, 1e-4), (30, 1e-5)]
-    assert resume("run", steps=50, rates={"actor_lr": 1e-5}, quiet=True)[0].config["changes"][-1]["step"] == 30
+    kept = resume("run", steps=50, rates={"actor_lr": 1e-5}, quiet=True)[0].config["changes"][-1]
+    assert (kept["step"], kept["config"]) == (
+        40,
+        {"actor_decay_updates": {"from": 40, "to": 50}},
+    )
     shutil.rmtree(run.checkpoints.directory)
     again = resume("run", restart=True, quiet=True)[0]
     assert again.config["changes"] == [] and again.config["config"]["actor_lr"] == 1e-3
+    assert again.config["config"]["actor_decay_updates"] == 50
 
 
 def test_runs_with_and_without_a_change_share_no_row(small_dataset: str) -> None:
