@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
@@ -25,9 +26,11 @@ def run(arguments: Sequence[str]) -> int:
     """Compare; returns the exit status."""
     parsed = parse(CompareArguments, arguments, "compare")
 
-    from herdbook.core.runs import RunError
+    from herdbook.core.runs import RunError, unwritable
     from herdbook.evaluation.compare import compare
 
+    if parsed.out is not None and (reason := unwritable(Path(parsed.out))) is not None:
+        raise UserError(f"out: expected a folder for the report, but {reason}; choose another")
     try:
         comparison = compare(parsed.run_dirs)
     except RunError:
@@ -36,10 +39,6 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(str(error)) from error
     show(comparison.markdown())
     if parsed.out is not None:
-        try:
-            written = comparison.write(parsed.out)
-        except ValueError as error:  # it is a file
-            raise UserError(str(error)) from error
-        for path in written.values():
+        for path in comparison.write(parsed.out).values():
             show(f"written: {path}")
     return 0

@@ -158,8 +158,10 @@ def _make(parsed: MakeArguments) -> None:
 
 def _convert(parsed: ConvertArguments) -> None:
     from herdbook.datasets.load import load_dataset
+    from herdbook.datasets.storage import check_new
     from herdbook.experiments.domains import domain_of
 
+    check_new(parsed.out, parsed.data_dir)  # before a dataset is fetched or made
     episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
     folder = domain_of(episodes).write(episodes, parsed.out, parsed.data_dir)
     show(f"{parsed.out}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, in {folder}")

@@ -50,18 +50,29 @@ def run(arguments: Sequence[str]) -> int:
     """Evaluate; returns the exit status."""
     parsed = parse(EvalArguments, arguments, "eval")
 
+    from herdbook.core.runs import unwritable
     from herdbook.experiments.evaluate import evaluate_run
     from herdbook.experiments.options import literal_pairs
 
     if parsed.out is not None:  # before an hour of evaluation
-        try:
-            Path(parsed.out).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"out: {parsed.out} cannot be written: {error.strerror}") from error
+        out = Path(parsed.out)
+        reason = f"{out} is a folder" if out.is_dir() else unwritable(out.parent)
+        if reason is not None:
+            raise UserError(f"out: {out} cannot be written: {reason}")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    frames = 0
     if parsed.video is not None:
-        from herdbook.experiments.video import check_name, record
+        from herdbook.experiments.video import record
 
-        check_name(parsed.video)
+        frames = record(
+            parsed.run_dir,
+            parsed.video,
+            seed=parsed.seed,
+            step=parsed.step,
+            algorithm=parsed.algorithm,
+            env=parsed.env,
+            env_kwargs=literal_pairs(parsed.env_kwargs),
+        )
     results = evaluate_run(
         parsed.run_dir,
         episodes=parsed.episodes,
@@ -79,15 +90,6 @@ def run(arguments: Sequence[str]) -> int:
         Path(parsed.out).write_text(json.dumps(to_json(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         show(f"written: {parsed.out}")
     if parsed.video is not None:
-        frames = record(
-            parsed.run_dir,
-            parsed.video,
-            seed=parsed.seed,
-            step=parsed.step,
-            algorithm=parsed.algorithm,
-            env=parsed.env,
-            env_kwargs=literal_pairs(parsed.env_kwargs),
-        )
         show(f"written: {parsed.video}, {frames} frames")
     return 0
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from herdbook.experiments.catalogue import UserError, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 COMMANDS = {
     "train": "train an algorithm on a dataset, or in an environment",
@@ -44,9 +49,34 @@ def usage() -> str:
     return f"usage: herdbook COMMAND …\n\ncommands:\n{commands}\n\n{_EXAMPLES}"
 
 
+class _Pipe(io.FileIO):
+    """A pipe that its reader may close: what is written afterwards is dropped, and the command goes on."""
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def survive_closed_pipes() -> None:
+    """Replace standard output and error, unless they are terminals, by streams that a closed pipe does not break."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.flush()
+            raw = _Pipe(stream.fileno(), "w", closefd=False)
+            wrapped = io.TextIOWrapper(
+                io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=stream.line_buffering
+            )
+            setattr(sys, name, wrapped)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        survive_closed_pipes()
     if arguments is None and "OMP_WAIT_POLICY" not in os.environ:  # read when torch is imported
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if not words or words[0] in ("-h", "--help", "help"):

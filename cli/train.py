@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     from herdbook.experiments.records import check_reserved
     from herdbook.experiments.settings import settings_for
     from herdbook.experiments.tasks import settings_of
-    from herdbook.experiments.train import start
+    from herdbook.experiments.train import check_start, start
 
     check_reserved(config_type)
     summary = f"{SUMMARIES[name]}; equations: {algorithm.__module__}" if name in SUMMARIES else algorithm.__doc__
@@ -57,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     dataset = flag(words, "dataset")
     applied = settings_for(name, flag(words, "env"), dataset=None if dataset is None else dataset_name(dataset))
     config, options = command.parse(words, applied)  # mistakes are told before a dataset is fetched
+    check_start(algorithm, options)
     named = settings_of(
         name,
         algorithm,

@@ -56,6 +56,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         for written in (temporary / TENSORS, temporary / STATE, temporary / MANIFEST, temporary):
             _sync(written)
         if path.exists():  # from a run that was killed before it pointed `last` to this checkpoint
+            _remove_replaced(path)  # which a process of the same number may have left
             os.rename(path, replaced)
         os.rename(temporary, path)
         _sync(path.parent)
@@ -64,6 +65,10 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         if replaced.exists() and not path.exists():
             os.rename(replaced, path)
         raise CheckpointError(f"{path}: the checkpoint could not be written: {error}") from error
+    _remove_replaced(path)
+
+
+def _remove_replaced(path: Path) -> None:
     for old in _replaced(path):
         shutil.rmtree(old, ignore_errors=True)
 
@@ -78,6 +83,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises CheckpointError, which names the file, if there is no checkpoint or a file is missing, truncated or corrupt.
     """
+    path = verify(path)
+    try:
+        tensors = safetensors.torch.load_file(path / TENSORS)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path / TENSORS}: cannot be read ({error})") from error
+    state: dict[str, Any] = _decode(_read_json(path / STATE), tensors)
+    return state
+
+
+def verify(path: str | os.PathLike[str]) -> Path:
+    """Check the hashes of a checkpoint's files and return the directory that holds them. Raises as `load` does."""
     path = Path(path)
     if not path.is_dir():
         path = next(iter(_replaced(path)), path)
@@ -97,12 +113,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise CheckpointError(f"{path / name}: cannot be read ({error.strerror})") from error
         if digest != expected.get(name):
             raise CheckpointError(f"{path / name}: truncated or corrupt (its SHA-256 is not the one recorded)")
-    try:
-        tensors = safetensors.torch.load_file(path / TENSORS)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path / TENSORS}: cannot be read ({error})") from error
-    state: dict[str, Any] = _decode(_read_json(path / STATE), tensors)
-    return state
+    return path
 
 
 class Checkpoints:
@@ -128,6 +139,10 @@ class Checkpoints:
         names = (entry.name for entry in self.directory.iterdir() if entry.is_dir() and not entry.is_symlink())
         return sorted(int(name[5:]) for name in names if name.startswith("step_") and name[5:].isdigit())
 
+    def gone(self) -> bool:
+        """True if there is no checkpoint, not even one that a killed `save` had moved aside."""
+        return not self.steps() and not any(self.directory.glob(".step_*.old-*"))
+
     def last(self) -> int | None:
         """The step of the newest complete checkpoint; None before the first.
 
@@ -145,7 +160,7 @@ class Checkpoints:
         chosen = self.last() if step is None else step
         if chosen is None:
             raise CheckpointError(f"{self.directory}: there is no checkpoint here yet")
-        if not self.path(chosen).is_dir():
+        if not self.path(chosen).is_dir() and not _replaced(self.path(chosen)):
             there = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(f"{self.path(chosen)}: there is no checkpoint of step {chosen}; there are: {there}")
         try:
@@ -158,6 +173,13 @@ class Checkpoints:
     def load_replay(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The replay of the newest checkpoint `state`. Raises CheckpointError if it is missing or damaged."""
         return load(self.directory / str(state.get("replay")))
+
+    def verify_last(self) -> dict[str, Any]:
+        """The last state, after a check of its replay too. Raises CheckpointError if one is damaged."""
+        state = self.load()
+        if state.get("replay") is not None:
+            verify(self.directory / str(state["replay"]))
+        return state
 
     def save(
         self,

@@ -14,6 +14,10 @@ _REFRESH = 0.2  # seconds between redraws of the bar
 _PLAIN = 10.0  # seconds between plain lines, unless there is a new score
 
 
+class WandbFailed(Exception):
+    """Weights & Biases is installed and refuses to start."""
+
+
 class Reporter:
     """Shows the progress of one run and sends its metrics to TensorBoard and Weights & Biases.
 
@@ -27,7 +31,7 @@ class Reporter:
         tensorboard: Write an event file.
         console: Output; by default standard output, with a bar on a terminal and plain lines elsewhere.
 
-    Raises ImportError, which names the extra, if `wandb` is given but not installed.
+    Raises ImportError, which names the extra, if `wandb` is given but not installed; WandbFailed if it does not start.
     """
 
     def __init__(
@@ -136,12 +140,21 @@ class Reporter:
             self.notice(f"{self.path}: TensorBoard's file cannot be written and ends here: {error.strerror}")
 
 
-def _start_wandb(project: str, path: Path, config: Mapping[str, Any]) -> Any:
+def require_wandb() -> Any:
+    """The module of Weights & Biases. Raises ImportError, which names the extra, if it cannot be imported."""
     try:
         import wandb
     except ImportError as error:
         raise ImportError("--wandb needs Weights & Biases: pip install 'herdbook[wandb]'") from error
-    return wandb.init(project=project, name=path.name, dir=str(path), config=dict(config))
+    return wandb
+
+
+def _start_wandb(project: str, path: Path, config: Mapping[str, Any]) -> Any:
+    wandb = require_wandb()
+    try:
+        return wandb.init(project=project, name=path.name, dir=str(path), config=dict(config))
+    except wandb.Error as error:  # no login, no network, a wrong name
+        raise WandbFailed(f"--wandb {project}: Weights & Biases does not start: {error}") from error
 
 
 def _duration(seconds: float) -> str:

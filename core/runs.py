@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import itertools
 import json
 import math
 import os
@@ -74,14 +75,19 @@ class JSONLines:
 
     def truncate(self, size: int) -> None:
         """Cut the file to its first `size` bytes. Raises RunError if it is shorter."""
-        length = self.path.stat().st_size
-        if length < size:
-            raise RunError(f"{self.path}: expected at least {size} bytes, as its checkpoint says, got {length}")
+        check_length(self.path, size)
         self._file.truncate(size)
         self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
         self._file.close()
+
+
+def check_length(path: Path, size: int) -> None:
+    """Raise RunError if a file is shorter than a checkpoint says."""
+    length = path.stat().st_size if path.exists() else 0
+    if length < size:
+        raise RunError(f"{path}: expected at least {size} bytes, as its checkpoint says, got {length}")
 
 
 class Run:
@@ -115,6 +121,24 @@ class Run:
         """The lines of evaluations.jsonl: one per evaluation and seed."""
         return _read_lines(self.path / "evaluations.jsonl")
 
+    def logged(self) -> int:
+        """The highest step of any line in metrics.jsonl and evaluations.jsonl, 0 without one."""
+        return max((int(line["step"]) for line in [*self.metrics(), *self.evaluations()]), default=0)
+
+    def set_aside(self) -> list[Path]:
+        """Rename the JSONL files of a run whose checkpoints are gone, for example to metrics.before-1.jsonl.
+
+        Returns their new paths.
+        """
+        aside = []
+        (self.checkpoints.directory / "last").unlink(missing_ok=True)
+        number = next(n for n in itertools.count(1) if not any(self.path.glob(f"*.before-{n}.jsonl")))
+        for name in JSONL:
+            if (self.path / name).exists():
+                aside.append((self.path / name).with_suffix(f".before-{number}.jsonl"))
+                os.rename(self.path / name, aside[-1])
+        return aside
+
     def update_config(self, **changes: Any) -> None:
         """Replace top-level entries of config.json atomically."""
         self.config |= changes
@@ -142,16 +166,26 @@ def create_run(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
 
 
 def refuse_existing_run(path: str | os.PathLike[str]) -> None:
-    """Raise RunError if `path` holds a run, or is a file."""
+    """Raise RunError if `path` holds a run, or is or would lie in something that cannot hold one."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise RunError(f"{path}: expected a directory for the run, got a file")
+    if (reason := unwritable(path)) is not None:
+        raise RunError(f"{path}: the run directory cannot be made: {reason}")
     for name in ("config.json", "checkpoints", *JSONL):
         if (path / name).exists():
             raise RunError(
                 f"{path}: already holds a run ({name}); continue it with `herdbook resume {path}`, "
                 "or choose another run_dir"
             )
+
+
+def unwritable(path: Path) -> str | None:
+    """Why nothing can be written in the folder `path`, which need not exist yet; None if something can."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        return f"{there} is a file"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is read-only"
 
 
 @contextmanager

@@ -37,12 +37,26 @@ class SeedBySeed:
         return {"seed_by_seed": [algorithm.state_dict() for algorithm in self.algorithms]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError if the number of seeds or the algorithm differs."""
-        saved = state.get("seed_by_seed", ())
+        """Raises ValueError if the number of seeds or the algorithm differs.
+
+        A state of an algorithm that trained all seeds together is taken apart.
+        """
+        together = "seed_by_seed" not in state and {"seeds", "generators"} <= state.keys()
+        count = len(state["seeds"]) if together else 0
+        saved = [_of_one(state, index) for index in range(count)] if together else state.get("seed_by_seed", ())
         if len(saved) != len(self.algorithms):
             raise ValueError(f"expected the state of {len(self.algorithms)} seeds, got {len(saved)}")
         for algorithm, own in zip(self.algorithms, saved, strict=True):
             algorithm.load_state_dict(own)
+
+
+def _of_one(state: Any, index: int) -> Any:
+    """The part of one seed in a learner's state, whose lists and tensors have an axis of seeds in front."""
+    if isinstance(state, Mapping):
+        return {name: _of_one(value, index) for name, value in state.items()}
+    if isinstance(state, (list, torch.Tensor)):
+        return state[index : index + 1]
+    return state
 
 
 def stacked(metrics: Sequence[Metrics], active: Sequence[int] | None = None) -> Metrics:

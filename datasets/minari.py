@@ -99,6 +99,14 @@ def _spaces(
     return env.observation_space, env.action_space
 
 
+def environment_json(environment: EnvironmentSpec) -> str:
+    """An environment as Minari stores it. Raises DataError if its arguments are not JSON values."""
+    try:
+        return environment.to_json()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{environment.id}: expected JSON values as the environment's arguments: {error}") from error
+
+
 def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | None = None, **metadata: Any) -> Path:
     """Write `episodes` as a Minari dataset under `minari_root(data_dir)` and return its folder.
 
@@ -113,7 +121,7 @@ def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | 
     space = select_keys(episodes.raw_observation_space or episodes.observation_space, episodes.observation_keys)
     known: dict[str, Any] = {}
     if episodes.environment is not None:
-        known["env_spec"] = episodes.environment.to_json()
+        known["env_spec"] = environment_json(episodes.environment)
     if episodes.transforms:
         known[TRANSFORMS] = list(episodes.transforms)
     columns = [

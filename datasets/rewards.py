@@ -13,6 +13,8 @@ from herdbook.datasets.episodes import DataError, Episodes
 
 logger = logging.getLogger("herdbook")
 REWARD_TRANSFORMS = ("none", "minus_one", "clip", "return_range", "scale:X", "shift:X", "standardise")
+FROM_DATA = ("return_range", "standardise")
+"""The transforms whose constants come from episodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def reward_map(name: str, episodes: Episodes | None = None) -> RewardMap:
     if kind in ("scale", "shift"):
         value = _number(name, number)
         return RewardMap(name, scale=value) if kind == "scale" else RewardMap(name, shift=value)
-    if name in ("return_range", "standardise"):
+    if name in FROM_DATA:
         if episodes is None:
             usable = "none, minus_one, clip, scale:X or shift:X"
             raise ValueError(f"expected {usable} where rewards are an environment's, got {name}")

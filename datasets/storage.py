@@ -21,6 +21,7 @@ from gymnasium import Space, spaces
 from h5py import h5a, h5d, h5g, h5s, h5t
 
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
+from herdbook.core.runs import unwritable
 from herdbook.core.spaces import cast, is_image
 from herdbook.core.types import Array, Tree
 from herdbook.datasets.d4rl import environment_references
@@ -310,6 +311,21 @@ def space_columns(space: Space[Any], path: str, values: Tree, extra: int = 0) ->
     return [Column(at, _at(values, at[len(path) + 1 :]), extra) for at, _ in _leaves(space, path)]
 
 
+def check_new(dataset_id: str, data_dir: str | Path | None) -> Path:
+    """The folder of a new dataset. Raises DataError if its id is malformed or taken, or it cannot be written there."""
+    from minari.dataset.minari_dataset import DATASET_ID_RE
+
+    match = DATASET_ID_RE.fullmatch(dataset_id)
+    if match is None or match["version"] is None:
+        raise DataError(f"expected a Minari id such as 'namespace/name-v0', with a version, got {dataset_id!r}")
+    root = minari_root(data_dir)
+    if (target := root / dataset_id).exists():
+        raise DataError(f"{dataset_id} exists at {target}; choose another id or version, or delete that folder")
+    if (reason := unwritable(target)) is not None:
+        raise DataError(f"{dataset_id} cannot be written: {reason}; choose another data_dir")
+    return target
+
+
 def write_dataset(
     dataset_id: str,
     *,
@@ -327,15 +343,9 @@ def write_dataset(
     Raises DataError if the id is malformed or taken.
     """
     from minari import __version__ as minari_version
-    from minari.dataset.minari_dataset import DATASET_ID_RE
     from minari.serialization import serialize_space
 
-    match = DATASET_ID_RE.fullmatch(dataset_id)
-    if match is None or match["version"] is None:
-        raise DataError(f"expected a Minari id such as 'namespace/name-v0', with a version, got {dataset_id!r}")
-    root = minari_root(data_dir)
-    if (target := root / dataset_id).exists():
-        raise DataError(f"{dataset_id} exists at {target}; choose another id or version, or delete that folder")
+    root, target = minari_root(data_dir), check_new(dataset_id, data_dir)
     known: dict[str, Any] = {
         "total_episodes": len(offsets) - 1,
         "total_steps": int(offsets[-1]),

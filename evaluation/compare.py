@@ -191,13 +191,15 @@ def _group(run: Run) -> _Group:
     settings = dict(run.config.get("config") or {})
     if not run.config.get("dataset") and "num_envs" in run.options:  # it sets the size of an online round
         settings["num_envs"] = run.options["num_envs"]
+    if run.config.get("changes"):
+        settings["changes"] = run.config["changes"]
     return _Group(
         task=_task(run),
         algorithm=run.algorithm,
         config=json.dumps(settings, sort_keys=True),
         reward_transform=run.options.get("reward_transform") or "none",
         networks=tuple(sorted(run.config.get("networks") or ())),
-        steps=int(run.options.get("steps", 0)),
+        steps=int(run.options.get("steps", 0)) + int(run.options.get("online_steps", 0)),
     )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from herdbook.core.checkpoint import CheckpointError
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.runs import Run, RunError
-from herdbook.datasets.episodes import DataError, Episodes
+from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.learned import LearnedBy
-from herdbook.datasets.storage import minari_root
+from herdbook.datasets.storage import check_new
 from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import UserError, config_class, needs_of
 from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Data, Networks, Task
@@ -49,7 +49,7 @@ def collect(
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
     device = choose_device(device)
-    _refuse_taken(out, data_dir)  # before an hour of play
+    check_new(out, data_dir)
     learned_by: tuple[LearnedBy, ...] = ()
     if policy == "random":
         if env is None:
@@ -71,6 +71,7 @@ def collect(
             opponents=opponents_of(options_of(run)),
         )
         player = restored.policy(deterministic=deterministic)
+    task.domain.check_storable(task)  # before an hour of play
     if noise:
         player = task.domain.noisy_policy(player, task.spec, noise)
     played = task.domain.play(task, player, episodes, seed, device, num_envs)
@@ -92,7 +93,7 @@ def export_replay(
 
     Raises UserError for a run without such a replay, RunError, or DataError for an id that is taken.
     """
-    _refuse_taken(out, data_dir)
+    check_new(out, data_dir)
     run = Run(path)
     episodes = replay_of(run, run_seed, algorithm)
     domain = domain_for(needs_of(algorithm_of(run, algorithm)[1]))
@@ -133,8 +134,3 @@ def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | No
         learned_by=(LearnedBy(algorithm=run.algorithm, step=int(state["step"]), seed=chosen_seed),),
     )
     return episodes
-
-
-def _refuse_taken(out: str, data_dir: str | None) -> None:
-    if (taken := minari_root(data_dir) / out).exists():
-        raise DataError(f"{out} exists at {taken}; choose another id or version, or delete that folder")

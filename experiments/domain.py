@@ -114,6 +114,9 @@ class Domain(Protocol):
     def references(self, source: EnvironmentSource) -> ReferenceScores | None:
         """Reference scores that are known for an environment."""
 
+    def check_storable(self, task: Task) -> None:
+        """Raise DataError if episodes of this task could not be written."""
+
     def write(self, data: Data, dataset_id: str, data_dir: str | None) -> Path:
         """Write episodes as a Minari dataset; returns its folder."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from herdbook.experiments.environments import (
 )
 from herdbook.experiments.opponents import opponents_of
 from herdbook.experiments.records import options_of
-from herdbook.experiments.restore import restore
+from herdbook.experiments.restore import Restored, restore
 
 
 def evaluate_run(
@@ -47,9 +48,13 @@ def evaluate_run(
     same = trained_in is not None and same_environment(env, env_kwargs or {}, spec_of_record(trained_in))
     references = ReferenceScores(**recorded) if recorded and same else None
     opponents = opponents_of(options_of(run))
-    results = []
-    for each in run.seeds:
+    results, at = [], dict[int, Restored]()
+    everyone = []
+    for each in run.seeds:  # all are restored before one plays
         restored = restore(run, algorithm, step, each, device, networks)
+        own = at.setdefault(restored.step, restored)  # seeds of one checkpoint share it
+        everyone.append(replace(own, seed_index=restored.seed_index))
+    for each, restored in zip(run.seeds, everyone, strict=True):
         domain, spec = restored.domain, restored.spec
         task = Task(domain=domain, spec=spec, environment=bound, references=references, opponents=opponents)
         line = domain.score(task, restored.policy(), episodes, seed, device)

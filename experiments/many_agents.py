@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from herdbook.core.config import Config
-from herdbook.core.environments import EnvironmentSource, ReferenceScores
+from herdbook.core.environments import EnvironmentSource, ReferenceScores, describe_environment
 from herdbook.core.episode_collector import EpisodeCollector, Plan
 from herdbook.core.joint.actor import JointActor
 from herdbook.core.joint.games import IllegalAction
@@ -22,7 +22,7 @@ from herdbook.core.seeds import SeedBySeed
 from herdbook.core.specs import joint_spec_from_state, joint_spec_state
 from herdbook.core.types import Array, Policy
 from herdbook.datasets.joint.episodes import JointEpisodes
-from herdbook.datasets.joint.minari import save_joint
+from herdbook.datasets.joint.minari import check_storable, save_joint
 from herdbook.datasets.joint.replay import JointReplay
 from herdbook.evaluation.joint import evaluate_joint
 from herdbook.evaluation.scores import score_line
@@ -99,6 +99,9 @@ class ManyAgents:
 
     def references(self, source: EnvironmentSource) -> ReferenceScores | None:
         return None
+
+    def check_storable(self, task: Task) -> None:
+        check_storable(task.source, task.spec, describe_environment(task.place))
 
     def write(self, data: JointEpisodes, dataset_id: str, data_dir: str | None) -> Path:
         return save_joint(data, dataset_id, data_dir=data_dir)

@@ -37,11 +37,13 @@ class RunPlayer:
 
     def move(self, folder: Path) -> None:
         """Copy the checkpoint to `folder` and play from there, since the run may go on or be deleted."""
-        run = Run(self.path)
-        (folder / "checkpoints").mkdir(parents=True)
-        shutil.copy(run.path / "config.json", folder)
+        run, copy = Run(self.path), folder.with_name(f".{folder.name}.tmp")
+        shutil.rmtree(copy, ignore_errors=True)
+        (copy / "checkpoints").mkdir(parents=True)
+        shutil.copy(run.path / "config.json", copy)
         source = run.checkpoints.path(self.step)
-        shutil.copytree(source, folder / "checkpoints" / source.name)
+        shutil.copytree(source, copy / "checkpoints" / source.name)
+        copy.rename(folder)
         self.path = str(folder)
 
     def reset(self) -> None:
@@ -88,8 +90,11 @@ def opponents_of(options: RunOptions) -> dict[str, Any]:
 
 
 def keep_opponents(run: Run, opponents: Mapping[str, Any]) -> None:
-    """Copy the policies of the opponents into the run's directory."""
+    """Copy the policies of the opponents into the run's directory, unless they are there."""
     player = opponents.get("others")
-    if player is not None:
+    if player is None:
+        return
+    if not (run.path / OTHERS).is_dir():
         player.move(run.path / OTHERS)
+    if run.options.get("others_step") != player.step:
         run.update_config(run={**run.options, "others_step": player.step})

@@ -170,10 +170,10 @@ def check(fine: bool, name: str, expected: str, got: Any) -> None:
         raise UserError(f"{name}: expected {expected}, got {got}")
 
 
-def literal_pairs(words: Sequence[str]) -> dict[str, Any]:
+def literal_pairs(words: Sequence[str], option: str = "env_kwargs") -> dict[str, Any]:
     """`("local_ratio", "0", "mode", "fast")` → `{"local_ratio": 0, "mode": "fast"}`: Python literals, else text."""
     if len(words) % 2:
-        raise UserError(f"env_kwargs: expected pairs of a name and a value, got {len(words)} words: {' '.join(words)}")
+        raise UserError(f"{option}: expected pairs of a name and a value, got {len(words)} words: {' '.join(words)}")
     return {name: _literal(value) for name, value in zip(words[::2], words[1::2], strict=True)}
 
 

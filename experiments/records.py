@@ -80,6 +80,58 @@ def with_length(config: Config, before: int, steps: int) -> tuple[Config, list[s
     return config, notices
 
 
+def without_schedules(config: Any, steps: int) -> Any:
+    """The config of an offline run of `steps` steps as fine-tuning has it, which does not count those schedules."""
+    for name in [f.name for f in fields(config) if f.default is None and getattr(config, f.name) is not None]:
+        open_ended = replace(config, **{name: None})
+        if getattr(open_ended.for_run(steps), name) == getattr(config, name):
+            config = open_ended
+    return config
+
+
+def with_rates(config: Any, rates: Mapping[str, float]) -> Any:
+    """A config with other learning rates. Raises UserError for another field or a value out of range."""
+    if not rates:
+        return config
+    may_change = [f.name for f in fields(config) if _is_rate(f.name)]
+    for name, value in rates.items():
+        if name not in may_change:
+            raise UserError(
+                f"set: {name} cannot change in a run that has begun{nearest(name, may_change)}; expected a learning "
+                f"rate: {', '.join(may_change) or 'there is none here'}"
+            )
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UserError(f"set: expected {name} as a number, got {value!r}")
+    return build_config(type(config), {**{f.name: getattr(config, f.name) for f in fields(config) if f.init}, **rates})
+
+
+def differences(before: Any, after: Any) -> list[str]:
+    """The fields in which two configs differ, as `actor_lr is 0.0001 instead of 0.0003`."""
+    old, new = config_values(before), config_values(after)
+    return [f"{name} is {new[name]} instead of {old[name]}" for name in old if new[name] != old[name]]
+
+
+def change_record(step: int, before: Any, after: Any) -> dict[str, Any]:
+    """The entry of `changes` in config.json for a config that changes at `step`."""
+    old, new = config_values(before), config_values(after)
+    return {"step": step, "config": {n: {"from": old[n], "to": new[n]} for n in old if new[n] != old[n]}}
+
+
+def rates_at_start(run: Run) -> dict[str, Any]:
+    """The values of a run's config with the learning rates that it began with, before all `changes`.
+
+    Schedules stay those of the run's present length.
+    """
+    values = dict(run.config["config"])
+    for change in reversed(run.config.get("changes", [])):
+        values |= {name: each["from"] for name, each in change["config"].items() if _is_rate(name)}
+    return values
+
+
+def _is_rate(name: str) -> bool:
+    return name == "lr" or (name.endswith("_lr") and name != "decay_lr")
+
+
 def merge(options: RunOptions, **changes: Any) -> RunOptions:
     """Options with the changes that are not None."""
     return replace(options, **{name: value for name, value in changes.items() if value is not None})

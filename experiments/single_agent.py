@@ -31,11 +31,11 @@ from herdbook.core.specs import spec_from_state, spec_state
 from herdbook.core.step_collector import StepCollector
 from herdbook.core.types import Array, Policy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.minari import write_minari
+from herdbook.datasets.minari import environment_json, write_minari
 from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rewards import RewardMap, reward_map, transform_rewards
+from herdbook.datasets.rewards import FROM_DATA, RewardMap, reward_map, transform_rewards
 from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.evaluation.evaluate import evaluate, score
 from herdbook.evaluation.scores import find_references, score_line
@@ -62,6 +62,8 @@ class SingleAgent:
             raise UserError("learn, others: expected none, there is one agent; they are for environments with many")
         if options.workers:
             raise UserError(f"workers: expected 0, the learner steps one agent itself; got {options.workers}")
+        if options.reward_transform not in FROM_DATA:
+            reward_transform(options.reward_transform)
 
     def check_actions(self, spec: Spec, needs: Needs, algorithm: str) -> None:
         check_action_space(spec.action_space, needs.actions, algorithm)
@@ -108,6 +110,10 @@ class SingleAgent:
 
     def references(self, source: EnvironmentSource) -> ReferenceScores | None:
         return find_references(None, describe_environment(source))
+
+    def check_storable(self, task: Task) -> None:
+        if (environment := describe_environment(task.place)) is not None:
+            environment_json(environment)
 
     def write(self, data: Episodes, dataset_id: str, data_dir: str | None) -> Path:
         return write_minari(data, dataset_id, data_dir=data_dir)

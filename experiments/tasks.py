@@ -34,6 +34,19 @@ def load_task(algorithm: type[Any], options: RunOptions, dataset: Named | None, 
 
     Raises UserError, DataError or EnvironmentUnavailable.
     """
+    named, source = check_task(algorithm, options, dataset, env)
+    if named is None:
+        return _environment_task(algorithm, options, source)
+    return _dataset_task(algorithm, options, named, source)
+
+
+def check_task(
+    algorithm: type[Any], options: RunOptions, dataset: Named | None, env: EnvironmentSource | None
+) -> tuple[Named | None, EnvironmentSource | None]:
+    """The dataset and the environment as they were named. Raises UserError if they or the options do not fit the needs.
+
+    It reads no data and makes no environment.
+    """
     needs, name = needs_of(algorithm), algorithm.__name__
     named = options.dataset if dataset is None else dataset
     if named is not None and not needs.data:
@@ -48,15 +61,23 @@ def load_task(algorithm: type[Any], options: RunOptions, dataset: Named | None, 
     source = env or options.env
     if plays and source is None:
         raise UserError("expected --env (env= in Python), an environment to learn in; got none")
-    if named is None:
-        return _environment_task(algorithm, options, source)
-    return _dataset_task(algorithm, options, named, source)
+    domain_for(needs).check_options(options)
+    return named, source
+
+
+def try_named_environment(algorithm: type[Any], options: RunOptions, env: EnvironmentSource | None) -> None:
+    """Make the environment that the user named, before hours go into a dataset for it. Raises UserError if it fails."""
+    source = with_arguments(env or options.env, literal_pairs(options.env_kwargs))
+    if source is not None and (options.eval_episodes or options.online_steps):
+        try:
+            domain_for(needs_of(algorithm)).environment_spec(source, options.observation_keys, opponents_of(options))
+        except EnvironmentUnavailable as error:
+            raise UserError(str(error)) from error
 
 
 def _environment_task(algorithm: type[Any], options: RunOptions, source: EnvironmentSource | None) -> Task:
     domain = domain_for(needs_of(algorithm))
     check_domain(algorithm, domain)
-    domain.check_options(options)
     source = with_arguments(source, literal_pairs(options.env_kwargs))
     assert source is not None  # the caller has checked
     opponents = opponents_of(options)
@@ -77,7 +98,6 @@ def _dataset_task(algorithm: type[Any], options: RunOptions, dataset: Named, sou
         given = dataset
     domain = domain_of(given)
     check_domain(algorithm, domain)
-    domain.check_options(options)
     arguments = literal_pairs(options.env_kwargs)
     recorded, references = given.environment, find_references(given.reference_scores, given.environment)
     if recorded is not None and not same_environment(source, arguments, recorded):

@@ -14,9 +14,18 @@ from herdbook.core.book import Evaluate
 from herdbook.core.config import Config
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.fine_tuning import score_of, watched
-from herdbook.core.logging import Reporter
+from herdbook.core.logging import Reporter, WandbFailed, require_wandb
 from herdbook.core.loop import Cadence, train_offline, train_online
-from herdbook.core.runs import Run, RunError, create_run, locked, next_free_directory, provenance, refuse_existing_run
+from herdbook.core.runs import (
+    Run,
+    RunError,
+    check_length,
+    create_run,
+    locked,
+    next_free_directory,
+    provenance,
+    refuse_existing_run,
+)
 from herdbook.core.threads import default_threads, keep_threads, multiplications_of, usable_cores
 from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import UserError, config_class, nearest, needs_of
@@ -27,26 +36,34 @@ from herdbook.experiments.options import RunOptions, as_words, literal_pairs
 from herdbook.experiments.records import (
     absolute,
     build_config,
+    change_record,
     check_networks,
     check_reserved,
     config_from_values,
     config_values,
+    differences,
     merge,
     options_of,
+    rates_at_start,
     with_length,
+    with_rates,
+    without_schedules,
 )
 from herdbook.experiments.restore import algorithm_of, resolve
 from herdbook.experiments.settings import Setting
 from herdbook.experiments.tasks import (
     Named,
     check_dataset,
+    check_task,
     dataset_record,
     load_task,
     make_evaluation,
     settings_of,
     trusted_task,
+    try_named_environment,
 )
 
+_FINE_TUNING = ("num_envs", *(f.name for f in fields(RunOptions) if f.metadata["group"] == "fine_tuning"))
 _RUN_FIELDS = tuple(f.name for f in fields(RunOptions))
 
 
@@ -79,20 +96,13 @@ def train(
         UserError, DataError, RunError, EnvironmentUnavailable: An argument is wrong, or something named is missing.
         RunFailed: No seed has a finite loss any more, or the disk is full.
     """
-    run_options = {name: value for name, value in options.items() if name in _RUN_FIELDS}
+    run_options: dict[str, Any] = {"workers": 0}  # a spawned process would import the caller's script
+    run_options |= {name: value for name, value in options.items() if name in _RUN_FIELDS}
     values = {name: value for name, value in options.items() if name not in _RUN_FIELDS}
     name, chosen = resolve(algorithm)
     if is_dataclass(algorithm) and not isinstance(algorithm, type):
         config = algorithm
-    applied: list[Setting] | None = None
-    if config is None:
-        applied = settings_of(
-            name, chosen, dataset=dataset, data_dir=run_options.get("data_dir"), env=env, env_kwargs=env_kwargs or {}
-        )
-        values = {key: value for row in applied for key, value in row.config.items()} | values
-        run_options = {key: value for row in applied for key, value in row.run.items()} | run_options
-        config = build_config(config_class(chosen), values)
-    elif values:
+    if config is not None and values:
         unknown = sorted(values)
         raise UserError(
             f"unknown option {unknown[0]!r}{nearest(unknown[0], _RUN_FIELDS)}; "
@@ -108,13 +118,45 @@ def train(
             run_options[path] = str(run_options[path])
     if dataset is not None:
         run_options["dataset"] = str(dataset) if isinstance(dataset, (str, Path)) else dataset.source
-    run_options.setdefault("workers", 0)  # a spawned process would import the caller's script
     if isinstance(env, str):
-        run_options["env"], env = env, None
+        run_options["env"] = env
     if env_kwargs:
         run_options["env_kwargs"] = as_words(env_kwargs)
-    given: dict[str, Any] = {"dataset": dataset, "env": env, "networks": networks, "applied": applied, "quiet": quiet}
+    given: dict[str, Any] = {"dataset": dataset, "env": None if isinstance(env, str) else env}
+    check_start(chosen, RunOptions(**run_options), **given)
+    applied: list[Setting] | None = None
+    if config is None:
+        build_config(config_class(chosen), values)  # mistakes are told before a dataset is fetched
+        applied = settings_of(
+            name, chosen, dataset=dataset, data_dir=run_options.get("data_dir"), env=env, env_kwargs=env_kwargs or {}
+        )
+        values = {key: value for row in applied for key, value in row.config.items()} | values
+        run_options = {key: value for row in applied for key, value in row.run.items()} | run_options
+        config = build_config(config_class(chosen), values)
+    given |= {"networks": networks, "applied": applied, "quiet": quiet}
     return start(name, chosen, config, RunOptions(**run_options), **given)
+
+
+def check_start(
+    algorithm: type[Any], options: RunOptions, *, dataset: Named | None = None, env: EnvironmentSource | None = None
+) -> None:
+    """Raise for what can be known to be wrong before a dataset is fetched or made, or a run directory is made."""
+    check_run(options)
+    if options.run_dir is not None:
+        refuse_existing_run(options.run_dir)
+    named, _ = check_task(algorithm, options, dataset, env)
+    if named is not None:
+        try_named_environment(algorithm, options, env)
+
+
+def check_run(options: RunOptions) -> None:
+    """Raise UserError for a device that is not there, or if Weights & Biases is wanted and missing."""
+    choose_device(options.device)
+    if options.wandb is not None:
+        try:
+            require_wandb()
+        except ImportError as error:
+            raise UserError(str(error)) from error
 
 
 @keep_threads()
@@ -169,11 +211,16 @@ def start(
             **provenance(),
         },
     )
-    keep_opponents(run, task.opponents)
     for row in applied or ():
         trainer.notices.insert(0, f"settings: {row}")
     with locked(run.path):
-        trainer.run(run, options, quiet)
+        try:
+            reporter = trainer.reporter(run, options.total_steps, quiet)
+        except BaseException:
+            (run.path / "config.json").unlink()  # nothing has begun; the same command may be given again
+            raise
+        keep_opponents(run, task.opponents)
+        trainer.run(run, options, reporter)
     return Run(run.path)
 
 
@@ -199,56 +246,112 @@ def resume(
     device: str | None = None,
     data_dir: str | None = None,
     workers: int | None = 0,
+    rates: Mapping[str, float] | None = None,
+    fine_tuning: Mapping[str, Any] | None = None,
+    restart: bool = False,
     quiet: bool = False,
 ) -> tuple[Run, bool]:
     """Continue a run from its last checkpoint, bit for bit, or extend it to `steps` (fine-tuned runs: `online_steps`).
 
     In an extended run, schedules that lasted for the run (of a learning rate, for example) last for its new length.
 
-    A user's own algorithm, environment, networks and `Episodes` must be given again, because code that a run directory
-    names is not imported. `workers` is that of `RunOptions`; None takes the number that the run began with. Returns the
-    run, and whether there was anything to do.
+    With `online_steps`, a finished offline run goes on in its environment; `fine_tuning` holds other options of
+    `RunOptions` for that (`online_noise`, `num_envs`, …). `rates` are learning rates from here on, by the names of the
+    config; config.json holds them, and their old values under `changes`.
 
-    Raises RunError if the dataset, the algorithm or the shapes differ from those of the run.
+    A user's own algorithm, environment, networks and `Episodes` must be given again, because code that a run directory
+    names is not imported. `workers` is that of `RunOptions`; None takes the number that the run began with. With
+    `restart`, a run whose checkpoints are gone begins anew at step 0; its old lines are kept in files beside the new
+    ones. Returns the run, and whether there was anything to do.
+
+    Raises RunError if the dataset, the algorithm or the shapes differ from those of the run, or if its checkpoints are
+    gone; CheckpointError if its last checkpoint is damaged, also for a finished run.
     """
     run = Run(path)
     options = options_of(run)
-    last, begun = run.checkpoints.last(), options
+    _check_checkpoints(run, restart)
+    last, begun = None if run.checkpoints.gone() else run.checkpoints.last(), options
     if options.online_steps and steps is not None:
         raise UserError(f"steps: {run.path} is fine-tuned after {options.steps}; expected online_steps, got {steps}")
-    if not options.online_steps and online_steps is not None:
-        raise UserError(f"online_steps: expected steps, {run.path} was begun without fine-tuning; got {online_steps}")
     if online_steps is not None and online_steps < 1:
         raise UserError(f"online_steps: expected 1 or more, got {online_steps}")
-    options = merge(options, steps=steps, online_steps=online_steps)
+    begins = online_steps is not None and not options.online_steps
+    if begins and (last is None or steps is not None or last < options.steps):
+        raise UserError(
+            f"online_steps: expected a finished run, {run.path} is at step {last or 0} of {steps or options.steps}; "
+            f"finish it with `herdbook resume {run.path}`, then fine-tune it"
+        )
+    if fine_tuning and not begins:
+        raise UserError(f"{next(iter(fine_tuning))}: expected it only where fine-tuning begins, with online_steps")
+    options = merge(options, steps=steps, online_steps=online_steps, **(fine_tuning or {}))
     if last is not None and options.total_steps < last:
         name, before = ("online_steps", options.steps) if begun.online_steps else ("steps", 0)
         raise UserError(
             f"{name}: expected at least {last - before}, where {run.path} is, got {options.total_steps - before}"
         )
     if last is not None and options.total_steps == last:
+        for name, size in run.checkpoints.verify_last()["files"].items():
+            check_length(run.path / name, size)
+        if rates:
+            raise UserError(f"set: expected more steps beside it, {run.path} is finished at step {last}")
         return run, False
     _, chosen = algorithm_of(run, algorithm)
     check_networks(run, networks)
-    config = config_from_values(config_class(chosen), run.config["config"])
+    values = rates_at_start(run) if restart else run.config["config"]
+    config = begun_config = config_from_values(config_class(chosen), values)
+    config = with_rates(config, rates or {})
+    if begins:
+        config = without_schedules(config, options.steps)
+        options = merge(options, num_envs=options.lanes(needs_of(chosen)))
     named = env if isinstance(env, str) else None
     options = merge(options, device=device, data_dir=data_dir, workers=workers, env=named)
+    check_run(options)
     resolved = choose_device(options.device)
     with locked(run.path):
         _check_trusted(run, options, env)
         task = load_task(chosen, options, dataset, None if isinstance(env, str) else env)
         check_dataset(run, task)
         _check_environment(run, task, given=env is not None)
-        notices: list[str] = []
+        notices = [f"from step {last or 0:,} on: {text}" for text in differences(begun_config, config)]
         if options.steps != begun.steps:
-            config, notices = with_length(config, begun.steps, options.steps)
+            config, told = with_length(config, begun.steps, options.steps)
+            notices += told
         trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
         trainer.notices += notices
+        reporter = trainer.reporter(run, options.total_steps, quiet)
+        keep_opponents(run, task.opponents)  # a kill may have come before them
+        record: dict[str, Any] = {"config": config_values(config), "changes": []} if restart else {}
         if options.total_steps != begun.total_steps:
-            lengths = {"steps": options.steps, "online_steps": options.online_steps}
-            run.update_config(run={**run.options, **lengths}, config=config_values(config))
-        trainer.run(run, options, quiet)
+            names = ("steps", "online_steps", *(_FINE_TUNING if begins else ()))
+            record["run"] = {**run.options, **{name: getattr(options, name) for name in names}}
+        if config != begun_config:
+            before = [] if restart else run.config.get("changes", [])
+            record["config"] = config_values(config)
+            record["changes"] = [*before, change_record(last or 0, begun_config, config)]
+        if record:
+            run.update_config(**record)
+        if restart:
+            trainer.notices += [f"the lines of before are kept in {kept}" for kept in run.set_aside()]
+        trainer.run(run, options, reporter)
     return Run(run.path), True
+
+
+def _check_checkpoints(run: Run, restart: bool) -> None:
+    """Raise RunError if the checkpoints of a run that has trained are gone, unless it restarts."""
+    if not run.checkpoints.gone():
+        if restart:
+            raise UserError(
+                f"restart: expected a run whose checkpoints are gone, {run.path} has one of step "
+                f"{run.checkpoints.last()}; resume it without restart"
+            )
+        return
+    step = max(run.logged(), run.checkpoints.last() or 0)
+    if step > 0 and not restart:
+        raise RunError(
+            f"{run.path}: expected a checkpoint, since the run was at step {step}, got none in "
+            f"{run.checkpoints.directory}; put them back, or begin anew with --restart (restart=True in Python), which "
+            "keeps the old lines of the log"
+        )
 
 
 def _check_trusted(run: Run, options: RunOptions, env: EnvironmentSource | None) -> None:
@@ -331,15 +434,18 @@ class _Trainer:
             self.notices.append(f"threads: {torch.get_num_threads()} (chosen from the cores, workers and networks)")
         self.extra = {"config": config_values(config), "spec": domain.spec_state(task.spec)}
 
-    def run(self, run: Run, options: RunOptions, quiet: bool) -> None:
+    def reporter(self, run: Run, steps: int, quiet: bool) -> Reporter:
+        """The reporter of a run up to step `steps`. Raises UserError if Weights & Biases does not start."""
+        try:
+            return Reporter(
+                run.path, steps, run.seeds, wandb=self.options.wandb, config=run.config, quiet=quiet, tensorboard=True
+            )
+        except (ImportError, WandbFailed) as error:
+            raise UserError(str(error)) from error
+
+    def run(self, run: Run, options: RunOptions, reporter: Reporter) -> None:
         """Train to the steps of `options`. The caller has locked the directory."""
         total, recorded = options.total_steps, run.options
-        try:
-            reporter = Reporter(
-                run.path, total, run.seeds, wandb=self.options.wandb, config=run.config, quiet=quiet, tensorboard=True
-            )
-        except ImportError as error:
-            raise UserError(str(error)) from error
         for notice in self.notices:
             reporter.notice(notice)
         shared: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from herdbook.core.environments import EnvironmentSource, whole_games
-from herdbook.core.runs import Run
+from herdbook.core.runs import Run, unwritable
 from herdbook.core.types import Array
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.domain import Task
@@ -54,10 +54,18 @@ def record(
 
 
 def check_name(out: str | Path) -> Path:
-    """The path of a video. Raises UserError unless it ends in .gif or .mp4."""
+    """The path of a video. Raises UserError unless it ends in .gif or .mp4 and can be written here."""
     out = Path(out)
     if out.suffix not in (".gif", ".mp4"):
         raise UserError(f"video: expected a name that ends in .gif or .mp4, got {out}")
+    if (reason := unwritable(out.parent)) is not None:
+        raise UserError(f"video: {out} cannot be written: {reason}")
+    if out.suffix == ".mp4":
+        try:
+            import imageio  # noqa: F401
+            import imageio_ffmpeg  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"video: .mp4 needs {error.name}: pip install 'herdbook[video]', or choose .gif") from error
     return out
 
 
@@ -69,8 +77,6 @@ def _write(out: Path, frames: Sequence[Array]) -> None:
         first, *rest = (Image.fromarray(np.asarray(frame, dtype=np.uint8)) for frame in frames)
         first.save(out, save_all=True, append_images=rest, duration=1000 // FRAMES_PER_SECOND, loop=0)
         return
-    try:
-        import imageio
-    except ImportError as error:
-        raise UserError("video: .mp4 needs imageio: pip install 'herdbook[video]', or choose .gif") from error
+    import imageio
+
     imageio.mimsave(out, list(frames), fps=FRAMES_PER_SECOND)

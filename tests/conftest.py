@@ -6,9 +6,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers with 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network; what asks for it fails at once
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +91,43 @@ def die_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int, type, Callabl
             patched.setattr(owner, name, die)
             with pytest.raises(Killed):
                 function()
+
+    return run
+
+
+@pytest.fixture
+def at_every_rename(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Callable[[], object]], list[Path]]:
+    """`at_every_rename(path, function)`: run the function and return a copy of the run directory `path` from before
+    each rename, new link and removal in it, as a kill at that instant leaves it.
+    """
+    remove: Callable[..., None] = shutil.rmtree
+
+    def run(path: Path, function: Callable[[], object]) -> list[Path]:
+        copies: list[Path] = []
+
+        def copy(target: object) -> None:
+            if Path(str(target)).absolute().is_relative_to(path.absolute()):
+                copies.append(path.with_name(f"{path.name}-{len(copies)}"))
+                shutil.copytree(path, copies[-1], symlinks=True)
+
+        def copying(original: Callable[..., object]) -> Callable[..., object]:
+            def call(source: object, target: object, *rest: object, **options: object) -> object:
+                copy(target)
+                return original(source, target, *rest, **options)
+
+            return call
+
+        def removing(target: Path, *rest: object, **options: Any) -> None:
+            if target.exists():
+                copy(target)
+                remove(target, *rest, **options)
+
+        with monkeypatch.context() as patched:
+            for name in ("rename", "replace", "symlink"):
+                patched.setattr(os, name, copying(getattr(os, name)))
+            patched.setattr(shutil, "rmtree", removing)
+            function()
+        return copies
 
     return run
 

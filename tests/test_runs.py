@@ -145,6 +145,66 @@ def test_resume_of_a_finished_run_changes_nothing(small_dataset: str) -> None:
     assert before == {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in run.path.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize("how", ["checkpoints", "all but the link"])
+def test_a_run_whose_checkpoints_are_gone_is_not_trained_again_unasked(small_dataset: str, how: str) -> None:
+    run = go(small_dataset)
+    lines = {name: (run.path / name).read_bytes() for name in (*FILES, "timing.jsonl")}
+    if how == "checkpoints":
+        shutil.rmtree(run.checkpoints.directory)
+    else:
+        for step in run.checkpoints.steps():
+            shutil.rmtree(run.checkpoints.path(step))
+    with pytest.raises(RunError, match=r"expected a checkpoint, since the run was at step 40, got none .* --restart"):
+        resume(run.path, algorithm=MINE, quiet=True)
+    assert lines == {name: (run.path / name).read_bytes() for name in lines}
+    again, continued = resume(run.path, algorithm=MINE, restart=True, quiet=True)
+    assert continued and same(again, go(small_dataset, "other"))
+    assert all((run.path / name.replace(".", ".before-1.")).read_bytes() == old for name, old in lines.items())
+    with pytest.raises(UserError, match="restart: expected a run whose checkpoints are gone, run has one of step 40"):
+        resume(run.path, algorithm=MINE, restart=True)
+
+
+def test_a_second_restart_keeps_the_lines_of_both(small_dataset: str) -> None:
+    run = go(small_dataset)
+    for _ in range(2):
+        shutil.rmtree(run.checkpoints.directory)
+        resume(run.path, algorithm=MINE, restart=True, quiet=True)
+    assert [path.name for path in sorted(run.path.glob("metrics*"))] == [
+        "metrics.before-1.jsonl",
+        "metrics.before-2.jsonl",
+        "metrics.jsonl",
+    ]
+
+
+def test_a_run_that_had_not_begun_needs_no_checkpoint(small_dataset: str) -> None:
+    run = go(small_dataset, steps=0)
+    shutil.rmtree(run.checkpoints.directory)
+    assert resume(run.path, algorithm=MINE, quiet=True)[1] and run.checkpoints.last() == 0
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_finished_run_with_a_damaged_checkpoint_is_not_called_finished(small_dataset: str, file: str) -> None:
+    run = go(small_dataset)
+    damaged = run.checkpoints.path(40) / file
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=rf"step_40.{file}.*the checkpoint of step 38 is another one to try"):
+        resume(run.path, quiet=True)
+
+
+def test_a_finished_run_with_a_damaged_replay_or_log_is_not_called_finished() -> None:
+    small = {"steps": 10, "batch_size": 4, "hidden_sizes": (4,), "warmup_steps": 2, "eval_episodes": 0}
+    run = herdbook.train("dqn", env="CartPole-v1", run_dir="run", replay_steps=20, quiet=True, **small)
+    assert resume(run.path)[1] is False
+    lines = (run.path / "metrics.jsonl").read_bytes()
+    (run.path / "metrics.jsonl").write_bytes(lines[:20])
+    with pytest.raises(RunError, match="expected at least"):
+        resume(run.path)
+    (run.path / "metrics.jsonl").write_bytes(lines)
+    (run.path / "checkpoints" / "replay_10" / "tensors.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"replay_10.tensors.safetensors: truncated or corrupt"):
+        resume(run.path)
+
+
 def test_resume_extends(small_dataset: str) -> None:
     cadence = {"log_every": 5, "evaluate_every": 20, "checkpoint_every": 10}
     whole = go(small_dataset, "whole", steps=80, **cadence)

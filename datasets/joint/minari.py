@@ -68,8 +68,7 @@ def save_joint(
     Raises DataError if the id is malformed or taken, an agent's name has a slash, or the environment's arguments are
     not JSON values.
     """
-    if unfit := [agent for agent in episodes.spec.agents if "/" in agent]:
-        raise DataError(f"{episodes.source}: expected agent names without a slash, got {unfit}; rename them")
+    check_storable(episodes.source, episodes.spec, episodes.environment)
     observation_space, action_space = _agents_spaces(episodes.spec)
     terminated, truncated = np.zeros((2, episodes.num_steps), dtype=np.bool_)
     last = episodes.offsets[1:] - 1
@@ -93,6 +92,20 @@ def save_joint(
         references=episodes.reference_scores,
         metadata={**learned_metadata(episodes.learned_by), **metadata, JOINT: _record(episodes)},
     )
+
+
+def check_storable(source: str, spec: JointSpec, environment: EnvironmentSpec | None) -> None:
+    """Raise DataError for an agent whose name has a slash, and for arguments of the environment that are not JSON."""
+    if unfit := [agent for agent in spec.agents if "/" in agent]:
+        raise DataError(f"{source}: expected agent names without a slash, got {unfit}; rename them")
+    try:
+        json.dumps(_environment_record(environment))
+    except TypeError as error:
+        raise DataError(f"{source}: expected JSON values as the environment's arguments: {error}") from error
+
+
+def _environment_record(environment: EnvironmentSpec | None) -> dict[str, Any] | None:
+    return None if environment is None else {name: getattr(environment, name) for name in _ENVIRONMENT}
 
 
 def _agents_spaces(spec: JointSpec) -> tuple[spaces.Dict, spaces.Dict]:
@@ -139,22 +152,17 @@ def _infos(episodes: JointEpisodes) -> list[Column]:
 def _record(episodes: JointEpisodes) -> dict[str, Any]:
     from minari.serialization import serialize_space
 
-    spec, environment = episodes.spec, episodes.environment
-    record = {
+    spec = episodes.spec
+    return {
         "format": FORMAT,
         "agents": list(spec.agents),
         "turn_based": spec.turn_based,
         "masked": spec.masked,
         "state_space": None if spec.state_space is None else serialize_space(spec.state_space),
         "state": episodes.state is not None,
-        "environment": None if environment is None else {name: getattr(environment, name) for name in _ENVIRONMENT},
+        "environment": _environment_record(episodes.environment),
         "packages": dict(episodes.packages),
     }
-    try:
-        json.dumps(record)
-    except TypeError as error:
-        raise DataError(f"{episodes.source}: expected JSON values as the environment's arguments: {error}") from error
-    return record
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
