@@ -21,7 +21,7 @@ from gymnasium import Space, spaces
 
 from herdbook.core.environments import Env, EnvironmentSource, EnvironmentUnavailable, check_reset, make_environment
 from herdbook.core.random import derive
-from herdbook.core.spaces import alike, flat_action_space, flat_space, flatten, leaf_spaces
+from herdbook.core.spaces import alike, executed, flat_action_space, flat_space, flatten, leaf_spaces, raw_actions
 from herdbook.core.trees import write
 from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, to_numpy, tree_map
 
@@ -424,7 +424,8 @@ class VectorRunner:
         if not np.isfinite(actions).all():
             raise PolicyFailed(f"the policy gave an action that is not finite: {actions.tolist()}")
         assert isinstance(space, spaces.Box)
-        return np.minimum(np.maximum(actions.astype(np.float32), space.low), space.high)  # twice as fast as np.clip
+        clipped = np.minimum(np.maximum(actions.astype(np.float32), space.low), space.high)  # twice as fast as np.clip
+        return executed(self.raw_action_space, clipped)
 
     def _raw_actions(self, actions: Array) -> list[Any]:
         """One action per lane in the environment's shape and type."""
@@ -432,7 +433,7 @@ class VectorRunner:
         if isinstance(space, spaces.Discrete):
             return list(actions.tolist())
         assert isinstance(space, spaces.Box)
-        return list(actions.reshape(-1, *space.shape).astype(space.dtype))
+        return list(raw_actions(space, actions))
 
     def _not_finite(self, results: _Results) -> dict[int, EnvironmentFailed]:
         """Lanes with a non-finite reward or observation, including lanes that stepped before another lane failed."""

@@ -147,8 +147,31 @@ def flat_action_space(space: Space[Any]) -> Space[Any]:
     if isinstance(space, spaces.Discrete):
         return space
     if isinstance(space, spaces.Box):
-        return spaces.Box(_single(space.low.reshape(-1)), _single(space.high.reshape(-1)), dtype=np.float32)
+        low = np.where(space.bounded_below, space.low, -np.inf)  # an integer type cannot represent infinity
+        high = np.where(space.bounded_above, space.high, np.inf)
+        return spaces.Box(_single(low.reshape(-1)), _single(high.reshape(-1)), dtype=np.float32)
     raise ValueError(f"expected a Box or Discrete action space, got {space}; convert the actions to one of the two")
+
+
+def raw_actions(space: spaces.Box, actions: Array) -> Array:
+    """Convert stored actions `[*B, A]` float32 to executable ones, `[*B, *space.shape]` in the type of `space`.
+
+    They are within its bounds, which float32 may not represent. The range of an integer Box is divided into one equal
+    part for each integer: every integer keeps its value, and uniform actions give each integer the same share.
+    """
+    shaped = np.reshape(actions, (*np.shape(actions)[:-1], *space.shape))
+    if np.issubdtype(space.dtype, np.integer):
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        inside, span = np.clip(shaped.astype(np.float64), low, high), np.maximum(high - low, 1)
+        shaped = np.floor(low + (inside - low) * (1 + 1 / span))
+    return np.minimum(np.maximum(shaped.astype(space.dtype), space.low), space.high)
+
+
+def executed(space: spaces.Box, actions: Array) -> Array:
+    """Replace stored actions `[*B, A]` by those that the environment executes, see `raw_actions`."""
+    if space.dtype == np.float32:
+        return actions
+    return raw_actions(space, actions).reshape(actions.shape).astype(np.float32)
 
 
 def leaf_spaces(space: Space[Any]) -> list[Space[Any]]:

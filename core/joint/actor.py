@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from herdbook.core.joint.types import JointSpec, all_legal
-from herdbook.core.spaces import flatten, zeros
+from herdbook.core.spaces import flatten, raw_actions, zeros
 from herdbook.core.trees import mapped, write
 from herdbook.core.types import Array, Policy, Step, Tree, to_numpy
 
@@ -89,8 +89,8 @@ class JointActor:
         for kind in self.spec.kinds:
             for row, agent in enumerate(kind.agents):
                 if agent in observations:  # an agent that does not act keeps its last action
-                    self._previous[kind.name][row] = actions[kind.name][0, row]
                     own[agent] = _own(self.spec.action_spaces[agent], actions[kind.name][0, row])
+                    self._previous[kind.name][row] = np.reshape(own[agent], self._previous[kind.name][row].shape)
         return own
 
     def _batch(self, tree: Tree) -> Tree:
@@ -101,4 +101,5 @@ class JointActor:
 def _own(space: spaces.Space[Any], action: Array) -> Any:
     if isinstance(space, spaces.Discrete):
         return int(action)
-    return action.reshape(space.shape).astype(space.dtype)
+    assert isinstance(space, spaces.Box)
+    return raw_actions(space, action)

@@ -30,7 +30,7 @@ from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.rounds import in_rounds
 from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, all_legal
 from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed
-from herdbook.core.spaces import alike, zeros
+from herdbook.core.spaces import alike, executed, zeros
 from herdbook.core.trees import indexed, mapped, write
 from herdbook.core.types import Array, Policy, Step, Turn, to_numpy, tree_leaves
 
@@ -114,6 +114,11 @@ class JointRunner:
             text = f"{env.name}: reset(seed) does not determine the state; it is rebuilt for each episode"
             warnings.warn(text, stacklevel=2)
         self._nothing = {k.name: _nothing(k.action_space, num_envs, len(k.agents)) for k in self.spec.kinds}
+        own = self.spec.action_spaces
+        self._inexact = {  # row and space of the agents whose Box is not of float32
+            k.name: [(row, own[a]) for row, a in enumerate(k.agents) if own[a].dtype != np.float32]
+            for k in self.spec.kinds
+        }
         self._numbers = {k.name: [self.spec.index[agent] for agent in k.agents] for k in self.spec.kinds}
 
     def run(
@@ -254,7 +259,10 @@ class JointRunner:
             if not np.isfinite(array).all():
                 raise PolicyFailed(f"the policy gave an action of {kind.name} that is not finite: {array.tolist()}")
             assert isinstance(space, spaces.Box)
-            actions[kind.name] = np.clip(array.astype(np.float32), space.low, space.high)
+            clipped = np.clip(array.astype(np.float32), space.low, space.high)
+            for row, own in self._inexact[kind.name]:
+                clipped[:, row] = executed(own, clipped[:, row])
+            actions[kind.name] = clipped
         return actions
 
 
