@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
-from herdbook.core.spaces import flatten
+from herdbook.core.spaces import executed, flatten, raw_actions
 from herdbook.core.types import Array, Policy, Spec, Step, Tree, to_numpy, tree_map
 
 
@@ -40,6 +41,8 @@ class Actor:
     def act(self, observation: Tree, *, reward: float = 0.0) -> Array:
         """The action for one raw observation of the environment: an array `[A]`, or an int64 scalar if discrete.
 
+        If the environment's Box is not of float32, the action has its shape and type.
+
         reward: The reward of the previous step, for policies that read it.
         """
         space = self.spec.raw_observation_space or self.spec.observation_space
@@ -54,4 +57,8 @@ class Actor:
         )
         actions, self._carry = self.policy(step, self._carry, self.generator)
         self._previous, self._first = actions, False
-        return np.asarray(to_numpy(actions)[0])
+        action, own = np.asarray(to_numpy(actions)[0]), self.spec.raw_action_space
+        if not isinstance(own, spaces.Box):
+            return action
+        self._previous = torch.from_numpy(executed(own, action)).to(self.device)[None]
+        return raw_actions(own, action)

@@ -137,6 +137,7 @@ class Spec:
     observation_keys: tuple[str, ...] | None = None
     observation_mean: Array | None = None  # `[D]`, over the data; None without data and unless observations are vectors
     observation_std: Array | None = None
+    raw_action_space: Space[Any] | None = None  # the environment's own Box if its type is not float32
 
 
 class Distribution(Protocol):

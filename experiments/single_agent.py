@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.wrappers import RenderCollection
@@ -80,7 +81,9 @@ class SingleAgent:
         raw = env.observation_space
         try:
             seen = flat_space(raw, observation_keys)
-            return Spec(seen, flat_action_space(env.action_space), None if raw == seen else raw, observation_keys)
+            actions = flat_action_space(env.action_space)
+            own = env.action_space if isinstance(actions, spaces.Box) and env.action_space.dtype != np.float32 else None
+            return Spec(seen, actions, None if raw == seen else raw, observation_keys, raw_action_space=own)
         except EnvironmentUnavailable:
             raise
         except ValueError as error:  # of the keys, or of a space that is not supported

@@ -8,6 +8,7 @@ import pytest
 from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
+from herdbook.core.actor import Actor
 from herdbook.core.joint.actor import JointActor
 from herdbook.core.joint.random_policy import JointRandomPolicy
 from herdbook.core.joint.runner import JointRunner
@@ -15,7 +16,9 @@ from herdbook.core.random import generator
 from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.runner import VectorRunner, fixed_episodes
 from herdbook.core.spaces import check_action_space, executed, flat_action_space, raw_actions
+from herdbook.core.specs import spec_from_state, spec_state
 from herdbook.evaluation.evaluate import evaluate
+from herdbook.experiments.single_agent import SingleAgent
 
 WHOLE = spaces.Box(-3, 7, (2,), np.int64)
 FINE = spaces.Box(-0.1, 0.1, (2, 1), np.float64)
@@ -143,3 +146,13 @@ def test_what_a_replayed_episode_executes_is_what_it_executed_before() -> None:
     again.load_state_dict(runner.state_dict())
     assert not lost
     np.testing.assert_array_equal(again._observations, stepped.played.next_observations)
+
+
+def test_an_actor_acts_in_the_environments_own_space() -> None:
+    spec = SingleAgent().environment_spec(lambda: Echo(WHOLE))
+    spec = spec_from_state(spec_state(spec))
+    actor = Actor(RandomPolicy(spec.action_space), spec, generator=generator(0))
+    for _ in range(5):
+        action = actor.act(np.zeros(2, np.float32))
+        assert WHOLE.contains(action)
+        assert actor._previous[0].tolist() == action.tolist()
