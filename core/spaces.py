@@ -64,13 +64,30 @@ def cast(values: Any, dtype: Any, part: str = "") -> Array:
 
 
 def is_image(space: Space[Any]) -> TypeGuard[spaces.Box]:
-    """True if observations are images: uint8 `[height, width, channels]`, or grey `[height, width]`.
+    """True if observations are images: uint8 `[height, width, channels]`, channels first, or grey `[height, width]`.
 
-    A grey image must span the range 0 to 255, since a board with numbered cells is no image.
+    Four axes are a stack of such images, its frames on the first axis. A grey image must span the range 0 to 255, since
+    a board with numbered cells is no image.
     """
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return False
-    return len(space.shape) == 3 or (len(space.shape) == 2 and not space.low.any() and bool(space.high.min() == 255))
+    if len(space.shape) == 2:
+        return not space.low.any() and bool(space.high.min() == 255)
+    return len(space.shape) in (3, 4)
+
+
+def channels_first(shape: Sequence[int]) -> bool:
+    """True if the first axis of a picture `[x, y, z]` is its channels, False if the last one is.
+
+    Up to 4 channels are first before two longer sides that are equal or at least 8, more channels before two longer
+    sides that are equal and at least 16.
+    """
+    first, height, width = shape
+    if first == 1 or width <= 4:
+        return first == 1 and width not in (1, 3)
+    if first <= 4 and min(height, width) >= 8:
+        return True
+    return first < height == width and (first <= 4 or width >= 16)
 
 
 def flat_space(space: Space[Any], keys: Keys = None) -> Space[Any]:

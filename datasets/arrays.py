@@ -33,10 +33,11 @@ def from_arrays(
     observation of each episode is kept. Episode e is steps `offsets[e]:offsets[e + 1]`. Without offsets, an episode
     ends at a flag or at the end of the data. `fields` are further fields of `Episodes`.
 
-    Spaces that are not given are inferred: uint8 `[N, H, W, C]` as images, integers `[N]` as Discrete, other
+    Spaces that are not given are inferred: uint8 `[N, H, W, C]`, `[N, C, H, W]`, `[N, H, W]` and stacks of images as
+    images of the range 0 to 255 (0 to 1 if 1 is the largest value), integers `[N]` as Discrete, other
     observations as vectors, and actions within [-1, 1] as a Box with these bounds.
 
-    Raises DataError for data that do not satisfy `Episodes`, and for actions beyond [-1, 1] without an action space.
+    Raises DataError for data that do not satisfy `Episodes`, for uint8 `[N, D]` without a space, and for actions beyond [-1, 1] without an action space.
     """
     source = fields.setdefault("source", "arrays")
     named = {"actions": actions, "rewards": rewards, "terminated": terminated, "truncated": truncated}
@@ -123,8 +124,15 @@ def _infer_space(source: str, name: str, values: Tree) -> Space[Any]:
     if isinstance(values, dict):
         return spaces.Dict({key: _infer_space(source, f"{name}[{key!r}]", part) for key, part in values.items()})
     observations = _array(source, name, values)
-    if observations.dtype == np.uint8 and observations.ndim == 4:
-        return spaces.Box(0, 255, observations.shape[1:], np.uint8)
+    if observations.dtype == np.uint8 and observations.ndim in (3, 4, 5) and len(observations):
+        bits = observations.max() == 1
+        return spaces.Box(0, 1 if bits else 255, observations.shape[1:], np.uint8)
+    if observations.dtype == np.uint8 and observations.ndim == 2:
+        size = observations.shape[1]
+        raise DataError(
+            f"{source}: expected {name} of uint8 as images [N, H, W] or [N, H, W, C], got {observations.shape}; reshape "
+            f"flattened images, or give observation_space=Box(0, 255, ({size},), np.uint8) for vectors"
+        )
     if observations.dtype.kind in "iu" and observations.ndim == 1 and len(observations):
         return spaces.Discrete(int(observations.max()) + 1)
     return spaces.Box(-np.inf, np.inf, observations.shape[1:] or (1,), np.float32)
