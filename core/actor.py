@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from herdbook.core.spaces import executed, flatten, raw_actions
+from herdbook.core.spaces import BadValues, checked_row, executed, raw_actions
 from herdbook.core.types import Array, Policy, Spec, Step, Tree, to_numpy, tree_map
 
 
@@ -44,9 +44,14 @@ class Actor:
         If the environment's Box is not of float32, the action has its shape and type.
 
         reward: The reward of the previous step, for policies that read it.
+
+        Raises ValueError for an observation that is not in the space the policy was trained on.
         """
         space = self.spec.raw_observation_space or self.spec.observation_space
-        flat = flatten(space, observation, self.spec.observation_keys)
+        try:
+            flat = checked_row(space, self.spec.observation_space, observation, self.spec.observation_keys)
+        except BadValues as error:
+            raise ValueError(f"act: expected an observation{error.part} {error.expected}, got {error.got}") from error
         first = torch.full((1,), self._first, device=self.device)
         step = Step(
             observations=tree_map(lambda leaf: torch.as_tensor(np.asarray(leaf), device=self.device)[None], flat),

@@ -21,7 +21,8 @@ from gymnasium import Space, spaces
 
 from herdbook.core.environments import Env, EnvironmentSource, EnvironmentUnavailable, check_reset, make_environment
 from herdbook.core.random import derive
-from herdbook.core.spaces import alike, executed, flat_action_space, flat_space, flatten, leaf_spaces, raw_actions
+from herdbook.core.returned import cause, observed, reset_values, step_values
+from herdbook.core.spaces import alike, executed, flat_action_space, flat_space, raw_actions
 from herdbook.core.trees import write
 from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, to_numpy, tree_map
 
@@ -122,16 +123,13 @@ class VectorRunner:
         if spec is not None:
             _check_spaces(spec, env)
         self.observation_space = flat_space(env.observation_space, self.observation_keys)
-        self._shapes = [part.shape for part in leaf_spaces(self.observation_space)]
         self.action_space = flat_action_space(env.action_space)
         self.limit_declared = max_steps is not None or _declares_limit(env)
         self.max_steps = max_steps or (None if self.limit_declared else UNDECLARED_LIMIT)
         try:
             self.rebuild = not check_reset(env)
         except Exception as error:
-            raise EnvironmentFailed(
-                f"{_name(env)} raised {type(error).__name__} in its first steps: {error}"
-            ) from error
+            raise EnvironmentFailed(f"{_name(env)} {cause(error, ' in its first steps')}") from error
         if self.rebuild:
             warnings.warn(
                 f"{_name(env)}: reset(seed) does not determine the state, so it is rebuilt for each episode",
@@ -207,11 +205,11 @@ class VectorRunner:
         raw = self._raw_actions(actions)
         for lane in lanes:
             try:
-                observation, reward, terminated, truncated, _ = self.envs[lane].step(raw[lane])
+                observation, reward, terminated, truncated = step_values(self.envs[lane].step(raw[lane]))
                 results.rewards[lane], results.terminated[lane], results.truncated[lane] = reward, terminated, truncated
-                results.rows[lane] = self._row(observation)
+                results.rows[lane] = self._row("step", observation)
             except Exception as error:
-                failed[lane] = self._failed(lane, f"raised {type(error).__name__}: {error}")
+                failed[lane] = self._failed(lane, cause(error))
                 failed[lane].__cause__ = error
         if failed:
             return failed
@@ -294,25 +292,21 @@ class VectorRunner:
             try:
                 row = self._replay(lane, taken)
             except Exception as error:
-                self._give_up(lane, self._failed(lane, f"raised {type(error).__name__} when replayed: {error}"))
+                self._give_up(lane, self._failed(lane, cause(error, " when replayed")))
                 continue
             seen = [leaf[lane] for leaf in _leaves(self._observations)]
             if not all(map(np.array_equal, _leaves(row), seen)):
                 self._give_up(lane, self._failed(lane, "came to another observation when its actions were replayed"))
 
     def _replay(self, lane: int, taken: list[Array]) -> Tree:
-        observation, _ = self.envs[lane].reset(seed=int(self._seeds[lane]))
+        observation = reset_values(self.envs[lane].reset(seed=int(self._seeds[lane])))
         for action in self._raw_actions(np.stack(taken)) if taken else ():
-            observation = self.envs[lane].step(action)[0]
-        return self._row(observation)
+            observation = step_values(self.envs[lane].step(action))[0]
+        return self._row("step", observation)
 
-    def _row(self, observation: Any) -> Tree:
-        """Flatten an observation to `Spec.observation_space`. Raises ValueError if its shape is wrong."""
-        row = flatten(self.raw_observation_space, observation, self.observation_keys)
-        shapes = [leaf.shape for leaf in _leaves(row)]
-        if shapes != self._shapes:
-            raise ValueError(f"expected an observation of shape {self._shapes}, got {shapes}")
-        return row
+    def _row(self, at: str, observation: Any) -> Tree:
+        """A copy of an observation, which environments may write over, flattened to `Spec.observation_space`."""
+        return observed(at, self.raw_observation_space, self.observation_space, observation, self.observation_keys)
 
     def close(self) -> None:
         """Close every environment."""
@@ -388,10 +382,9 @@ class VectorRunner:
         if self.rebuild:
             self._renew(lane)
         try:
-            observation, _ = self.envs[lane].reset(seed=int(self._seeds[lane]))
-            row = self._row(observation)
+            row = self._row("reset", reset_values(self.envs[lane].reset(seed=int(self._seeds[lane]))))
         except Exception as error:
-            raise self._failed(lane, f"raised {type(error).__name__} at reset: {error}") from error
+            raise self._failed(lane, cause(error, " at reset")) from error
         if not all(map(_finite, _leaves(row))):
             raise self._failed(lane, "gave an observation that is not finite at reset")
         return row

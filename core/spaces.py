@@ -115,8 +115,35 @@ def flatten(space: Space[Any], observation: Tree, keys: Keys = None) -> Tree:
         return np.asarray(observation, dtype=np.float32)
     if isinstance(observation, np.ndarray) and observation.dtype == np.uint8 and is_image(space):
         return observation
-    flat = flatten_batch(space, _expand(space, observation), keys)
+    space = select_keys(space, keys)
+    flat = flatten_batch(space, _expand(space, observation, ""))
     return {name: part[0] for name, part in flat.items()} if isinstance(flat, dict) else flat[0]
+
+
+def checked_row(space: Space[Any], flat: Space[Any], observation: Any, keys: Keys = None) -> Tree:
+    """A copy of `flatten(space, observation, keys)`, which must have the shapes of `flat`.
+
+    Raises `BadValues` for an observation that is not in `space`.
+    """
+    try:
+        row = flatten(space, observation, keys)
+    except BadValues:
+        raise
+    except (ValueError, TypeError) as error:
+        raise BadValues(f"in {space}", f"{type(observation).__name__} ({error})") from error
+    if not isinstance(flat, spaces.Dict):
+        _check_leaf(flat, row, np.shape(observation), "")
+        return row.copy()
+    for name, part in flat.spaces.items():
+        _check_leaf(part, row[name], row[name].shape, f"[{name!r}]")
+    return {name: part.copy() for name, part in row.items()}
+
+
+def _check_leaf(space: Space[Any], leaf: Array, came: tuple[int, ...], at: str) -> None:
+    if leaf.shape != space.shape:
+        raise BadValues(f"of shape {space.shape}", came, part=at)
+    if isinstance(space, spaces.Discrete) and not space.start <= leaf < space.start + space.n:
+        raise BadValues(f"in {space}", leaf, part=at)
 
 
 def flatten_batch(space: Space[Any], observations: Tree, keys: Keys = None) -> Tree:
@@ -334,13 +361,19 @@ def _one_hot(values: Array, start: int, n: int, space: Space[Any], at: str) -> A
     return encoded
 
 
-def _expand(space: Space[Any], observation: Tree) -> Tree:
+def _expand(space: Space[Any], observation: Any, at: str) -> Tree:
     """Add a leading axis of one to every leaf."""
     if isinstance(space, spaces.Dict):
-        assert isinstance(observation, Mapping)
-        return {key: _expand(part, observation[key]) for key, part in space.spaces.items() if key in observation}
+        if not isinstance(observation, Mapping):
+            raise BadValues("as a dict", type(observation).__name__, part=at)
+        parts = [key for key in space.spaces if key in observation]
+        return {key: _expand(space.spaces[key], observation[key], f"{at}[{key!r}]") for key in parts}
     if isinstance(space, spaces.Tuple):
-        return tuple(_expand(part, value) for part, value in zip(space.spaces, observation, strict=True))
+        if not isinstance(observation, (tuple, list)) or len(observation) != len(space.spaces):
+            came = f"{len(observation)} parts" if isinstance(observation, (tuple, list)) else type(observation).__name__
+            raise BadValues(f"as a tuple of {len(space.spaces)} parts", came, part=at)
+        pairs = enumerate(zip(space.spaces, observation, strict=True))
+        return tuple(_expand(part, value, f"{at}[{i}]") for i, (part, value) in pairs)
     return np.asarray(observation)[None]
 
 
@@ -350,8 +383,12 @@ def _single(bounds: Array) -> Array:
 
 
 def _check_fixed_size(space: Space[Any]) -> None:
-    if not space.is_np_flattenable:
+    if not space.is_np_flattenable or _has_text(space):
         raise ValueError(f"observations of {space} have no fixed size; choose other parts with observation_keys")
+
+
+def _has_text(space: Space[Any]) -> bool:
+    return isinstance(space, spaces.Text) or any(_has_text(part) for _, _, part in _children(space))
 
 
 def alike(a: Space[Any], b: Space[Any]) -> bool:

@@ -10,12 +10,14 @@ import torch
 from gymnasium import Space, spaces
 
 from herdbook.core.joint.types import JointSpec
+from herdbook.core.spaces import select_keys
 from herdbook.core.types import Array, Spec
 
 
 def spec_state(spec: Spec) -> dict[str, Any]:
     """A Spec as dicts, lists and tensors. Raises TypeError for spaces that `space_state` does not support."""
-    raw, keys = spec.raw_observation_space, spec.observation_keys
+    keys = spec.observation_keys
+    raw = None if spec.raw_observation_space is None else select_keys(spec.raw_observation_space, keys)
     return {
         "observation_space": space_state(spec.observation_space),
         "action_space": space_state(spec.action_space),

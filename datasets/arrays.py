@@ -37,7 +37,8 @@ def from_arrays(
     images of the range 0 to 255 (0 to 1 if 1 is the largest value), integers `[N]` as Discrete, other
     observations as vectors, and actions within [-1, 1] as a Box with these bounds.
 
-    Raises DataError for data that do not satisfy `Episodes`, for uint8 `[N, D]` without a space, and for actions beyond [-1, 1] without an action space.
+    Raises DataError for data that do not satisfy `Episodes`, for uint8 `[N, D]` without an observation space, and for
+    actions beyond [-1, 1] without an action space.
     """
     source = fields.setdefault("source", "arrays")
     named = {"actions": actions, "rewards": rewards, "terminated": terminated, "truncated": truncated}
@@ -130,8 +131,8 @@ def _infer_space(source: str, name: str, values: Tree) -> Space[Any]:
     if observations.dtype == np.uint8 and observations.ndim == 2:
         size = observations.shape[1]
         raise DataError(
-            f"{source}: expected {name} of uint8 as images [N, H, W] or [N, H, W, C], got {observations.shape}; reshape "
-            f"flattened images, or give observation_space=Box(0, 255, ({size},), np.uint8) for vectors"
+            f"{source}: expected {name} of uint8 as images [N, H, W] or [N, H, W, C], got {observations.shape}; "
+            f"reshape flattened images, or give observation_space=Box(0, 255, ({size},), np.uint8) for vectors"
         )
     if observations.dtype.kind in "iu" and observations.ndim == 1 and len(observations):
         return spaces.Discrete(int(observations.max()) + 1)

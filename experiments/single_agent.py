@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import RenderCollection
 
 from herdbook.core.actor import Actor
 from herdbook.core.config import Config
@@ -226,14 +227,30 @@ class SingleAgent:
         return Actor(policy, spec, device=device, generator=generator)
 
     def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
-        films: list[RenderCollection[Any, Any]] = []
+        films: list[_Filmed] = []
 
         def filmed() -> Any:
-            films.append(RenderCollection(make_environment(task.place), pop_frames=False, reset_clean=True))
+            films.append(_Filmed(make_environment(task.place)))
             return films[-1]
 
         evaluate(policy, filmed, 1, seed, spec=task.spec)
-        return cast(list[Array], films[-1].frame_list)
+        return films[-1].frames
+
+
+class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keeps copies of the pictures of the current episode, since an environment may draw into the same array again."""
+
+    frames: list[Array]
+
+    def reset(self, **options: Any) -> Any:
+        result = self.env.reset(**options)
+        self.frames = [copy.copy(self.render())]
+        return result
+
+    def step(self, action: Any) -> Any:
+        result = self.env.step(action)
+        self.frames.append(copy.copy(self.render()))
+        return result
 
 
 def reward_transform(name: str, data: Recorded | None = None) -> RewardMap | None:

@@ -221,7 +221,7 @@ class Broken(Probe):
         ("raises", r"Broken raised ZeroDivisionError: sparks \(episode 3, reset seed 13, step 3\)"),
         ("reward", r"gave the reward nan \(episode 3, reset seed 13, step 3\)"),
         ("observation", r"gave an observation that is not finite \(episode 3, reset seed 13, step 3\)"),
-        ("shape", r"expected an observation of shape \[\(2,\)\], got \[\(3,\)\] \(episode 3, reset seed 13, step 3\)"),
+        ("shape", r"expected an observation of shape \(2,\), got \(3,\) \(episode 3, reset seed 13, step 3\)"),
     ],
 )
 def test_an_environment_that_fails_is_named_with_episode_seed_and_step(how: str, words: str) -> None:

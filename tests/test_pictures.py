@@ -1,4 +1,4 @@
-"""Pictures are scaled by the bounds of their space, whichever axis holds the channels and however frames are stacked."""
+"""Pictures are scaled by the bounds of their space, whatever the axis of the channels and the stacking of frames."""
 
 from typing import Any
 
