@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import Space, spaces
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from herdbook.core.environments import Env, EnvironmentSource, EnvironmentUnavailable, check_reset, make_environment
+from herdbook.core.notices import notice
 from herdbook.core.random import derive
 from herdbook.core.returned import cause, observed, reset_values, step_values
 from herdbook.core.spaces import alike, executed, flat_action_space, flat_space, raw_actions
@@ -89,7 +91,7 @@ class VectorRunner:
         on_failure: Called when an environment fails in an episode. The episode is then abandoned, the environment made
             again, and the lane's next episode begins, unless the call raises. None raises the failure.
 
-    An environment whose `reset(seed)` does not determine its state is made again for every episode, with a warning.
+    An environment whose `reset(seed)` does not determine its state is made again for every episode, with a notice.
 
     Raises:
         EnvironmentUnavailable: The environment cannot be made, or its spaces differ from those of `spec`.
@@ -131,10 +133,7 @@ class VectorRunner:
         except Exception as error:
             raise EnvironmentFailed(f"{_name(env)} {cause(error, ' in its first steps')}") from error
         if self.rebuild:
-            warnings.warn(
-                f"{_name(env)}: reset(seed) does not determine the state, so it is rebuilt for each episode",
-                stacklevel=2,
-            )
+            notice(_rebuilding(env))
         self._actor: Policy | None = None
         self._carry: Carry = None
         self._first, self._resets = np.ones((2, num_envs), dtype=np.bool_)
@@ -320,11 +319,7 @@ class VectorRunner:
         if self.max_steps is not None:
             over = active & (self._lengths >= self.max_steps) & ~(terminated | truncated)
             if over.any() and not self.limit_declared:
-                name, limit = _name(self.envs[0]), UNDECLARED_LIMIT
-                warnings.warn(
-                    f"{name} declares no time limit; its episodes are cut after {limit} steps: pass max_steps",
-                    stacklevel=3,
-                )
+                notice(no_limit(_name(self.envs[0]), UNDECLARED_LIMIT))
             truncated |= over
         ended = terminated | truncated
         first = reset = cut = self._none
@@ -492,6 +487,28 @@ def stack_rows(rows: list[Any]) -> Tree:
 
 def _padded(rows: list[Tree], padding: Tree) -> Tree:
     return stack_rows([padding if row is None else row for row in rows])
+
+
+def no_limit(name: str, limit: int) -> str:
+    """The notice for an environment whose episode was cut although it declares no limit."""
+    return (
+        f"{name} declares no time limit; its episodes are cut after {limit} steps: choose another limit with "
+        "--max-steps (max_steps in Python)"
+    )
+
+
+def _rebuilding(env: Env) -> str:
+    """The notice for an environment that a reset does not bring back to the same state."""
+    text, wrapper = f"{_name(env)}: reset(seed) does not determine the state, so it is rebuilt for each episode", env
+    options = {NormalizeObservation: "--normalise-observations", NormalizeReward: "--scale-rewards"}
+    while isinstance(wrapper, gymnasium.Wrapper):
+        if type(wrapper) in options:
+            return (
+                f"{text}; the running statistics of its {type(wrapper).__name__} begin anew in each episode and are "
+                f"kept nowhere: leave out the wrapper and normalise with {options[type(wrapper)]}, if the algorithm has it"
+            )
+        wrapper = wrapper.env
+    return text
 
 
 def _name(env: Env) -> str:

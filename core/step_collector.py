@@ -6,7 +6,6 @@ parameters. The steps are a function of (parameters, run seed, steps so far).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +18,7 @@ from herdbook.core.collector import FAILURES, NOISE, RESETS
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.growing import STEP_FIELDS, Growing
 from herdbook.core.member import Member
+from herdbook.core.notices import notice
 from herdbook.core.random import generator, restore_generator
 from herdbook.core.runner import (
     EndlessEpisodes,
@@ -166,7 +166,7 @@ class _SeedRunner:
 
     def _lost(self, failure: EnvironmentFailed) -> None:
         if self.replay_ends_at is not None:
-            warnings.warn(f"an episode that was unfinished at the checkpoint is lost: {failure}", stacklevel=2)
+            notice(f"an episode that was unfinished at the checkpoint is lost: {failure}")
             self.replay_ends_at -= 1
             if self.replay_ends_at == 0:
                 raise RunFailed(f"the environment fails when the run is resumed: {failure}") from failure
