@@ -29,6 +29,8 @@ class CollectArguments:
     """Environment to play in. The default is the run's environment."""
     env_kwargs: tuple[str, ...] = ()
     """Keyword arguments of the environment, as `name value name value ...`."""
+    max_steps: int | None = None
+    """Steps after which an episode is cut off, on top of the environment's own limit. The default is the run's."""
     seed: int = 0
     """Episode i is reset with the seed `seed + i`. Evaluations during training use seeds from 10000 on."""
     step: int | None = None
@@ -65,6 +67,7 @@ class CollectArguments:
             check(self.episodes is not None and self.episodes >= 1, "episodes", "1 or more", self.episodes)
         check(0 <= self.noise < math.inf, "noise", "0 or more", self.noise)
         check(self.seed >= 0, "seed", "0 or more", self.seed)
+        check(self.max_steps is None or self.max_steps >= 1, "max_steps", "1 or more", self.max_steps)
 
 
 _PLAYING = {
@@ -98,6 +101,7 @@ def run(arguments: Sequence[str]) -> int:
             seed=parsed.seed,
             env=parsed.env,
             env_kwargs=literal_pairs(parsed.env_kwargs),
+            max_steps=parsed.max_steps,
             step=parsed.step,
             deterministic=parsed.deterministic,
             noise=parsed.noise,

@@ -505,7 +505,7 @@ def _rebuilding(env: Env) -> str:
         if type(wrapper) in options:
             return (
                 f"{text}; the running statistics of its {type(wrapper).__name__} begin anew in each episode and are "
-                f"kept nowhere: leave out the wrapper and normalise with {options[type(wrapper)]}, if the algorithm has it"
+                f"kept nowhere: leave the wrapper out and use {options[type(wrapper)]}, if the algorithm has it"
             )
         wrapper = wrapper.env
     return text

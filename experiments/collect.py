@@ -31,6 +31,7 @@ def collect(
     seed: int = 0,
     env: EnvironmentSource | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    max_steps: int | None = None,
     step: int | None = None,
     run_seed: int | None = None,
     deterministic: bool = True,
@@ -43,8 +44,8 @@ def collect(
 ) -> tuple[Data, Path]:
     """Play a run's policy, or `"random"`, and write the episodes as the Minari dataset `out`.
 
-    Episode i is reset with `seed + i`. `noise` is that of a `NoisyPolicy`. Returns the episodes, which say who learned
-    the policy, and where they are.
+    Episode i is reset with `seed + i`, and cut off after `max_steps` steps (None: as many as in the run).
+    `noise` is that of a `NoisyPolicy`. Returns the episodes, which say who learned the policy, and where they are.
 
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
@@ -56,7 +57,7 @@ def collect(
             raise UserError("expected env=, the environment to play in")
         source = with_arguments(env, env_kwargs or {})
         assert source is not None
-        task = task_in(source)
+        task = replace(task_in(source), max_steps=max_steps)
         player = task.domain.random_policy(task.spec)
     else:
         run = Run(policy)
@@ -69,6 +70,7 @@ def collect(
             spec=restored.spec,
             environment=with_arguments(own, env_kwargs or {}),
             opponents=opponents_of(options_of(run)),
+            max_steps=max_steps or options_of(run).max_steps,
         )
         player = restored.policy(deterministic=deterministic)
     if noise:

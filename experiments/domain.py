@@ -53,6 +53,8 @@ class Task:
     references: ReferenceScores | None = None
     opponents: Mapping[str, Any] = field(default_factory=dict)
     """Which agents learn and who plays the others, as keyword arguments of the domain's player; empty: all learn."""
+    max_steps: int | None = None
+    """Episodes are cut off after this many steps, on top of the environment's own limit."""
 
     @property
     def place(self) -> EnvironmentSource:

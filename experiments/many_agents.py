@@ -133,7 +133,11 @@ class ManyAgents:
             spec=task.spec,
             source=task.place,
             num_envs=options.lanes(first.needs),
-            runner={**task.opponents, "state": _keeps_state(first.needs, task.spec)},
+            runner={
+                **task.opponents,
+                "state": _keeps_state(first.needs, task.spec),
+                "max_steps": task.max_steps,
+            },
             networks=networks,
         )
         workers = options.worker_processes(first.needs)
@@ -153,7 +157,8 @@ class ManyAgents:
         raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
 
     def try_environment(self, task: Task, device: str) -> None:
-        JointRunner(task.place, 1, spec=task.spec, device=device, **task.opponents).close()
+        runner = JointRunner(task.place, 1, spec=task.spec, max_steps=task.max_steps, device=device, **task.opponents)
+        runner.close()
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> JointEpisodes:
         return self._evaluated(task, policy, episodes, seed, device, num_envs, state=True)
@@ -172,6 +177,7 @@ class ManyAgents:
             episodes,
             seed,
             num_envs=min(episodes, num_envs),
+            max_steps=task.max_steps,
             device=device,
             spec=task.spec,
             state=state,
@@ -192,7 +198,7 @@ class ManyAgents:
 
     def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
         frames: list[Array] = []
-        runner = JointRunner(task.place, 1, spec=task.spec, **task.opponents)
+        runner = JointRunner(task.place, 1, spec=task.spec, max_steps=task.max_steps, **task.opponents)
         try:
             played = runner.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
         finally:

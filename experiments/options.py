@@ -83,6 +83,9 @@ class RunOptions:
     module:callable. An offline algorithm is evaluated in the dataset's environment by default."""
     env_kwargs: tuple[str, ...] = _option((), "environment")
     """Keyword arguments of the environment, as `name value name value ...` (Python literals, else text)."""
+    max_steps: int | None = _option(None, "environment", low=1)
+    """Steps after which an episode is cut off, in training and evaluation, on top of the environment's own limit.
+    Without either, episodes are cut off after 10,000 steps."""
     num_envs: int | None = _option(None, "environment", "environments", low=1)
     """Environments that each seed steps side by side while it learns. The default is the algorithm's."""
     workers: int | None = _option(None, "environment", "workers", low=0)

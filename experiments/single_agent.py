@@ -156,7 +156,7 @@ class SingleAgent:
             name = type(algorithms[0]).__name__
             raise UserError(f"num_envs: expected at most {needs.max_envs} for {name}, got {lanes}")
         try:
-            return StepCollector(task.place, task.spec, options.seeds, lanes, device)
+            return StepCollector(task.place, task.spec, options.seeds, lanes, device, task.max_steps)
         except EnvironmentUnavailable:
             raise
         except ValueError as error:  # a callable that gives the same environment twice
@@ -199,16 +199,25 @@ class SingleAgent:
         return SeedBySeed(players), replays
 
     def try_environment(self, task: Task, device: str) -> None:
-        VectorRunner(task.place, 1, fixed_episodes(1, 0), spec=task.spec, device=device).close()
+        schedule = fixed_episodes(1, 0)
+        VectorRunner(task.place, 1, schedule, spec=task.spec, max_steps=task.max_steps, device=device).close()
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> Episodes:
-        source, lanes = whole_games(task.place), min(episodes, num_envs)
-        return evaluate(policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+        return evaluate(
+            policy,
+            whole_games(task.place),
+            episodes,
+            seed,
+            num_envs=min(episodes, num_envs),
+            max_steps=task.max_steps,
+            device=device,
+            spec=task.spec,
+        )
 
     def score(self, task: Task, policy: Policy, episodes: int, seed: int, device: str) -> dict[str, Any]:
-        source, lanes = whole_games(task.place), min(episodes, EVALUATION_ENVIRONMENTS)
         # `score` keeps no frames, `evaluate` all of them.
-        played = score(policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+        source, lanes, limit = whole_games(task.place), min(episodes, EVALUATION_ENVIRONMENTS), task.max_steps
+        played = score(policy, source, episodes, seed, num_envs=lanes, max_steps=limit, device=device, spec=task.spec)
         return score_line(played.returns(), played.lengths(), task.references)
 
     def random_policy(self, spec: Spec) -> Policy:
@@ -233,7 +242,7 @@ class SingleAgent:
             films.append(_Filmed(make_environment(task.place)))
             return films[-1]
 
-        evaluate(policy, filmed, 1, seed, spec=task.spec)
+        evaluate(policy, filmed, 1, seed, max_steps=task.max_steps, spec=task.spec)
         return films[-1].frames
 
 

@@ -62,7 +62,14 @@ def _environment_task(algorithm: type[Any], options: RunOptions, source: Environ
     opponents = opponents_of(options)
     spec = domain.environment_spec(source, options.observation_keys, opponents)
     references = domain.references(source)
-    return Task(domain=domain, spec=spec, environment=source, references=references, opponents=opponents)
+    return Task(
+        domain=domain,
+        spec=spec,
+        environment=source,
+        references=references,
+        opponents=opponents,
+        max_steps=options.max_steps,
+    )
 
 
 def _dataset_task(algorithm: type[Any], options: RunOptions, dataset: Named, source: EnvironmentSource | None) -> Task:
@@ -89,6 +96,7 @@ def _dataset_task(algorithm: type[Any], options: RunOptions, dataset: Named, sou
         environment=with_arguments(source or recorded, arguments),
         references=references,
         opponents=opponents_of(options),
+        max_steps=options.max_steps,
     )
 
 
