@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from herdbook.core.spaces import BadValues, checked_row, executed, raw_actions
-from herdbook.core.types import Array, Policy, Spec, Step, Tree, to_numpy, tree_map
+from herdbook.core.types import Array, Policy, Spec, Step, Tree, in_spaces, to_numpy, tree_map
 
 
 class Actor:
@@ -28,7 +28,8 @@ class Actor:
         device: str | torch.device = "cpu",
         generator: torch.Generator | None = None,
     ) -> None:
-        self.policy, self.spec, self.device, self.generator = policy, spec, torch.device(device), generator
+        self.policy = in_spaces(policy, spec.observation_space, spec.action_space)
+        self.spec, self.device, self.generator = spec, torch.device(device), generator
         self.reset()
 
     def reset(self) -> None:

@@ -26,7 +26,7 @@ from herdbook.core.random import derive
 from herdbook.core.returned import cause, observed, reset_values, step_values
 from herdbook.core.spaces import alike, executed, flat_action_space, flat_space, raw_actions
 from herdbook.core.trees import write
-from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, to_numpy, tree_map
+from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, in_spaces, to_numpy, tree_map
 
 UNDECLARED_LIMIT = 10_000  # time limit of episodes if neither the environment nor the caller gives one
 Schedule = Callable[[int], Turn | None]  # lane → its next episode, or None: the lane rests from now on
@@ -134,7 +134,8 @@ class VectorRunner:
             raise EnvironmentFailed(f"{_name(env)} {cause(error, ' in its first steps')}") from error
         if self.rebuild:
             notice(_rebuilding(env))
-        self._actor: Policy | None = None
+        self._actor: Policy | None = None  # as it was given
+        self._numbered: Policy
         self._carry: Carry = None
         self._first, self._resets = np.ones((2, num_envs), dtype=np.bool_)
         self._cut = self._none = np.zeros(num_envs, dtype=np.bool_)
@@ -171,7 +172,8 @@ class VectorRunner:
         if policy is not self._actor:
             fresh = self._carry is None or not keep_carry
             self._actor, self._carry = policy, policy.initial(len(self.envs)) if fresh else self._carry
-        before = self._carry
+            self._numbered = in_spaces(policy, self.observation_space, self.action_space)
+        policy, before = self._numbered, self._carry
         actions, self._carry = self._choose(policy, before, generator)
         results = _Results(len(self.envs))
         lanes = self._active.nonzero()[0].tolist()
