@@ -42,6 +42,8 @@ class CollectArguments:
     noise: float = 0.0
     """Extra noise on the actions of a single agent: its standard deviation, in units of half the range of the actions,
     or the probability of a uniformly random discrete action."""
+    action_bounds: tuple[float, float] | None = None
+    """Lowest and highest action of a random policy, for continuous actions without bounds."""
     algorithm: str | None = None
     """module:Class, required for a run of your own algorithm."""
     data_dir: str | None = None
@@ -52,8 +54,9 @@ class CollectArguments:
     """Device of the policy."""
 
     def __post_init__(self) -> None:
-        from herdbook.experiments.options import check
+        from herdbook.experiments.options import check, check_bounds
 
+        check_bounds(self.action_bounds)
         check(self.num_envs >= 1, "num_envs", "1 or more", self.num_envs)
         if self.replay:
             for name, default in _PLAYING.items():
@@ -105,6 +108,7 @@ def run(arguments: Sequence[str]) -> int:
             step=parsed.step,
             deterministic=parsed.deterministic,
             noise=parsed.noise,
+            action_bounds=parsed.action_bounds,
             num_envs=parsed.num_envs,
             device=parsed.device,
             **shared,

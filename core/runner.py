@@ -24,7 +24,7 @@ from herdbook.core.environments import Env, EnvironmentSource, EnvironmentUnavai
 from herdbook.core.notices import notice
 from herdbook.core.random import derive
 from herdbook.core.returned import cause, observed, reset_values, step_values
-from herdbook.core.spaces import alike, executed, flat_action_space, flat_space, raw_actions
+from herdbook.core.spaces import alike, executed, flat_action_space, flat_space, raw_actions, with_bounds
 from herdbook.core.trees import write
 from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, in_spaces, to_numpy, tree_map
 
@@ -125,7 +125,7 @@ class VectorRunner:
         if spec is not None:
             _check_spaces(spec, env)
         self.observation_space = flat_space(env.observation_space, self.observation_keys)
-        self.action_space = flat_action_space(env.action_space)
+        self.action_space = _bounded(flat_action_space(env.action_space), spec)
         self.limit_declared = max_steps is not None or _declares_limit(env)
         self.max_steps = max_steps or (None if self.limit_declared else UNDECLARED_LIMIT)
         try:
@@ -524,6 +524,14 @@ def _declares_limit(env: Env) -> bool:
     return env.has_wrapper_attr("_max_episode_steps")
 
 
+def _bounded(space: Space[Any], spec: Spec | None) -> Space[Any]:
+    """An environment's flat action space, with the spec's bounds where it has none."""
+    wanted = None if spec is None else spec.action_space
+    if isinstance(space, spaces.Box) and isinstance(wanted, spaces.Box) and space.shape == wanted.shape:
+        return with_bounds(space, wanted.low, wanted.high)
+    return space
+
+
 def _check_spaces(spec: Spec, env: Env) -> None:
     """Raise EnvironmentUnavailable if the environment's spaces differ from those of the data."""
     advice = "check the environment's id, version and keyword arguments"
@@ -531,7 +539,7 @@ def _check_spaces(spec: Spec, env: Env) -> None:
     if not alike(wanted, found):
         expected = f"expected observations in {wanted}, as in the data"
         raise EnvironmentUnavailable(f"{_name(env)}: {expected}, got {found}; {advice}")
-    wanted, found = spec.action_space, flat_action_space(env.action_space)
+    wanted, found = spec.action_space, _bounded(flat_action_space(env.action_space), spec)
     same = alike(wanted, found)
     if same and isinstance(wanted, spaces.Box) and isinstance(found, spaces.Box):
         same = np.allclose(found.low, wanted.low) and np.allclose(found.high, wanted.high)

@@ -197,6 +197,14 @@ def flat_action_space(space: Space[Any]) -> Space[Any]:
     raise ValueError(f"expected a Box or Discrete action space, got {space}; convert the actions to one of the two")
 
 
+def with_bounds(space: Space[Any], low: Array | float, high: Array | float) -> Space[Any]:
+    """A flat action space whose infinite bounds are replaced. Raises ValueError unless it is a Box."""
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"action_bounds: expected Box actions, got {space}")
+    lows, highs = np.where(np.isfinite(space.low), space.low, low), np.where(np.isfinite(space.high), space.high, high)
+    return spaces.Box(lows.astype(np.float32), highs.astype(np.float32), dtype=np.float32)
+
+
 def raw_actions(space: spaces.Box, actions: Array) -> Array:
     """Convert stored actions `[*B, A]` float32 to executable ones, `[*B, *space.shape]` in the type of `space`.
 
@@ -237,7 +245,8 @@ def check_action_space(space: Space[Any], kind: ActionKind, algorithm: str) -> N
     """
     if kind != "discrete" and isinstance(space, spaces.Box):
         if not space.is_bounded():
-            raise ValueError(f"{algorithm}: expected bounded actions, got {space}; give the action space finite bounds")
+            told = "give bounds with --action-bounds LOW HIGH (action_bounds in Python)"
+            raise ValueError(f"{algorithm}: expected bounded actions, got {space}; {told}")
         if not (space.low < space.high).all():
             raise ValueError(f"{algorithm}: expected low < high for every action, got {space}; remove fixed dimensions")
         return

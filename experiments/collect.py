@@ -36,6 +36,7 @@ def collect(
     run_seed: int | None = None,
     deterministic: bool = True,
     noise: float = 0.0,
+    action_bounds: tuple[float, float] | None = None,
     algorithm: str | type[Any] | None = None,
     networks: Networks | None = None,
     data_dir: str | None = None,
@@ -46,6 +47,7 @@ def collect(
 
     Episode i is reset with `seed + i`, and cut off after `max_steps` steps (None: as many as in the run).
     `noise` is that of a `NoisyPolicy`. Returns the episodes, which say who learned the policy, and where they are.
+    `action_bounds` are those of a random policy's actions, where the environment has none.
 
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
@@ -58,6 +60,7 @@ def collect(
         source = with_arguments(env, env_kwargs or {})
         assert source is not None
         task = replace(task_in(source), max_steps=max_steps)
+        task = replace(task, spec=task.domain.bounded(task.spec, action_bounds))
         player = task.domain.random_policy(task.spec)
     else:
         run = Run(policy)

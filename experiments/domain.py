@@ -98,6 +98,9 @@ class Domain(Protocol):
     ) -> Any:
         """The spec of an environment. Raises EnvironmentUnavailable where it is not of this domain."""
 
+    def bounded(self, spec: Any, bounds: tuple[float, float] | None) -> Any:
+        """The spec of an environment with bounds for actions that have none; None changes nothing."""
+
     def data_spec(self, data: Data) -> Any:
         """The spec of episodes, with their statistics."""
 

@@ -82,6 +82,13 @@ class ManyAgents:
         runner.close()
         return runner.spec
 
+    def bounded(self, spec: JointSpec, bounds: tuple[float, float] | None) -> JointSpec:
+        if bounds is not None:
+            raise UserError(
+                f"action_bounds: expected none for many agents, got {bounds}; bound them in the environment"
+            )
+        return spec
+
     def data_spec(self, data: JointEpisodes) -> JointSpec:
         return data.spec
 

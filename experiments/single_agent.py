@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from herdbook.core.needs import Interaction, Needs
 from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.runner import VectorRunner, fixed_episodes
 from herdbook.core.seeds import SeedBySeed
-from herdbook.core.spaces import check_action_space, flat_action_space, flat_space
+from herdbook.core.spaces import check_action_space, flat_action_space, flat_space, with_bounds
 from herdbook.core.specs import spec_from_state, spec_state
 from herdbook.core.step_collector import StepCollector
 from herdbook.core.types import Array, Policy, Spec
@@ -88,6 +89,14 @@ class SingleAgent:
         except EnvironmentUnavailable:
             raise
         except ValueError as error:  # of the keys, or of a space that is not supported
+            raise UserError(str(error)) from error
+
+    def bounded(self, spec: Spec, bounds: tuple[float, float] | None) -> Spec:
+        if bounds is None:
+            return spec
+        try:
+            return replace(spec, action_space=with_bounds(spec.action_space, *bounds))
+        except ValueError as error:  # other actions
             raise UserError(str(error)) from error
 
     def data_spec(self, data: Episodes) -> Spec:
