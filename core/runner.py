@@ -415,7 +415,9 @@ class VectorRunner:
             raise PolicyFailed(f"the policy gave an action that is not finite: {actions.tolist()}")
         assert isinstance(space, spaces.Box)
         clipped = np.minimum(np.maximum(actions.astype(np.float32), space.low), space.high)  # twice as fast as np.clip
-        return executed(self.raw_action_space, clipped)
+        raw = self.raw_action_space
+        assert isinstance(raw, spaces.Box)
+        return executed(raw, clipped)
 
     def _raw_actions(self, actions: Array) -> list[Any]:
         """One action per lane in the environment's shape and type."""

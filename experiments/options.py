@@ -77,8 +77,8 @@ class RunOptions:
     observation_keys: tuple[str, ...] | None = _option(None, "data", "one agent")
     """Parts of a Dict observation that the algorithm sees. The default is all of them."""
     action_bounds: tuple[float, float] | None = _option(None, "environment", "one agent")
-    """Lowest and highest action of continuous actions whose space has no bounds. In a dataset, actions beyond the bounds
-    of their space are then clipped, and a notice says how many."""
+    """Lowest and highest action of continuous actions whose space has no bounds. In a dataset, actions beyond the
+    bounds of their space are then clipped, and a notice says how many."""
     data_dir: str | None = _option(None, "data", "data")
     """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
     env: str | None = _option(None, "environment")

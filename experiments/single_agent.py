@@ -258,16 +258,18 @@ class SingleAgent:
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Keeps copies of the pictures of the current episode, since an environment may draw into the same array again."""
 
-    frames: list[Array]
+    frames: list[Any]
 
     def reset(self, **options: Any) -> Any:
-        result = self.env.reset(**options)
-        self.frames = [copy.copy(self.render())]
+        result, self.frames = self.env.reset(**options), []
+        picture: Any = self.render()
+        self.frames.append(copy.copy(picture))
         return result
 
     def step(self, action: Any) -> Any:
         result = self.env.step(action)
-        self.frames.append(copy.copy(self.render()))
+        picture: Any = self.render()
+        self.frames.append(copy.copy(picture))
         return result
 
 

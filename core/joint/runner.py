@@ -113,11 +113,13 @@ class JointRunner:
         if self.rebuild:
             notice(f"{env.name}: reset(seed) does not determine the state, so it is rebuilt for each episode")
         self._nothing = {k.name: _nothing(k.action_space, num_envs, len(k.agents)) for k in self.spec.kinds}
-        own = self.spec.action_spaces
-        self._inexact = {  # row and space of the agents whose Box is not of float32
-            k.name: [(row, own[a]) for row, a in enumerate(k.agents) if own[a].dtype != np.float32]
-            for k in self.spec.kinds
-        }
+        self._inexact: dict[str, list[tuple[int, spaces.Box]]] = {k.name: [] for k in self.spec.kinds}
+        """Row and space of the agents whose Box is not of float32."""
+        for kind in self.spec.kinds:
+            for row, agent in enumerate(kind.agents):
+                space = self.spec.action_spaces[agent]
+                if isinstance(space, spaces.Box) and space.dtype != np.float32:
+                    self._inexact[kind.name].append((row, space))
         self._numbers = {k.name: [self.spec.index[agent] for agent in k.agents] for k in self.spec.kinds}
 
     def run(
