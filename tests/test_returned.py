@@ -10,6 +10,9 @@ from gymnasium import spaces
 import herdbook
 from herdbook.core.actor import Actor
 from herdbook.core.environments import EnvironmentUnavailable, check_reset, make_environment
+from herdbook.core.joint.actor import JointActor
+from herdbook.core.joint.random_policy import JointRandomPolicy
+from herdbook.core.joint.runner import JointRunner
 from herdbook.core.random import generator
 from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.runner import EnvironmentFailed, VectorRunner, fixed_episodes
@@ -221,3 +224,11 @@ def test_pictures_of_a_film_are_copied_before_the_next_step() -> None:
     domain, make = SingleAgent(), OneBuffer
     task = Task(domain=domain, spec=domain.environment_spec(make), environment=make)
     assert [int(frame[0, 0, 0]) for frame in domain.film(task, RANDOM, 0)] == [20, 21, 22, 23]
+
+
+def test_an_observation_of_another_size_given_to_one_of_many_agents_is_refused() -> None:
+    runner = JointRunner("mpe2/simple_speaker_listener_v4", 1)
+    actor = JointActor(JointRandomPolicy(runner.spec), runner.spec, generator=generator(0))
+    for seen in (np.zeros(2), np.zeros(1), np.zeros((1, 11))):
+        with pytest.raises(ValueError, match=r"^act: expected an observation of listener_0 of shape \(11,\), got"):
+            actor.act({"speaker_0": np.zeros(3), "listener_0": seen})
