@@ -29,6 +29,8 @@ class CollectArguments:
     """Environment to play in. The default is the run's environment."""
     env_kwargs: tuple[str, ...] = ()
     """Keyword arguments of the environment, as `name value name value ...`."""
+    max_steps: int | None = None
+    """Steps after which an episode is cut off, on top of the environment's own limit. The default is the run's."""
     seed: int = 0
     """Episode i is reset with the seed `seed + i`. Evaluations during training use seeds from 10000 on."""
     step: int | None = None
@@ -40,6 +42,8 @@ class CollectArguments:
     noise: float = 0.0
     """Extra noise on the actions of a single agent: its standard deviation, in units of half the range of the actions,
     or the probability of a uniformly random discrete action."""
+    action_bounds: tuple[float, float] | None = None
+    """Lowest and highest action of a random policy, for continuous actions without bounds."""
     algorithm: str | None = None
     """module:Class, required for a run of your own algorithm."""
     data_dir: str | None = None
@@ -50,8 +54,9 @@ class CollectArguments:
     """Device of the policy."""
 
     def __post_init__(self) -> None:
-        from herdbook.experiments.options import check
+        from herdbook.experiments.options import check, check_bounds
 
+        check_bounds(self.action_bounds)
         check(self.num_envs >= 1, "num_envs", "1 or more", self.num_envs)
         if self.replay:
             for name, default in _PLAYING.items():
@@ -65,6 +70,7 @@ class CollectArguments:
             check(self.episodes is not None and self.episodes >= 1, "episodes", "1 or more", self.episodes)
         check(0 <= self.noise < math.inf, "noise", "0 or more", self.noise)
         check(self.seed >= 0, "seed", "0 or more", self.seed)
+        check(self.max_steps is None or self.max_steps >= 1, "max_steps", "1 or more", self.max_steps)
 
 
 _PLAYING = {
@@ -98,9 +104,11 @@ def run(arguments: Sequence[str]) -> int:
             seed=parsed.seed,
             env=parsed.env,
             env_kwargs=literal_pairs(parsed.env_kwargs),
+            max_steps=parsed.max_steps,
             step=parsed.step,
             deterministic=parsed.deterministic,
             noise=parsed.noise,
+            action_bounds=parsed.action_bounds,
             num_envs=parsed.num_envs,
             device=parsed.device,
             **shared,

@@ -30,6 +30,8 @@ class EvalArguments:
     """Environment id, or module:callable. The default is the run's environment."""
     env_kwargs: tuple[str, ...] = ()
     """Keyword arguments of the environment, as `name value name value ...`."""
+    max_steps: int | None = None
+    """Steps after which an episode is cut off, on top of the environment's own limit. The default is the run's."""
     algorithm: str | None = None
     """module:Class, required for a run of your own algorithm."""
     device: str = "cpu"
@@ -44,6 +46,7 @@ class EvalArguments:
 
         check(self.episodes >= 1, "episodes", "1 or more", self.episodes)
         check(self.seed >= 0, "seed", "0 or more", self.seed)
+        check(self.max_steps is None or self.max_steps >= 1, "max_steps", "1 or more", self.max_steps)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -72,6 +75,7 @@ def run(arguments: Sequence[str]) -> int:
             algorithm=parsed.algorithm,
             env=parsed.env,
             env_kwargs=literal_pairs(parsed.env_kwargs),
+            max_steps=parsed.max_steps,
         )
     results = evaluate_run(
         parsed.run_dir,
@@ -81,6 +85,7 @@ def run(arguments: Sequence[str]) -> int:
         algorithm=parsed.algorithm,
         env=parsed.env,
         env_kwargs=literal_pairs(parsed.env_kwargs),
+        max_steps=parsed.max_steps,
         device=parsed.device,
     )
     print_results(results)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
-from herdbook.core.spaces import flatten
-from herdbook.core.types import Array, Policy, Spec, Step, Tree, to_numpy, tree_map
+from herdbook.core.spaces import BadValues, checked_row, executed, raw_actions
+from herdbook.core.types import Array, Policy, Spec, Step, Tree, in_spaces, to_numpy, tree_map
 
 
 class Actor:
@@ -27,7 +28,8 @@ class Actor:
         device: str | torch.device = "cpu",
         generator: torch.Generator | None = None,
     ) -> None:
-        self.policy, self.spec, self.device, self.generator = policy, spec, torch.device(device), generator
+        self.policy = in_spaces(policy, spec.observation_space, spec.action_space)
+        self.spec, self.device, self.generator = spec, torch.device(device), generator
         self.reset()
 
     def reset(self) -> None:
@@ -40,10 +42,17 @@ class Actor:
     def act(self, observation: Tree, *, reward: float = 0.0) -> Array:
         """The action for one raw observation of the environment: an array `[A]`, or an int64 scalar if discrete.
 
+        If the environment's Box is not of float32, the action has its shape and type.
+
         reward: The reward of the previous step, for policies that read it.
+
+        Raises ValueError for an observation that is not in the space the policy was trained on.
         """
         space = self.spec.raw_observation_space or self.spec.observation_space
-        flat = flatten(space, observation, self.spec.observation_keys)
+        try:
+            flat = checked_row(space, self.spec.observation_space, observation, self.spec.observation_keys)
+        except BadValues as error:
+            raise ValueError(f"act: expected an observation{error.part} {error.expected}, got {error.got}") from error
         first = torch.full((1,), self._first, device=self.device)
         step = Step(
             observations=tree_map(lambda leaf: torch.as_tensor(np.asarray(leaf), device=self.device)[None], flat),
@@ -54,4 +63,8 @@ class Actor:
         )
         actions, self._carry = self.policy(step, self._carry, self.generator)
         self._previous, self._first = actions, False
-        return np.asarray(to_numpy(actions)[0])
+        action, own = np.asarray(to_numpy(actions)[0]), self.spec.raw_action_space
+        if not isinstance(own, spaces.Box):
+            return action
+        self._previous = torch.from_numpy(executed(own, action)).to(self.device)[None]
+        return raw_actions(own, action)

@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
@@ -32,6 +33,7 @@ from herdbook.core.registry import (
     silence_mujoco_log,
     unknown_environment,
 )
+from herdbook.core.returned import WrongReturn, reset_values, step_values
 
 __all__ = ["EnvironmentSpec", "EnvironmentUnavailable", "ReferenceScores", "describe_environment", "make_environment"]
 
@@ -131,6 +133,7 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
         EnvironmentUnavailable: The name is unknown (the error suggests the nearest one), a package is missing (the
             error names the extra that installs it), or the environment refuses the arguments.
     """
+    check_source(source)
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
     if isinstance(source, str) and atari.is_game(source, kwargs):
@@ -153,8 +156,24 @@ def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None
                 env = gymnasium.wrappers.TimeLimit(env, max_episode_steps)
     if not isinstance(env, gymnasium.Env):
         raise EnvironmentUnavailable(f"{name}: expected a gymnasium.Env, got {type(env).__name__}")
+    for space in ("observation_space", "action_space"):
+        try:
+            found = operator.attrgetter(space)(env)
+        except AttributeError:
+            found = None
+        if not isinstance(found, gymnasium.Space):
+            raise EnvironmentUnavailable(f"{name}: expected {space} as a gymnasium.Space, got {found!r}")
     silence_mujoco_log()  # again, because the callable may have imported MuJoCo
     return env
+
+
+def check_source(source: Any) -> None:
+    """Raise EnvironmentUnavailable for an environment given instead of a callable that makes one."""
+    if not (isinstance(source, (str, EnvironmentSpec, EnvSpec)) or callable(source)):
+        raise EnvironmentUnavailable(
+            f"expected an id or a callable that makes a new environment at each call, got {type(source).__name__}; "
+            "give a function, such as lambda: make_it()"
+        )
 
 
 def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
@@ -190,8 +209,9 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
 def describe_environment(source: EnvironmentSource, **kwargs: Any) -> EnvironmentSpec | None:
     """The spec from which an environment can be made again; None for a callable without an importable name.
 
-    Raises EnvironmentUnavailable for an Atari game if its package is missing.
+    Raises EnvironmentUnavailable for an Atari game if its package is missing, and for an environment itself.
     """
+    check_source(source)
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
     if callable(source):
@@ -242,10 +262,16 @@ def check_reset(env: Env, *, seed: int = 0, steps: int = 5) -> bool:
 
 
 def _trace(env: Env, seed: int, actions: list[Any]) -> list[Any]:
-    trace = [copy.deepcopy(env.reset(seed=seed)[0])]
+    try:
+        result = env.reset(seed=seed)
+    except TypeError as error:
+        if "'seed'" in str(error):
+            raise WrongReturn(f"at reset: expected reset(*, seed=None, options=None); {error}") from error
+        raise
+    trace = [copy.deepcopy(reset_values(result))]
     for action in actions:
-        observation, reward, terminated, truncated, _ = env.step(action)
-        trace.append((copy.deepcopy(observation), float(reward), bool(terminated), bool(truncated)))
+        observation, reward, terminated, truncated = step_values(env.step(action))
+        trace.append((copy.deepcopy(observation), reward, terminated, truncated))
         if terminated or truncated:
             break
     return trace

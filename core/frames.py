@@ -13,13 +13,14 @@ import torch
 from gymnasium import Space, spaces
 from torch import Tensor
 
+from herdbook.core.spaces import channels_first
 from herdbook.core.types import Tree, tree_map
 
 
 class Frames:
     """Lays out stacks of `count` observations as network inputs, elements of `space`.
 
-    Image frames become channels, oldest first: grey frames [H, W] or [1, H, W] become [H, W, k], and [H, W, C] becomes
+    Image frames become channels, oldest first: grey frames [H, W] become [H, W, k], and [H, W, C] or [C, H, W] become
     [H, W, k·C]. Vectors [D] become [k·D]. A Dict is stacked part by part. Raises ValueError for other spaces.
     """
 
@@ -66,6 +67,6 @@ def _laid_out(stacks: Tensor, shape: tuple[int, ...] | None) -> Tensor:
         return stacks.flatten(-2)
     if len(shape) == 2:
         return stacks.movedim(-3, -1)
-    if shape[0] == 1 and shape[-1] not in (1, 3):
-        return stacks.squeeze(-3).movedim(-3, -1)
+    if channels_first(shape):
+        stacks = stacks.movedim(-3, -1)
     return stacks.movedim(-4, -2).flatten(-2)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from herdbook.core.distributions import Categorical, ClippedNormal, Normal, SquashedNormal
 from herdbook.core.recurrence import fast_recurrence, plain_recurrence
-from herdbook.core.spaces import is_image
+from herdbook.core.spaces import channels_first, is_image
 from herdbook.core.types import Tree, tree_map
 
 Activation = Callable[[Tensor], Tensor]
@@ -165,9 +165,9 @@ class Ensemble(nn.Module):
 class Encoder(nn.Module):
     """Observations of a space to one feature vector: [*B, …] → [*B, size].
 
-    Vectors pass through, discrete observations become one-hot, images (HWC uint8; grey ones HW or 1HW too) go through
-    the convolutions of Mnih et al. 2015 after permuting and scaling to [0, 1], and the parts of a Dict are concatenated
-    in its key order.
+    Vectors pass through, discrete observations become one-hot, images (HWC uint8; CHW, grey HW and stacks of frames
+    [k, H, W, C] too) go through the convolutions of Mnih et al. 2015 after permuting and scaling the range of the space
+    to [0, 1], and the parts of a Dict are concatenated in its key order.
 
     Raises:
         ValueError: The space is none of these.
@@ -185,6 +185,10 @@ class Encoder(nn.Module):
             self.kind, self.size, self.start = "discrete", int(space.n), int(space.start)
         elif isinstance(space, spaces.Box) and (len(space.shape) == 3 or is_image(space)):
             self.kind, self.shape = "image", space.shape
+            self.low, high = float(space.low.min()), float(space.high.max())
+            if not math.isfinite(high - self.low):
+                raise ValueError(f"expected an image with bounds, to scale it to [0, 1], got {space}")
+            self.range = high - self.low or 1.0
             self.convolutions = _convolutions(space.shape)
             self.size = int(self.convolutions(torch.zeros(1, *_chw(space.shape))).shape[-1])
         elif isinstance(space, spaces.Box) and len(space.shape) == 1:
@@ -198,7 +202,8 @@ class Encoder(nn.Module):
         if self.kind == "discrete":
             return F.one_hot(observations.long() - self.start, self.size).float()
         if self.kind == "image":
-            images = _channels_first(observations, self.shape) / 255  # float32
+            images = _channels_first(observations, self.shape)
+            images = (images - self.low if self.low else images) / self.range  # float32
             return self.convolutions(images.flatten(0, -4)).unflatten(0, images.shape[:-3])  # type: ignore[no-any-return]  # torch's is untyped
         return torch.cat([part(observations[key]) for key, part in zip(self.keys, self.parts, strict=True)], -1)
 
@@ -209,10 +214,12 @@ def _chw(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _channels_first(images: Tensor, shape: Sequence[int]) -> Tensor:
-    """Images `[*B, *shape]`, HWC, HW or 1HW, as `[*B, C, H, W]`."""
+    """Images `[*B, *shape]`, HWC, CHW or HW, as `[*B, C, H, W]`; the frames of a stack become channels."""
     if len(shape) == 2:
         return images.unsqueeze(-3)
-    return images if shape[0] == 1 and shape[-1] not in (1, 3) else images.movedim(-1, -3)
+    if not channels_first(shape[-3:]):
+        images = images.movedim(-1, -3)
+    return images if len(shape) == 3 else images.flatten(-4, -3)
 
 
 def _convolutions(shape: Sequence[int]) -> nn.Module:

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import Space, spaces
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from herdbook.core.environments import Env, EnvironmentSource, EnvironmentUnavailable, check_reset, make_environment
+from herdbook.core.notices import notice
 from herdbook.core.random import derive
-from herdbook.core.spaces import alike, flat_action_space, flat_space, flatten, leaf_spaces
+from herdbook.core.returned import cause, observed, reset_values, step_values
+from herdbook.core.spaces import alike, executed, flat_action_space, flat_space, raw_actions, with_bounds
 from herdbook.core.trees import write
-from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, to_numpy, tree_map
+from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, in_spaces, to_numpy, tree_map
 
 UNDECLARED_LIMIT = 10_000  # time limit of episodes if neither the environment nor the caller gives one
 Schedule = Callable[[int], Turn | None]  # lane → its next episode, or None: the lane rests from now on
@@ -88,7 +91,7 @@ class VectorRunner:
         on_failure: Called when an environment fails in an episode. The episode is then abandoned, the environment made
             again, and the lane's next episode begins, unless the call raises. None raises the failure.
 
-    An environment whose `reset(seed)` does not determine its state is made again for every episode, with a warning.
+    An environment whose `reset(seed)` does not determine its state is made again for every episode, with a notice.
 
     Raises:
         EnvironmentUnavailable: The environment cannot be made, or its spaces differ from those of `spec`.
@@ -122,22 +125,17 @@ class VectorRunner:
         if spec is not None:
             _check_spaces(spec, env)
         self.observation_space = flat_space(env.observation_space, self.observation_keys)
-        self._shapes = [part.shape for part in leaf_spaces(self.observation_space)]
-        self.action_space = flat_action_space(env.action_space)
+        self.action_space = _bounded(flat_action_space(env.action_space), spec)
         self.limit_declared = max_steps is not None or _declares_limit(env)
         self.max_steps = max_steps or (None if self.limit_declared else UNDECLARED_LIMIT)
         try:
             self.rebuild = not check_reset(env)
         except Exception as error:
-            raise EnvironmentFailed(
-                f"{_name(env)} raised {type(error).__name__} in its first steps: {error}"
-            ) from error
+            raise EnvironmentFailed(f"{_name(env)} {cause(error, ' in its first steps')}") from error
         if self.rebuild:
-            warnings.warn(
-                f"{_name(env)}: reset(seed) does not determine the state, so it is rebuilt for each episode",
-                stacklevel=2,
-            )
-        self._actor: Policy | None = None
+            notice(_rebuilding(env))
+        self._actor: Policy | None = None  # as it was given
+        self._numbered: Policy
         self._carry: Carry = None
         self._first, self._resets = np.ones((2, num_envs), dtype=np.bool_)
         self._cut = self._none = np.zeros(num_envs, dtype=np.bool_)
@@ -174,7 +172,8 @@ class VectorRunner:
         if policy is not self._actor:
             fresh = self._carry is None or not keep_carry
             self._actor, self._carry = policy, policy.initial(len(self.envs)) if fresh else self._carry
-        before = self._carry
+            self._numbered = in_spaces(policy, self.observation_space, self.action_space)
+        policy, before = self._numbered, self._carry
         actions, self._carry = self._choose(policy, before, generator)
         results = _Results(len(self.envs))
         lanes = self._active.nonzero()[0].tolist()
@@ -207,11 +206,11 @@ class VectorRunner:
         raw = self._raw_actions(actions)
         for lane in lanes:
             try:
-                observation, reward, terminated, truncated, _ = self.envs[lane].step(raw[lane])
+                observation, reward, terminated, truncated = step_values(self.envs[lane].step(raw[lane]))
                 results.rewards[lane], results.terminated[lane], results.truncated[lane] = reward, terminated, truncated
-                results.rows[lane] = self._row(observation)
+                results.rows[lane] = self._row("step", observation)
             except Exception as error:
-                failed[lane] = self._failed(lane, f"raised {type(error).__name__}: {error}")
+                failed[lane] = self._failed(lane, cause(error))
                 failed[lane].__cause__ = error
         if failed:
             return failed
@@ -294,25 +293,21 @@ class VectorRunner:
             try:
                 row = self._replay(lane, taken)
             except Exception as error:
-                self._give_up(lane, self._failed(lane, f"raised {type(error).__name__} when replayed: {error}"))
+                self._give_up(lane, self._failed(lane, cause(error, " when replayed")))
                 continue
             seen = [leaf[lane] for leaf in _leaves(self._observations)]
             if not all(map(np.array_equal, _leaves(row), seen)):
                 self._give_up(lane, self._failed(lane, "came to another observation when its actions were replayed"))
 
     def _replay(self, lane: int, taken: list[Array]) -> Tree:
-        observation, _ = self.envs[lane].reset(seed=int(self._seeds[lane]))
+        observation = reset_values(self.envs[lane].reset(seed=int(self._seeds[lane])))
         for action in self._raw_actions(np.stack(taken)) if taken else ():
-            observation = self.envs[lane].step(action)[0]
-        return self._row(observation)
+            observation = step_values(self.envs[lane].step(action))[0]
+        return self._row("step", observation)
 
-    def _row(self, observation: Any) -> Tree:
-        """Flatten an observation to `Spec.observation_space`. Raises ValueError if its shape is wrong."""
-        row = flatten(self.raw_observation_space, observation, self.observation_keys)
-        shapes = [leaf.shape for leaf in _leaves(row)]
-        if shapes != self._shapes:
-            raise ValueError(f"expected an observation of shape {self._shapes}, got {shapes}")
-        return row
+    def _row(self, at: str, observation: Any) -> Tree:
+        """A copy of an observation, which environments may write over, flattened to `Spec.observation_space`."""
+        return observed(at, self.raw_observation_space, self.observation_space, observation, self.observation_keys)
 
     def close(self) -> None:
         """Close every environment."""
@@ -326,11 +321,7 @@ class VectorRunner:
         if self.max_steps is not None:
             over = active & (self._lengths >= self.max_steps) & ~(terminated | truncated)
             if over.any() and not self.limit_declared:
-                name, limit = _name(self.envs[0]), UNDECLARED_LIMIT
-                warnings.warn(
-                    f"{name} declares no time limit; its episodes are cut after {limit} steps: pass max_steps",
-                    stacklevel=3,
-                )
+                notice(no_limit(_name(self.envs[0]), UNDECLARED_LIMIT))
             truncated |= over
         ended = terminated | truncated
         first = reset = cut = self._none
@@ -388,10 +379,9 @@ class VectorRunner:
         if self.rebuild:
             self._renew(lane)
         try:
-            observation, _ = self.envs[lane].reset(seed=int(self._seeds[lane]))
-            row = self._row(observation)
+            row = self._row("reset", reset_values(self.envs[lane].reset(seed=int(self._seeds[lane]))))
         except Exception as error:
-            raise self._failed(lane, f"raised {type(error).__name__} at reset: {error}") from error
+            raise self._failed(lane, cause(error, " at reset")) from error
         if not all(map(_finite, _leaves(row))):
             raise self._failed(lane, "gave an observation that is not finite at reset")
         return row
@@ -424,7 +414,10 @@ class VectorRunner:
         if not np.isfinite(actions).all():
             raise PolicyFailed(f"the policy gave an action that is not finite: {actions.tolist()}")
         assert isinstance(space, spaces.Box)
-        return np.minimum(np.maximum(actions.astype(np.float32), space.low), space.high)  # twice as fast as np.clip
+        clipped = np.minimum(np.maximum(actions.astype(np.float32), space.low), space.high)  # twice as fast as np.clip
+        raw = self.raw_action_space
+        assert isinstance(raw, spaces.Box)
+        return executed(raw, clipped)
 
     def _raw_actions(self, actions: Array) -> list[Any]:
         """One action per lane in the environment's shape and type."""
@@ -432,7 +425,7 @@ class VectorRunner:
         if isinstance(space, spaces.Discrete):
             return list(actions.tolist())
         assert isinstance(space, spaces.Box)
-        return list(actions.reshape(-1, *space.shape).astype(space.dtype))
+        return list(raw_actions(space, actions))
 
     def _not_finite(self, results: _Results) -> dict[int, EnvironmentFailed]:
         """Lanes with a non-finite reward or observation, including lanes that stepped before another lane failed."""
@@ -500,6 +493,28 @@ def _padded(rows: list[Tree], padding: Tree) -> Tree:
     return stack_rows([padding if row is None else row for row in rows])
 
 
+def no_limit(name: str, limit: int) -> str:
+    """The notice for an environment whose episode was cut although it declares no limit."""
+    return (
+        f"{name} declares no time limit; its episodes are cut after {limit} steps: choose another limit with "
+        "--max-steps (max_steps in Python)"
+    )
+
+
+def _rebuilding(env: Env) -> str:
+    """The notice for an environment that a reset does not bring back to the same state."""
+    text, wrapper = f"{_name(env)}: reset(seed) does not determine the state, so it is rebuilt for each episode", env
+    options = {NormalizeObservation: "--normalise-observations", NormalizeReward: "--scale-rewards"}
+    while isinstance(wrapper, gymnasium.Wrapper):
+        if type(wrapper) in options:
+            return (
+                f"{text}; the running statistics of its {type(wrapper).__name__} begin anew in each episode and are "
+                f"kept nowhere: leave the wrapper out and use {options[type(wrapper)]}, if the algorithm has it"
+            )
+        wrapper = wrapper.env
+    return text
+
+
 def _name(env: Env) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
@@ -511,6 +526,14 @@ def _declares_limit(env: Env) -> bool:
     return env.has_wrapper_attr("_max_episode_steps")
 
 
+def _bounded(space: Space[Any], spec: Spec | None) -> Space[Any]:
+    """An environment's flat action space, with the spec's bounds where it has none."""
+    wanted = None if spec is None else spec.action_space
+    if isinstance(space, spaces.Box) and isinstance(wanted, spaces.Box) and space.shape == wanted.shape:
+        return with_bounds(space, wanted.low, wanted.high)
+    return space
+
+
 def _check_spaces(spec: Spec, env: Env) -> None:
     """Raise EnvironmentUnavailable if the environment's spaces differ from those of the data."""
     advice = "check the environment's id, version and keyword arguments"
@@ -518,7 +541,7 @@ def _check_spaces(spec: Spec, env: Env) -> None:
     if not alike(wanted, found):
         expected = f"expected observations in {wanted}, as in the data"
         raise EnvironmentUnavailable(f"{_name(env)}: {expected}, got {found}; {advice}")
-    wanted, found = spec.action_space, flat_action_space(env.action_space)
+    wanted, found = spec.action_space, _bounded(flat_action_space(env.action_space), spec)
     same = alike(wanted, found)
     if same and isinstance(wanted, spaces.Box) and isinstance(found, spaces.Box):
         same = np.allclose(found.low, wanted.low) and np.allclose(found.high, wanted.high)

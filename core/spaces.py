@@ -64,13 +64,30 @@ def cast(values: Any, dtype: Any, part: str = "") -> Array:
 
 
 def is_image(space: Space[Any]) -> TypeGuard[spaces.Box]:
-    """True if observations are images: uint8 `[height, width, channels]`, or grey `[height, width]`.
+    """True if observations are images: uint8 `[height, width, channels]`, channels first, or grey `[height, width]`.
 
-    A grey image must span the range 0 to 255, since a board with numbered cells is no image.
+    Four axes are a stack of such images, its frames on the first axis. A grey image must span the range 0 to 255, since
+    a board with numbered cells is no image.
     """
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return False
-    return len(space.shape) == 3 or (len(space.shape) == 2 and not space.low.any() and bool(space.high.min() == 255))
+    if len(space.shape) == 2:
+        return not space.low.any() and bool(space.high.min() == 255)
+    return len(space.shape) in (3, 4)
+
+
+def channels_first(shape: Sequence[int]) -> bool:
+    """True if the first axis of a picture `[x, y, z]` is its channels, False if the last one is.
+
+    Up to 4 channels are first before two longer sides that are equal or at least 8, more channels before two longer
+    sides that are equal and at least 16.
+    """
+    first, height, width = shape
+    if first == 1 or width <= 4:
+        return first == 1 and width not in (1, 3)
+    if first <= 4 and min(height, width) >= 8:
+        return True
+    return first < height == width and (first <= 4 or width >= 16)
 
 
 def flat_space(space: Space[Any], keys: Keys = None) -> Space[Any]:
@@ -98,8 +115,35 @@ def flatten(space: Space[Any], observation: Tree, keys: Keys = None) -> Tree:
         return np.asarray(observation, dtype=np.float32)
     if isinstance(observation, np.ndarray) and observation.dtype == np.uint8 and is_image(space):
         return observation
-    flat = flatten_batch(space, _expand(space, observation), keys)
+    space = select_keys(space, keys)
+    flat = flatten_batch(space, _expand(space, observation, ""))
     return {name: part[0] for name, part in flat.items()} if isinstance(flat, dict) else flat[0]
+
+
+def checked_row(space: Space[Any], flat: Space[Any], observation: Any, keys: Keys = None) -> Tree:
+    """A copy of `flatten(space, observation, keys)`, which must have the shapes of `flat`.
+
+    Raises `BadValues` for an observation that is not in `space`.
+    """
+    try:
+        row = flatten(space, observation, keys)
+    except BadValues:
+        raise
+    except (ValueError, TypeError) as error:
+        raise BadValues(f"in {space}", f"{type(observation).__name__} ({error})") from error
+    if not isinstance(flat, spaces.Dict):
+        _check_leaf(flat, row, np.shape(observation), "")
+        return row.copy()
+    for name, part in flat.spaces.items():
+        _check_leaf(part, row[name], row[name].shape, f"[{name!r}]")
+    return {name: part.copy() for name, part in row.items()}
+
+
+def _check_leaf(space: Space[Any], leaf: Array, came: tuple[int, ...], at: str) -> None:
+    if leaf.shape != space.shape:
+        raise BadValues(f"of shape {space.shape}", came, part=at)
+    if isinstance(space, spaces.Discrete) and not space.start <= leaf < space.start + space.n:
+        raise BadValues(f"in {space}", leaf, part=at)
 
 
 def flatten_batch(space: Space[Any], observations: Tree, keys: Keys = None) -> Tree:
@@ -147,8 +191,39 @@ def flat_action_space(space: Space[Any]) -> Space[Any]:
     if isinstance(space, spaces.Discrete):
         return space
     if isinstance(space, spaces.Box):
-        return spaces.Box(_single(space.low.reshape(-1)), _single(space.high.reshape(-1)), dtype=np.float32)
+        low = np.where(space.bounded_below, space.low, -np.inf)  # an integer type cannot represent infinity
+        high = np.where(space.bounded_above, space.high, np.inf)
+        return spaces.Box(_single(low.reshape(-1)), _single(high.reshape(-1)), dtype=np.float32)
     raise ValueError(f"expected a Box or Discrete action space, got {space}; convert the actions to one of the two")
+
+
+def with_bounds(space: Space[Any], low: Array | float, high: Array | float) -> Space[Any]:
+    """A flat action space whose infinite bounds are replaced. Raises ValueError unless it is a Box."""
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"action_bounds: expected Box actions, got {space}")
+    lows, highs = np.where(np.isfinite(space.low), space.low, low), np.where(np.isfinite(space.high), space.high, high)
+    return spaces.Box(lows.astype(np.float32), highs.astype(np.float32), dtype=np.float32)
+
+
+def raw_actions(space: spaces.Box, actions: Array) -> Array:
+    """Convert stored actions `[*B, A]` float32 to executable ones, `[*B, *space.shape]` in the type of `space`.
+
+    They are within its bounds, which float32 may not represent. The range of an integer Box is divided into one equal
+    part for each integer: every integer keeps its value, and uniform actions give each integer the same share.
+    """
+    shaped = np.reshape(actions, (*np.shape(actions)[:-1], *space.shape))
+    if np.issubdtype(space.dtype, np.integer):
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        inside, span = np.clip(shaped.astype(np.float64), low, high), np.maximum(high - low, 1)
+        shaped = np.floor(low + (inside - low) * (1 + 1 / span))
+    return np.minimum(np.maximum(shaped.astype(space.dtype), space.low), space.high)
+
+
+def executed(space: spaces.Box, actions: Array) -> Array:
+    """Replace stored actions `[*B, A]` by those that the environment executes, see `raw_actions`."""
+    if space.dtype == np.float32:
+        return actions
+    return raw_actions(space, actions).reshape(actions.shape).astype(np.float32)
 
 
 def leaf_spaces(space: Space[Any]) -> list[Space[Any]]:
@@ -170,7 +245,8 @@ def check_action_space(space: Space[Any], kind: ActionKind, algorithm: str) -> N
     """
     if kind != "discrete" and isinstance(space, spaces.Box):
         if not space.is_bounded():
-            raise ValueError(f"{algorithm}: expected bounded actions, got {space}; give the action space finite bounds")
+            told = "give bounds with --action-bounds LOW HIGH (action_bounds in Python)"
+            raise ValueError(f"{algorithm}: expected bounded actions, got {space}; {told}")
         if not (space.low < space.high).all():
             raise ValueError(f"{algorithm}: expected low < high for every action, got {space}; remove fixed dimensions")
         return
@@ -294,13 +370,19 @@ def _one_hot(values: Array, start: int, n: int, space: Space[Any], at: str) -> A
     return encoded
 
 
-def _expand(space: Space[Any], observation: Tree) -> Tree:
+def _expand(space: Space[Any], observation: Any, at: str) -> Tree:
     """Add a leading axis of one to every leaf."""
     if isinstance(space, spaces.Dict):
-        assert isinstance(observation, Mapping)
-        return {key: _expand(part, observation[key]) for key, part in space.spaces.items() if key in observation}
+        if not isinstance(observation, Mapping):
+            raise BadValues("as a dict", type(observation).__name__, part=at)
+        parts = [key for key in space.spaces if key in observation]
+        return {key: _expand(space.spaces[key], observation[key], f"{at}[{key!r}]") for key in parts}
     if isinstance(space, spaces.Tuple):
-        return tuple(_expand(part, value) for part, value in zip(space.spaces, observation, strict=True))
+        if not isinstance(observation, (tuple, list)) or len(observation) != len(space.spaces):
+            came = f"{len(observation)} parts" if isinstance(observation, (tuple, list)) else type(observation).__name__
+            raise BadValues(f"as a tuple of {len(space.spaces)} parts", came, part=at)
+        pairs = enumerate(zip(space.spaces, observation, strict=True))
+        return tuple(_expand(part, value, f"{at}[{i}]") for i, (part, value) in pairs)
     return np.asarray(observation)[None]
 
 
@@ -310,8 +392,12 @@ def _single(bounds: Array) -> Array:
 
 
 def _check_fixed_size(space: Space[Any]) -> None:
-    if not space.is_np_flattenable:
+    if not space.is_np_flattenable or _has_text(space):
         raise ValueError(f"observations of {space} have no fixed size; choose other parts with observation_keys")
+
+
+def _has_text(space: Space[Any]) -> bool:
+    return isinstance(space, spaces.Text) or any(_has_text(part) for _, _, part in _children(space))
 
 
 def alike(a: Space[Any], b: Space[Any]) -> bool:

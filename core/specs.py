@@ -10,12 +10,14 @@ import torch
 from gymnasium import Space, spaces
 
 from herdbook.core.joint.types import JointSpec
+from herdbook.core.spaces import select_keys
 from herdbook.core.types import Array, Spec
 
 
 def spec_state(spec: Spec) -> dict[str, Any]:
     """A Spec as dicts, lists and tensors. Raises TypeError for spaces that `space_state` does not support."""
-    raw, keys = spec.raw_observation_space, spec.observation_keys
+    keys = spec.observation_keys
+    raw = None if spec.raw_observation_space is None else select_keys(spec.raw_observation_space, keys)
     return {
         "observation_space": space_state(spec.observation_space),
         "action_space": space_state(spec.action_space),
@@ -23,12 +25,13 @@ def spec_state(spec: Spec) -> dict[str, Any]:
         "observation_keys": None if keys is None else list(keys),
         "observation_mean": _tensor(spec.observation_mean),
         "observation_std": _tensor(spec.observation_std),
+        **({} if spec.raw_action_space is None else {"raw_action_space": space_state(spec.raw_action_space)}),
     }
 
 
 def spec_from_state(state: Mapping[str, Any]) -> Spec:
     """The inverse of `spec_state`."""
-    raw, keys = state["raw_observation_space"], state["observation_keys"]
+    raw, keys, actions = state["raw_observation_space"], state["observation_keys"], state.get("raw_action_space")
     return Spec(
         observation_space=space_from_state(state["observation_space"]),
         action_space=space_from_state(state["action_space"]),
@@ -36,6 +39,7 @@ def spec_from_state(state: Mapping[str, Any]) -> Spec:
         observation_keys=None if keys is None else tuple(keys),
         observation_mean=_array(state["observation_mean"]),
         observation_std=_array(state["observation_std"]),
+        raw_action_space=None if actions is None else space_from_state(actions),
     )
 
 

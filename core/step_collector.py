@@ -6,7 +6,6 @@ parameters. The steps are a function of (parameters, run seed, steps so far).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +18,7 @@ from herdbook.core.collector import FAILURES, NOISE, RESETS
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.growing import STEP_FIELDS, Growing
 from herdbook.core.member import Member
+from herdbook.core.notices import notice
 from herdbook.core.random import generator, restore_generator
 from herdbook.core.runner import (
     EndlessEpisodes,
@@ -103,6 +103,7 @@ class StepCollector:
         seeds: The seeds of the run.
         num_envs: The number of lanes per seed.
         device: The device of the policies' tensors.
+        max_steps: Episodes are cut off after this many steps, on top of the environment's own limit.
 
     Raises:
         EnvironmentUnavailable: The environment cannot be made, or its spaces differ from those of `spec`.
@@ -116,8 +117,9 @@ class StepCollector:
         seeds: Sequence[int],
         num_envs: int,
         device: str | torch.device = "cpu",
+        max_steps: int | None = None,
     ) -> None:
-        self.runners = [_SeedRunner(source, spec, seed, num_envs, device) for seed in seeds]
+        self.runners = [_SeedRunner(source, spec, seed, num_envs, device, max_steps) for seed in seeds]
         self._members: Mapping[int, Member[Stepwise]] = {}
 
     def start(self, members: Mapping[int, Member[Stepwise]]) -> None:
@@ -155,18 +157,26 @@ class _SeedRunner:
     """The environments of one seed."""
 
     def __init__(
-        self, source: EnvironmentSource, spec: Spec, seed: int, num_envs: int, device: str | torch.device
+        self,
+        source: EnvironmentSource,
+        spec: Spec,
+        seed: int,
+        num_envs: int,
+        device: str | torch.device,
+        max_steps: int | None,
     ) -> None:
         self.seed, self.failures, self.lost_in_a_row = seed, list[str](), 0
         self.replay_ends_at: int | None = None  # failures left while unfinished episodes are replayed
         self.schedule = EndlessEpisodes(seed, RESETS)
-        self.runner = VectorRunner(source, num_envs, self.schedule, spec=spec, device=device, on_failure=self._lost)
+        self.runner = VectorRunner(
+            source, num_envs, self.schedule, spec=spec, max_steps=max_steps, device=device, on_failure=self._lost
+        )
         self.generator = generator(seed, NOISE, device=device)
         self.returns, self.lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
 
     def _lost(self, failure: EnvironmentFailed) -> None:
         if self.replay_ends_at is not None:
-            warnings.warn(f"an episode that was unfinished at the checkpoint is lost: {failure}", stacklevel=2)
+            notice(f"an episode that was unfinished at the checkpoint is lost: {failure}")
             self.replay_ends_at -= 1
             if self.replay_ends_at == 0:
                 raise RunFailed(f"the environment fails when the run is resumed: {failure}") from failure

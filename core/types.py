@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -137,6 +137,7 @@ class Spec:
     observation_keys: tuple[str, ...] | None = None
     observation_mean: Array | None = None  # `[D]`, over the data; None without data and unless observations are vectors
     observation_std: Array | None = None
+    raw_action_space: Space[Any] | None = None  # the environment's own Box if its type is not float32
 
 
 class Distribution(Protocol):
@@ -153,6 +154,19 @@ class Policy(Protocol):
     def initial(self, num_envs: int) -> Carry: ...
     def __call__(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[Tree, Carry]: ...
     def distribution(self, step: Step, carry: Carry) -> tuple[Distribution, Carry]: ...
+
+
+@runtime_checkable
+class Tabular(Protocol):
+    """A policy over numbers of states and actions from 0, which other spaces may number otherwise."""
+
+    def in_spaces(self, observation_space: Space[Any], action_space: Space[Any]) -> Policy:
+        """The policy with the numbers of these spaces. Raises ValueError unless they fit the table."""
+
+
+def in_spaces(policy: Policy, observation_space: Space[Any], action_space: Space[Any]) -> Policy:
+    """The policy for these flat spaces: a `Tabular` one is numbered as they are, others are unchanged."""
+    return policy.in_spaces(observation_space, action_space) if isinstance(policy, Tabular) else policy
 
 
 class Replay(Protocol):

@@ -11,7 +11,7 @@ from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.layout import row_offsets
-from herdbook.datasets.validation import ACTION_TOLERANCE, DataError, checked_offsets, located
+from herdbook.datasets.validation import ACTION_TOLERANCE, DataError, bounded_actions, checked_offsets, located
 
 
 def from_arrays(
@@ -25,18 +25,22 @@ def from_arrays(
     offsets: Any = None,
     observation_space: Space[Any] | None = None,
     action_space: Space[Any] | None = None,
+    action_bounds: tuple[float, float] | None = None,
     **fields: Any,
 ) -> Episodes:
     """Episodes from arrays over N steps, with the episodes concatenated.
 
     `observations` has T+1 rows for each episode. With `next_observations` both have N rows, and only the last next
     observation of each episode is kept. Episode e is steps `offsets[e]:offsets[e + 1]`. Without offsets, an episode
-    ends at a flag or at the end of the data. `fields` are further fields of `Episodes`.
+    ends at a flag or at the end of the data. `action_bounds` are those of `load_dataset`. `fields` are further fields
+    of `Episodes`.
 
-    Spaces that are not given are inferred: uint8 `[N, H, W, C]` as images, integers `[N]` as Discrete, other
+    Spaces that are not given are inferred: uint8 `[N, H, W, C]`, `[N, C, H, W]`, `[N, H, W]` and stacks of images as
+    images of the range 0 to 255 (0 to 1 if 1 is the largest value), integers `[N]` as Discrete, other
     observations as vectors, and actions within [-1, 1] as a Box with these bounds.
 
-    Raises DataError for data that do not satisfy `Episodes`, and for actions beyond [-1, 1] without an action space.
+    Raises DataError for data that do not satisfy `Episodes`, for uint8 `[N, D]` without an observation space, and for
+    actions beyond [-1, 1] without an action space.
     """
     source = fields.setdefault("source", "arrays")
     named = {"actions": actions, "rewards": rewards, "terminated": terminated, "truncated": truncated}
@@ -54,8 +58,11 @@ def from_arrays(
     if observation_space is None:
         observation_space = _infer_space(source, "observations", observations)
     if action_space is None:
-        action_space = infer_action_space(source, actions)
+        action_space = infer_action_space(source, actions, action_bounds)
     flat, flat_actions = flat_space(observation_space), flat_action_space(action_space)
+    actions = actions.reshape(len(actions), -1) if isinstance(flat_actions, spaces.Box) else actions
+    flat_actions, actions, notes = bounded_actions(source, flat_actions, actions, action_bounds)
+    fields["transforms"] = (*fields.get("transforms", ()), *notes)
     with located(source, "observations", row_offsets(offsets) if next_observations is None else offsets):
         rows = flatten_batch(observation_space, observations)
     if next_observations is not None:
@@ -64,7 +71,7 @@ def from_arrays(
         rows = tree_map(lambda leaf, after: with_final_rows(source, leaf, after, offsets), rows, following)
     return Episodes(
         observations=rows,
-        actions=actions.reshape(len(actions), -1) if isinstance(flat_actions, spaces.Box) else actions,
+        actions=actions,
         rewards=rewards,
         terminated=flags[0],
         truncated=flags[1],
@@ -97,8 +104,11 @@ def with_final_rows(source: str, observations: Array, next_observations: Array, 
     return rows
 
 
-def infer_action_space(source: str, actions: Array) -> Space[Any]:
-    """Discrete(largest + 1) for integers `[N]`, Box for numbers `[N, …]` within [-1, 1]. Raises DataError otherwise."""
+def infer_action_space(source: str, actions: Array, bounds: tuple[float, float] | None = None) -> Space[Any]:
+    """Discrete(largest + 1) for integers `[N]`, Box for numbers `[N, …]` within [-1, 1] or with the given bounds.
+
+    Raises DataError otherwise.
+    """
     if actions.dtype.kind in "iu" and actions.ndim == 1:
         if actions.min() < 0:
             raise DataError(f"{source}: expected actions from 0 on, got {actions.min()}; give the action_space")
@@ -106,9 +116,11 @@ def infer_action_space(source: str, actions: Array) -> Space[Any]:
     if actions.ndim < 2 or actions.dtype.kind not in "iuf":
         came = f"{actions.dtype} {actions.shape}"
         raise DataError(f"{source}: expected actions [N, A] of floats or [N] of integers, got {came}")
+    if bounds is not None:
+        return spaces.Box(-np.inf, np.inf, actions.shape[1:], np.float32)  # the caller bounds it
     if np.abs(actions).max() > 1 + ACTION_TOLERANCE:
         came = f"[{actions.min():g}, {actions.max():g}]"
-        raise DataError(f"{source}: expected actions in [-1, 1], got {came}; give the action_space")
+        raise DataError(f"{source}: expected actions in [-1, 1], got {came}; give action_bounds or the action_space")
     return spaces.Box(-1.0, 1.0, actions.shape[1:], np.float32)
 
 
@@ -123,8 +135,15 @@ def _infer_space(source: str, name: str, values: Tree) -> Space[Any]:
     if isinstance(values, dict):
         return spaces.Dict({key: _infer_space(source, f"{name}[{key!r}]", part) for key, part in values.items()})
     observations = _array(source, name, values)
-    if observations.dtype == np.uint8 and observations.ndim == 4:
-        return spaces.Box(0, 255, observations.shape[1:], np.uint8)
+    if observations.dtype == np.uint8 and observations.ndim in (3, 4, 5) and len(observations):
+        bits = observations.max() == 1
+        return spaces.Box(0, 1 if bits else 255, observations.shape[1:], np.uint8)
+    if observations.dtype == np.uint8 and observations.ndim == 2:
+        size = observations.shape[1]
+        raise DataError(
+            f"{source}: expected {name} of uint8 as images [N, H, W] or [N, H, W, C], got {observations.shape}; "
+            f"reshape flattened images, or give observation_space=Box(0, 255, ({size},), np.uint8) for vectors"
+        )
     if observations.dtype.kind in "iu" and observations.ndim == 1 and len(observations):
         return spaces.Discrete(int(observations.max()) + 1)
     return spaces.Box(-np.inf, np.inf, observations.shape[1:] or (1,), np.float32)

@@ -26,7 +26,7 @@ from herdbook.core.types import Array
 from herdbook.datasets.arrays import episode_offsets, infer_action_space, with_final_rows
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.layout import offsets_of
-from herdbook.datasets.validation import located
+from herdbook.datasets.validation import bounded_actions, located
 
 logger = logging.getLogger("herdbook")
 
@@ -202,11 +202,17 @@ def _by_convention(scores: ReferenceScores, environment: str) -> ReferenceScores
     return replace(scores, source=f"{_SOURCE}, applied to {environment} by convention")
 
 
-def read_d4rl(path: str | Path, *, name: str | None = None, action_space: Space[Any] | None = None) -> Episodes:
+def read_d4rl(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    action_space: Space[Any] | None = None,
+    action_bounds: tuple[float, float] | None = None,
+) -> Episodes:
     """Read a D4RL HDF5 file; `infos/…` and `metadata/…` are ignored.
 
     `name` (default: the file's name, as in `hopper_medium-v2.hdf5`) selects the reference scores and the environment.
-    Actions lie in [-1, 1] unless an `action_space` is given.
+    Actions lie in [-1, 1] unless an `action_space` is given, or are clipped to `action_bounds`.
 
     Raises DataError for a truncated or corrupt file, a missing field, and data that do not satisfy `Episodes`.
     """
@@ -219,10 +225,11 @@ def read_d4rl(path: str | Path, *, name: str | None = None, action_space: Space[
         raise DataError(
             f"{path}: expected a D4RL HDF5 file, but it is missing, truncated or corrupt ({error}); download it again"
         ) from error
-    return d4rl_episodes(data, name=name or path.stem, source=str(path), action_space=action_space)
+    chosen: dict[str, Any] = {"action_space": action_space, "action_bounds": action_bounds}
+    return d4rl_episodes(data, name=name or path.stem, source=str(path), **chosen)
 
 
-def read_d4rl_package(name: str) -> Episodes:
+def read_d4rl_package(name: str, *, action_bounds: tuple[float, float] | None = None) -> Episodes:
     """The dataset of a D4RL environment, through the `d4rl` package.
 
     Raises DataError, with the reason, if the package cannot be used: it needs MuJoCo 2.1.
@@ -236,11 +243,16 @@ def read_d4rl_package(name: str) -> Episodes:
             f"d4rl:{name}: the d4rl package cannot be used here ({type(error).__name__}: {error}); "
             "give the path of the dataset's .hdf5 file instead, which needs no package"
         ) from error
-    return d4rl_episodes(data, name=name, source=f"d4rl:{name}")
+    return d4rl_episodes(data, name=name, source=f"d4rl:{name}", action_bounds=action_bounds)
 
 
 def d4rl_episodes(
-    data: Mapping[str, Any], *, name: str, source: str, action_space: Space[Any] | None = None
+    data: Mapping[str, Any],
+    *,
+    name: str,
+    source: str,
+    action_space: Space[Any] | None = None,
+    action_bounds: tuple[float, float] | None = None,
 ) -> Episodes:
     """Episodes from the arrays `[N, …]` of a D4RL dataset. The number of dropped steps is logged and recorded.
 
@@ -288,6 +300,8 @@ def d4rl_episodes(
         actions, rewards, terminated, truncated = actions[kept], rewards[kept], terminated[kept], truncated[kept]
     for note in notes:
         logger.warning("%s: %s", source, note)
+    space = infer_action_space(source, actions, action_bounds) if action_space is None else action_space
+    space, actions, clipped = bounded_actions(source, space, actions, action_bounds)
     name = d4rl_name(name)
     task, references, environment = task_of(name), d4rl_references(name), None
     today = TODAY.get(name.partition("-")[0])
@@ -303,11 +317,11 @@ def d4rl_episodes(
         truncated=truncated,
         offsets=offsets,
         observation_space=spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32),
-        action_space=infer_action_space(source, actions) if action_space is None else action_space,
+        action_space=space,
         environment=environment,
         reference_scores=references,
         source=source,
-        transforms=tuple(notes),
+        transforms=(*notes, *clipped),
     )
 
 

@@ -34,6 +34,7 @@ def load_dataset(
     *,
     data_dir: str | Path | None = None,
     observation_keys: Sequence[str] | None = None,
+    action_bounds: tuple[float, float] | None = None,
     download: bool = True,
 ) -> Episodes | JointEpisodes:
     """Load the episodes of a dataset by name; `JointEpisodes` if its metadata declares many agents.
@@ -47,15 +48,19 @@ def load_dataset(
 
     data_dir: folder in which datasets are looked up and stored, instead of the Minari root.
     observation_keys: the parts of a Dict observation that are used.
+    action_bounds: low and high of a Box of actions that has no bounds of its own. Actions beyond the bounds of their
+        space are then clipped, and a notice says how many.
 
     Raises DataError for an unknown name (with the nearest ones), a dataset that cannot be downloaded (with ways to get
     one), and corrupt or invalid data. For a recipe, raises what `Recipe.make` raises.
     """
     text = str(name)
     if text.startswith("d4rl:"):
-        return _whole(read_d4rl_package(text.removeprefix("d4rl:")), observation_keys)
+        return _whole(read_d4rl_package(text.removeprefix("d4rl:"), action_bounds=action_bounds), observation_keys)
     path = _located(name, data_dir, download)
-    return _whole(read_d4rl(path), observation_keys) if path.suffix in _D4RL else _read(path, observation_keys)
+    if path.suffix in _D4RL:
+        return _whole(read_d4rl(path, action_bounds=action_bounds), observation_keys)
+    return _read(path, observation_keys, action_bounds)
 
 
 def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None) -> EnvironmentSpec | None:
@@ -130,10 +135,14 @@ def list_datasets(data_dir: str | Path | None = None) -> list[str]:
     return sorted({name for root in dataset_roots(data_dir) for name in list_minari(root)})
 
 
-def _read(folder: Path, observation_keys: Sequence[str] | None) -> Episodes | JointEpisodes:
+def _read(
+    folder: Path, observation_keys: Sequence[str] | None, action_bounds: tuple[float, float] | None
+) -> Episodes | JointEpisodes:
     _, metadata = read_metadata(folder)
     if JOINT not in metadata:
-        return read_minari(folder, observation_keys=observation_keys)
+        return read_minari(folder, observation_keys=observation_keys, action_bounds=action_bounds)
+    if action_bounds is not None:
+        raise DataError(f"{folder}: expected no action_bounds, which are for one agent; the data are of many")
     if observation_keys is not None:
         raise DataError(f"{folder}: expected no observation_keys, which are for one agent; the data are of many")
     return read_joint(folder)

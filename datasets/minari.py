@@ -15,20 +15,25 @@ from herdbook.datasets.d4rl import over_d4rl_horizon
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.layout import row_offsets
 from herdbook.datasets.learned import learned_metadata, read_learned
-from herdbook.datasets.validation import located
+from herdbook.datasets.validation import bounded_actions, located
 
 TRANSFORMS = "herdbook_transforms"
 """The metadata key that keeps `Episodes.transforms`."""
 
 
 def read_minari(
-    dataset: str | Path, *, data_dir: str | Path | None = None, observation_keys: Sequence[str] | None = None
+    dataset: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    observation_keys: Sequence[str] | None = None,
+    action_bounds: tuple[float, float] | None = None,
 ) -> Episodes:
     """Read a Minari dataset from this machine, by its folder or its id under `minari_root(data_dir)`.
 
     Code that the files name is never imported: spaces that are not stored are those of a registered environment.
 
     observation_keys: the parts of a Dict observation that are used.
+    action_bounds: as in `load_dataset`.
 
     Raises DataError for a folder without a dataset, a truncated or corrupt file, and data that do not satisfy
     `Episodes`; ValueError for an unknown observation key.
@@ -53,11 +58,13 @@ def read_minari(
     ]
     stored = storage.read_fields(source, folder, metadata, chosen, wanted)
     offsets, actions = stored.offsets, stored.arrays["actions"]
+    actions = actions.reshape(len(actions), -1) if isinstance(action_space, spaces.Box) else actions
+    action_space, actions, notes = bounded_actions(source, action_space, actions, action_bounds)
     with located(source, "observations", row_offsets(offsets)):
         flat = flatten_batch(chosen, stored.tree(chosen, "observations"))
     return Episodes(
         observations=flat,
-        actions=actions.reshape(len(actions), -1) if isinstance(action_space, spaces.Box) else actions,
+        actions=actions,
         rewards=stored.arrays["rewards"],
         terminated=stored.arrays["terminations"],
         truncated=stored.arrays["truncations"],
@@ -70,7 +77,7 @@ def read_minari(
         environment=environment,
         reference_scores=references,
         source=source,
-        transforms=tuple(metadata.get(TRANSFORMS, ())),
+        transforms=(*metadata.get(TRANSFORMS, ()), *notes),
         learned_by=read_learned(source, metadata),
     )
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from herdbook.core.spaces import BadValues, cast, leaf_spaces
+from herdbook.core.notices import logger
+from herdbook.core.spaces import BadValues, cast, leaf_spaces, with_bounds
 from herdbook.core.types import Array, Tree
 from herdbook.datasets.layout import locate, place
 
@@ -126,8 +127,33 @@ def check_actions(source: str, offsets: Array, space: Any, actions: Array, name:
     raise DataError(
         f"{source}: expected {name} in [{space.low[dimension]:g}, {space.high[dimension]:g}], got "
         f"[{column.min():g}, {column.max():g}] in dimension {dimension}, first at {place(step, offsets)}; "
-        "clip the actions or give the action space that they were taken in"
+        "clip them with action_bounds (--action-bounds LOW HIGH), or give the action space that they were taken in"
     )
+
+
+def bounded_actions(
+    source: str, space: Space[Any], actions: Array, bounds: tuple[float, float] | None
+) -> tuple[Space[Any], Array, tuple[str, ...]]:
+    """A flat action space and actions `[N, A]` within it, and a note, which is logged, if actions are clipped.
+
+    bounds: low and high of the dimensions of a Box that has none; None changes nothing.
+    """
+    if bounds is None:
+        return space, actions, ()
+    try:
+        box = with_bounds(space, *bounds)
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
+    assert isinstance(box, spaces.Box)
+    check_finite(source, "actions", actions, np.array([0, len(actions)]))
+    clipped = np.clip(actions.astype(np.float32), box.low, box.high)
+    distances = np.abs(clipped - actions).max(axis=1)
+    if not (distances > ACTION_TOLERANCE).any():
+        return box, clipped, ()
+    count = int((distances > ACTION_TOLERANCE).sum())
+    note = f"clipped {count} of {len(actions)} actions to their bounds (the largest change is {distances.max():.3g})"
+    logger.warning("%s: %s", source, note)
+    return box, clipped, (note,)
 
 
 def check_flags(source: str, offsets: Array, terminated: Array, truncated: Array) -> None:

@@ -37,7 +37,7 @@ from herdbook.core.policy import FeedForwardPolicy
 from herdbook.core.random import generator as make_generator
 from herdbook.core.random import scoped_seed
 from herdbook.core.spaces import check_action_space
-from herdbook.core.types import Array, Policy, Step, TimeLimit
+from herdbook.core.types import Array, Policy, Step, TimeLimit, in_spaces
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.layout import row_offsets
 from herdbook.datasets.sampling import checked_time_limit
@@ -114,6 +114,7 @@ def fitted_q_evaluation(
     ended = episodes.terminated | episodes.truncated if time_limit == "terminal" else episodes.terminated
     if c.discount ** (c.updates / c.target_period) > REMAINDER:
         logger.warning("fitted Q evaluation: %s", _shortfall(c))
+    policy = in_spaces(policy, episodes.observation_space, episodes.action_space)
     data = _Data(policy, episodes, ended, c, seed, torch.device(device))
     with scoped_seed(seed):
         network = MLP(data.inputs, data.outputs, c.hidden_sizes).to(device)

@@ -31,10 +31,12 @@ def collect(
     seed: int = 0,
     env: EnvironmentSource | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    max_steps: int | None = None,
     step: int | None = None,
     run_seed: int | None = None,
     deterministic: bool = True,
     noise: float = 0.0,
+    action_bounds: tuple[float, float] | None = None,
     algorithm: str | type[Any] | None = None,
     networks: Networks | None = None,
     data_dir: str | None = None,
@@ -43,8 +45,9 @@ def collect(
 ) -> tuple[Data, Path]:
     """Play a run's policy, or `"random"`, and write the episodes as the Minari dataset `out`.
 
-    Episode i is reset with `seed + i`. `noise` is that of a `NoisyPolicy`. Returns the episodes, which say who learned
-    the policy, and where they are.
+    Episode i is reset with `seed + i`, and cut off after `max_steps` steps (None: as many as in the run).
+    `noise` is that of a `NoisyPolicy`. Returns the episodes, which say who learned the policy, and where they are.
+    `action_bounds` are those of a random policy's actions, where the environment has none.
 
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
@@ -56,7 +59,8 @@ def collect(
             raise UserError("expected env=, the environment to play in")
         source = with_arguments(env, env_kwargs or {})
         assert source is not None
-        task = task_in(source)
+        task = replace(task_in(source), max_steps=max_steps)
+        task = replace(task, spec=task.domain.bounded(task.spec, action_bounds))
         player = task.domain.random_policy(task.spec)
     else:
         run = Run(policy)
@@ -69,6 +73,7 @@ def collect(
             spec=restored.spec,
             environment=with_arguments(own, env_kwargs or {}),
             opponents=opponents_of(options_of(run)),
+            max_steps=max_steps or options_of(run).max_steps,
         )
         player = restored.policy(deterministic=deterministic)
     task.domain.check_storable(task)  # before an hour of play

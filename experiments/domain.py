@@ -53,6 +53,8 @@ class Task:
     references: ReferenceScores | None = None
     opponents: Mapping[str, Any] = field(default_factory=dict)
     """Which agents learn and who plays the others, as keyword arguments of the domain's player; empty: all learn."""
+    max_steps: int | None = None
+    """Episodes are cut off after this many steps, on top of the environment's own limit."""
 
     @property
     def place(self) -> EnvironmentSource:
@@ -95,6 +97,9 @@ class Domain(Protocol):
         self, source: EnvironmentSource, observation_keys: tuple[str, ...] | None, opponents: Mapping[str, Any]
     ) -> Any:
         """The spec of an environment. Raises EnvironmentUnavailable where it is not of this domain."""
+
+    def bounded(self, spec: Any, bounds: tuple[float, float] | None) -> Any:
+        """The spec of an environment with bounds for actions that have none; None changes nothing."""
 
     def data_spec(self, data: Data) -> Any:
         """The spec of episodes, with their statistics."""

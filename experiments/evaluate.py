@@ -32,10 +32,13 @@ def evaluate_run(
     algorithm: str | type[Any] | None = None,
     env: EnvironmentSource | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    max_steps: int | None = None,
     networks: Networks | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Evaluate every seed of a run: episode i is reset with `seed + i`.
+    """Evaluate every seed of a run: episode i is reset with `seed + i`, and cut off after `max_steps` steps.
+
+    None: after as many as in the run.
 
     Returns what `herdbook eval --out` writes: run, algorithm, environment, references, and per seed its step, returns,
     lengths, mean, standard deviation and normalised score.
@@ -47,7 +50,8 @@ def evaluate_run(
     recorded, trained_in = run.config.get("references"), run.config.get("environment")
     same = trained_in is not None and same_environment(env, env_kwargs or {}, spec_of_record(trained_in))
     references = ReferenceScores(**recorded) if recorded and same else None
-    opponents = opponents_of(options_of(run))
+    options = options_of(run)
+    opponents, limit = opponents_of(options), max_steps or options.max_steps
     results, at = [], dict[int, Restored]()
     everyone = []
     for each in run.seeds:  # all are restored before one plays
@@ -56,7 +60,14 @@ def evaluate_run(
         everyone.append(replace(own, seed_index=restored.seed_index))
     for each, restored in zip(run.seeds, everyone, strict=True):
         domain, spec = restored.domain, restored.spec
-        task = Task(domain=domain, spec=spec, environment=bound, references=references, opponents=opponents)
+        task = Task(
+            domain=domain,
+            spec=spec,
+            environment=bound,
+            references=references,
+            opponents=opponents,
+            max_steps=limit,
+        )
         line = domain.score(task, restored.policy(), episodes, seed, device)
         results.append({"seed": each, "step": restored.step, **line})
     return {

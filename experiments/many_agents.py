@@ -82,6 +82,13 @@ class ManyAgents:
         runner.close()
         return runner.spec
 
+    def bounded(self, spec: JointSpec, bounds: tuple[float, float] | None) -> JointSpec:
+        if bounds is not None:
+            raise UserError(
+                f"action_bounds: expected none for many agents, got {bounds}; bound them in the environment"
+            )
+        return spec
+
     def data_spec(self, data: JointEpisodes) -> JointSpec:
         return data.spec
 
@@ -136,7 +143,11 @@ class ManyAgents:
             spec=task.spec,
             source=task.place,
             num_envs=options.lanes(first.needs),
-            runner={**task.opponents, "state": _keeps_state(first.needs, task.spec)},
+            runner={
+                **task.opponents,
+                "state": _keeps_state(first.needs, task.spec),
+                "max_steps": task.max_steps,
+            },
             networks=networks,
         )
         workers = options.worker_processes(first.needs)
@@ -156,7 +167,8 @@ class ManyAgents:
         raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
 
     def try_environment(self, task: Task, device: str) -> None:
-        JointRunner(task.place, 1, spec=task.spec, device=device, **task.opponents).close()
+        runner = JointRunner(task.place, 1, spec=task.spec, max_steps=task.max_steps, device=device, **task.opponents)
+        runner.close()
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> JointEpisodes:
         return self._evaluated(task, policy, episodes, seed, device, num_envs, state=True)
@@ -175,6 +187,7 @@ class ManyAgents:
             episodes,
             seed,
             num_envs=min(episodes, num_envs),
+            max_steps=task.max_steps,
             device=device,
             spec=task.spec,
             state=state,
@@ -195,7 +208,7 @@ class ManyAgents:
 
     def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
         frames: list[Array] = []
-        runner = JointRunner(task.place, 1, spec=task.spec, **task.opponents)
+        runner = JointRunner(task.place, 1, spec=task.spec, max_steps=task.max_steps, **task.opponents)
         try:
             played = runner.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
         finally:

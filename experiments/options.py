@@ -76,6 +76,9 @@ class RunOptions:
     dataset), and standardise."""
     observation_keys: tuple[str, ...] | None = _option(None, "data", "one agent")
     """Parts of a Dict observation that the algorithm sees. The default is all of them."""
+    action_bounds: tuple[float, float] | None = _option(None, "environment", "one agent")
+    """Lowest and highest action of continuous actions whose space has no bounds. In a dataset, actions beyond the
+    bounds of their space are then clipped, and a notice says how many."""
     data_dir: str | None = _option(None, "data", "data")
     """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
     env: str | None = _option(None, "environment")
@@ -83,6 +86,9 @@ class RunOptions:
     module:callable. An offline algorithm is evaluated in the dataset's environment by default."""
     env_kwargs: tuple[str, ...] = _option((), "environment")
     """Keyword arguments of the environment, as `name value name value ...` (Python literals, else text)."""
+    max_steps: int | None = _option(None, "environment", low=1)
+    """Steps after which an episode is cut off, in training and evaluation, on top of the environment's own limit.
+    Without either, episodes are cut off after 10,000 steps."""
     num_envs: int | None = _option(None, "environment", "environments", low=1)
     """Environments that each seed steps side by side while it learns. The default is the algorithm's."""
     workers: int | None = _option(None, "environment", "workers", low=0)
@@ -126,6 +132,7 @@ class RunOptions:
         check(0 < updates < math.inf, "online_updates", "a finite number above 0", updates)
         check(noise is None or 0 <= noise < math.inf, "online_noise", "a finite number of 0 or more", noise)
         check(share is None or 0 <= share <= 1, "online_share", "a number in [0, 1]", share)
+        check_bounds(self.action_bounds)
         literal_pairs(self.env_kwargs)
 
     @property
@@ -168,6 +175,12 @@ def check(fine: bool, name: str, expected: str, got: Any) -> None:
     """Raise UserError, naming the field, unless `fine`."""
     if not fine:
         raise UserError(f"{name}: expected {expected}, got {got}")
+
+
+def check_bounds(bounds: tuple[float, float] | None) -> None:
+    """Raise UserError unless bounds of actions are finite and in order."""
+    fine = bounds is None or (len(bounds) == 2 and -math.inf < bounds[0] < bounds[1] < math.inf)
+    check(fine, "action_bounds", "two finite numbers, the lower one first", bounds)
 
 
 def literal_pairs(words: Sequence[str], option: str = "env_kwargs") -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import gymnasium
+import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import RenderCollection
 
 from herdbook.core.actor import Actor
 from herdbook.core.config import Config
@@ -26,7 +29,7 @@ from herdbook.core.needs import Interaction, Needs
 from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.runner import VectorRunner, fixed_episodes
 from herdbook.core.seeds import SeedBySeed
-from herdbook.core.spaces import check_action_space, flat_action_space, flat_space
+from herdbook.core.spaces import check_action_space, flat_action_space, flat_space, with_bounds
 from herdbook.core.specs import spec_from_state, spec_state
 from herdbook.core.step_collector import StepCollector
 from herdbook.core.types import Array, Policy, Spec
@@ -82,10 +85,20 @@ class SingleAgent:
         raw = env.observation_space
         try:
             seen = flat_space(raw, observation_keys)
-            return Spec(seen, flat_action_space(env.action_space), None if raw == seen else raw, observation_keys)
+            actions = flat_action_space(env.action_space)
+            own = env.action_space if isinstance(actions, spaces.Box) and env.action_space.dtype != np.float32 else None
+            return Spec(seen, actions, None if raw == seen else raw, observation_keys, raw_action_space=own)
         except EnvironmentUnavailable:
             raise
         except ValueError as error:  # of the keys, or of a space that is not supported
+            raise UserError(str(error)) from error
+
+    def bounded(self, spec: Spec, bounds: tuple[float, float] | None) -> Spec:
+        if bounds is None:
+            return spec
+        try:
+            return replace(spec, action_space=with_bounds(spec.action_space, *bounds))
+        except ValueError as error:  # other actions
             raise UserError(str(error)) from error
 
     def data_spec(self, data: Episodes) -> Spec:
@@ -158,7 +171,7 @@ class SingleAgent:
             name = type(algorithms[0]).__name__
             raise UserError(f"num_envs: expected at most {needs.max_envs} for {name}, got {lanes}")
         try:
-            return StepCollector(task.place, task.spec, options.seeds, lanes, device)
+            return StepCollector(task.place, task.spec, options.seeds, lanes, device, task.max_steps)
         except EnvironmentUnavailable:
             raise
         except ValueError as error:  # a callable that gives the same environment twice
@@ -201,16 +214,25 @@ class SingleAgent:
         return SeedBySeed(players), replays
 
     def try_environment(self, task: Task, device: str) -> None:
-        VectorRunner(task.place, 1, fixed_episodes(1, 0), spec=task.spec, device=device).close()
+        schedule = fixed_episodes(1, 0)
+        VectorRunner(task.place, 1, schedule, spec=task.spec, max_steps=task.max_steps, device=device).close()
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> Episodes:
-        source, lanes = whole_games(task.place), min(episodes, num_envs)
-        return evaluate(policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+        return evaluate(
+            policy,
+            whole_games(task.place),
+            episodes,
+            seed,
+            num_envs=min(episodes, num_envs),
+            max_steps=task.max_steps,
+            device=device,
+            spec=task.spec,
+        )
 
     def score(self, task: Task, policy: Policy, episodes: int, seed: int, device: str) -> dict[str, Any]:
-        source, lanes = whole_games(task.place), min(episodes, EVALUATION_ENVIRONMENTS)
         # `score` keeps no frames, `evaluate` all of them.
-        played = score(policy, source, episodes, seed, num_envs=lanes, device=device, spec=task.spec)
+        source, lanes, limit = whole_games(task.place), min(episodes, EVALUATION_ENVIRONMENTS), task.max_steps
+        played = score(policy, source, episodes, seed, num_envs=lanes, max_steps=limit, device=device, spec=task.spec)
         return score_line(played.returns(), played.lengths(), task.references)
 
     def random_policy(self, spec: Spec) -> Policy:
@@ -229,14 +251,32 @@ class SingleAgent:
         return Actor(policy, spec, device=device, generator=generator)
 
     def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
-        films: list[RenderCollection[Any, Any]] = []
+        films: list[_Filmed] = []
 
         def filmed() -> Any:
-            films.append(RenderCollection(make_environment(task.place), pop_frames=False, reset_clean=True))
+            films.append(_Filmed(make_environment(task.place)))
             return films[-1]
 
-        evaluate(policy, filmed, 1, seed, spec=task.spec)
-        return cast(list[Array], films[-1].frame_list)
+        evaluate(policy, filmed, 1, seed, max_steps=task.max_steps, spec=task.spec)
+        return films[-1].frames
+
+
+class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keeps copies of the pictures of the current episode, since an environment may draw into the same array again."""
+
+    frames: list[Any]
+
+    def reset(self, **options: Any) -> Any:
+        result, self.frames = self.env.reset(**options), []
+        picture: Any = self.render()
+        self.frames.append(copy.copy(picture))
+        return result
+
+    def step(self, action: Any) -> Any:
+        result = self.env.step(action)
+        picture: Any = self.render()
+        self.frames.append(copy.copy(picture))
+        return result
 
 
 def reward_transform(name: str, data: Recorded | None = None) -> RewardMap | None:

@@ -82,14 +82,27 @@ def _environment_task(algorithm: type[Any], options: RunOptions, source: Environ
     assert source is not None  # the caller has checked
     opponents = opponents_of(options)
     spec = domain.environment_spec(source, options.observation_keys, opponents)
+    spec = domain.bounded(spec, options.action_bounds)
     references = domain.references(source)
-    return Task(domain=domain, spec=spec, environment=source, references=references, opponents=opponents)
+    return Task(
+        domain=domain,
+        spec=spec,
+        environment=source,
+        references=references,
+        opponents=opponents,
+        max_steps=options.max_steps,
+    )
 
 
 def _dataset_task(algorithm: type[Any], options: RunOptions, dataset: Named, source: EnvironmentSource | None) -> Task:
     if isinstance(dataset, (str, Path)):
         try:
-            given: Data = load_dataset(dataset, data_dir=options.data_dir, observation_keys=options.observation_keys)
+            given: Data = load_dataset(
+                dataset,
+                data_dir=options.data_dir,
+                observation_keys=options.observation_keys,
+                action_bounds=options.action_bounds,
+            )
         except DataError:
             raise
         except ValueError as error:
@@ -105,10 +118,11 @@ def _dataset_task(algorithm: type[Any], options: RunOptions, dataset: Named, sou
     return Task(
         domain=domain,
         data=Recorded(given=given, episodes=domain.transformed(given, options.reward_transform)),
-        spec=domain.data_spec(given),
+        spec=domain.bounded(domain.data_spec(given), options.action_bounds),
         environment=with_arguments(source or recorded, arguments),
         references=references,
         opponents=opponents_of(options),
+        max_steps=options.max_steps,
     )
 
 

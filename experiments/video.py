@@ -30,6 +30,7 @@ def record(
     algorithm: str | type[Any] | None = None,
     env: EnvironmentSource | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    max_steps: int | None = None,
 ) -> int:
     """Record one episode of the first seed's policy, reset with `seed`; returns the number of frames.
 
@@ -44,8 +45,14 @@ def record(
     assert bound is not None
     bound = whole_games(bound)
     restored = restore(run, algorithm, step, run.seeds[0], "cpu", None)
-    domain, opponents = restored.domain, opponents_of(options_of(run))
-    task = Task(domain=domain, spec=restored.spec, environment=bound, opponents=opponents)
+    domain, options = restored.domain, options_of(run)
+    task = Task(
+        domain=domain,
+        spec=restored.spec,
+        environment=bound,
+        opponents=opponents_of(options),
+        max_steps=max_steps or options.max_steps,
+    )
     frames = domain.film(task, restored.policy(), seed)
     if not frames or any(frame is None for frame in frames):
         raise UserError("video: the environment draws no pictures with render_mode='rgb_array'")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import numpy as np
 import torch
+from gymnasium import Space, spaces
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from herdbook.core.distributions import Categorical
-from herdbook.core.types import Carry, Step
+from herdbook.core.policy import ScaledDistribution, Scaling
+from herdbook.core.types import Carry, Spec, Step
 from herdbook.tabular.mdp import check_distributions
 
 
 class TabularPolicy:
-    """A policy π(a | s) `[S, A]` over Discrete observations and actions that start at 0.
+    """A policy π(a | s) `[S, A]` over Discrete observations and actions, numbered from 0.
 
-    It takes the most probable action (the first of several), or samples with `deterministic=False`. Raises ValueError,
-    naming the row, for an array that is no policy.
+    In spaces that start at other numbers, `evaluate`, `Actor` and fitted Q evaluation use it `in_spaces`. It takes the
+    most probable action (the first of several), or samples with `deterministic=False`. Raises ValueError, naming the
+    row, for an array that is no policy.
     """
 
     def __init__(self, policy: ArrayLike, *, deterministic: bool = True) -> None:
@@ -26,6 +32,22 @@ class TabularPolicy:
         check_distributions("policy", probabilities, ("state",))
         self.log_probs = torch.from_numpy(probabilities).log()
         self.deterministic = deterministic
+        self.first_state, self.scaling = 0, Scaling(Spec(spaces.Discrete(1), spaces.Discrete(probabilities.shape[1])))
+
+    def in_spaces(self, observation_space: Space[Any], action_space: Space[Any]) -> TabularPolicy:
+        """The policy whose first state and action are the first of the spaces.
+
+        Raises ValueError unless the spaces are Discrete and of the table's size.
+        """
+        states, actions = observation_space, action_space
+        if not isinstance(states, spaces.Discrete) or not isinstance(actions, spaces.Discrete):
+            raise ValueError(f"policy: expected Discrete observations and actions for a table, got {states}, {actions}")
+        if self.log_probs.shape != (states.n, actions.n):
+            size = list(self.log_probs.shape)
+            raise ValueError(f"policy: expected spaces for a table {size}, got {states.n} states, {actions.n} actions")
+        policy = copy.copy(self)
+        policy.first_state, policy.scaling = int(states.start), Scaling(Spec(states, actions))
+        return policy
 
     def initial(self, num_envs: int) -> Carry:
         return None
@@ -34,5 +56,6 @@ class TabularPolicy:
         distribution, carry = self.distribution(step, carry)
         return distribution.mode() if self.deterministic else distribution.sample(generator), carry
 
-    def distribution(self, step: Step, carry: Carry) -> tuple[Categorical, Carry]:
-        return Categorical(self.log_probs.to(step.first.device)[step.observations.long()]), carry
+    def distribution(self, step: Step, carry: Carry) -> tuple[ScaledDistribution, Carry]:
+        states = step.observations.long() - self.first_state
+        return ScaledDistribution(Categorical(self.log_probs.to(step.first.device)[states]), self.scaling), carry

@@ -51,6 +51,14 @@ def _seeded() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _nothing_told_yet() -> None:
+    """Each test sees the notices that an earlier one has caused, too."""
+    from herdbook.core.notices import notice
+
+    notice.cache_clear()
+
+
+@pytest.fixture(autouse=True)
 def _away_from_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_minari_root: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(session_minari_root))

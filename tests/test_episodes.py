@@ -416,7 +416,9 @@ def test_arrays_with_next_observations_keep_the_own_final_one() -> None:
 def test_arrays_without_an_action_space() -> None:
     flags = {"rewards": [0, 0], "terminated": [False, True], "truncated": [False, False]}
     assert from_arrays(np.zeros((3, 2)), [0, 3], **flags).action_space == spaces.Discrete(4)
-    with pytest.raises(DataError, match=r"expected actions in \[-1, 1\], got \[0, 2\]; give the action_space"):
+    with pytest.raises(
+        DataError, match=r"expected actions in \[-1, 1\], got \[0, 2\]; give action_bounds or the action_space"
+    ):
         from_arrays(np.zeros((3, 2)), np.array([[0.0], [2.0]]), **flags)
     with pytest.raises(DataError, match=r"got T \(2\)"):
         from_arrays(np.zeros((2, 2)), [0, 3], **flags)

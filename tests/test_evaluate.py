@@ -140,11 +140,13 @@ def test_max_steps_leaves_a_termination_at_that_step_alone() -> None:
     assert not episodes.truncated.any()
 
 
-def test_an_environment_without_a_limit_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_a_limit_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """CliffWalking-v1 has none."""
     monkeypatch.setattr("herdbook.core.runner.UNDECLARED_LIMIT", 30)
-    with pytest.warns(UserWarning, match="declares no time limit"):
-        episodes = evaluate(Constant(LEFT), lambda: Probe("never"), episodes=1, seed=0)
+    episodes = evaluate(Constant(LEFT), lambda: Probe("never"), episodes=1, seed=0)
+    assert "Probe declares no time limit; its episodes are cut after 30 steps: choose another limit" in caplog.text
     assert episodes.lengths().tolist() == [30]
 
 
@@ -221,7 +223,7 @@ class Broken(Probe):
         ("raises", r"Broken raised ZeroDivisionError: sparks \(episode 3, reset seed 13, step 3\)"),
         ("reward", r"gave the reward nan \(episode 3, reset seed 13, step 3\)"),
         ("observation", r"gave an observation that is not finite \(episode 3, reset seed 13, step 3\)"),
-        ("shape", r"expected an observation of shape \[\(2,\)\], got \[\(3,\)\] \(episode 3, reset seed 13, step 3\)"),
+        ("shape", r"expected an observation of shape \(2,\), got \(3,\) \(episode 3, reset seed 13, step 3\)"),
     ],
 )
 def test_an_environment_that_fails_is_named_with_episode_seed_and_step(how: str, words: str) -> None:
@@ -284,9 +286,13 @@ class Forgetful(Probe):
         return np.array([self.total, self.t], np.float64), *rest
 
 
-def test_an_environment_with_an_incomplete_reset_is_made_anew_for_each_episode() -> None:
-    with pytest.warns(UserWarning, match="does not determine the state"):
+def test_an_environment_with_an_incomplete_reset_is_made_anew_for_each_episode(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(2):
         episodes = evaluate(First(), Forgetful, episodes=6, seed=0, num_envs=2)
+    told = "Forgetful: reset(seed) does not determine the state, so it is rebuilt for each episode"
+    assert caplog.messages == [told]  # once
     assert episodes.episode(5).observations[:, 0].tolist() == [5, 1, 2, 3, 4, 5, 6]
 
 

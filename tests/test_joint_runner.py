@@ -535,11 +535,13 @@ def test_max_steps_of_a_turn_based_game_are_rounds() -> None:
     assert pieces.tolist() == [[2, 2], [2, 2]]  # both look at the board as it is at the end
 
 
-def test_an_environment_without_a_limit_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_without_a_limit_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("herdbook.core.joint.runner.UNDECLARED_LIMIT", 30)
     runner = JointRunner(Crowd, 1)
-    with pytest.warns(UserWarning, match="Crowd declares no time limit; its episodes are cut after 30 steps"):
-        played = runner.run(Picking(runner.spec), [79])
+    played = runner.run(Picking(runner.spec), [79])
+    assert "Crowd declares no time limit; its episodes are cut after 30 steps: choose another limit" in caplog.text
     assert [len(episode) for episode in played.episodes if episode is not None] == [30]
 
 
@@ -791,11 +793,13 @@ def test_an_environment_that_is_not_the_policys_is_refused() -> None:
             JointRunner("mpe2/simple_spread_v3", 1, spec=dataclasses.replace(own, **changed))
 
 
-def test_an_environment_whose_reset_is_incomplete_is_made_anew_for_each_episode() -> None:
+def test_an_environment_whose_reset_is_incomplete_is_made_anew_for_each_episode(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """knights_archers_zombies carries the zombies' clock over a reset; its agents die one by one."""
     make = pettingzoo("butterfly.knights_archers_zombies.knights_archers_zombies").parallel_env
-    with pytest.warns(UserWarning, match="rebuilt for each episode"):
-        runner = JointRunner("butterfly/knights_archers_zombies_v11", 2, max_steps=400)
+    runner = JointRunner("butterfly/knights_archers_zombies_v11", 2, max_steps=400)
+    assert "rebuilt for each episode" in caplog.text
     played = runner.run(Picking(runner.spec), [4, 5, 6, 7])
     died = []
     for seed, episode in zip([4, 5, 6, 7], played.episodes, strict=True):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from herdbook.core.actor import Actor
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.evaluation.evaluate import evaluate
+from herdbook.evaluation.fqe import FQEConfig, fitted_q_evaluation
 from herdbook.tabular.control import Learned, monte_carlo_control, q_learning, sarsa
 from herdbook.tabular.environment import MDPEnv
 from herdbook.tabular.mdp import MDP
@@ -406,3 +408,62 @@ def test_bad_input_is_refused() -> None:
                 method(env, **{**control, **changes})
     with pytest.raises(ValueError, match="n: expected at least 1 step, got 0"):
         sarsa(env, n=0, **control)
+
+
+# --- spaces that do not start at 0 ----------------------------------------------------------------------------------
+
+
+class Numbered(gymnasium.Env[Any, Any]):
+    """Reward 1 for the action that equals the state modulo 3, both counted from the first one."""
+
+    def __init__(self, first_state: int, first_action: int) -> None:
+        self.observation_space = spaces.Discrete(5, start=first_state)
+        self.action_space = spaces.Discrete(3, start=first_action)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._look(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        right = action - self.action_space.start == self.state % 3
+        self.t += 1
+        return self._look(), float(right), False, self.t == 10, {}
+
+    def _look(self) -> int:
+        self.state = int(self.np_random.integers(5))
+        return self.state + int(self.observation_space.start)
+
+
+RIGHT = np.eye(3)[np.arange(5) % 3]
+
+
+@pytest.mark.parametrize(("first_state", "first_action"), [(0, 0), (-2, 0), (2, 0), (0, 1), (-3, -1)])
+def test_a_table_is_numbered_as_the_spaces_are(first_state: int, first_action: int) -> None:
+    def make() -> Numbered:
+        return Numbered(first_state, first_action)
+
+    learned = q_learning(
+        make(), episodes=100, discount=0.5, step_size=0.3, epsilon=0.5, generator=np.random.default_rng(0)
+    )
+    np.testing.assert_array_equal(learned.q.argmax(1), RIGHT.argmax(1))
+    episodes = evaluate(TabularPolicy(RIGHT), make, 5, seed=0, num_envs=2)
+    assert episodes.returns().tolist() == [10.0] * 5
+    actor = Actor(TabularPolicy(RIGHT), episodes.spec())
+    assert actor.act(first_state + 2) == first_action + 2
+    sampled = evaluate(TabularPolicy(RIGHT * 0 + 1 / 3, deterministic=False), make, 20, seed=0)
+    config = FQEConfig(updates=300, discount=0.0, learning_rate=1e-2)
+    assert fitted_q_evaluation(TabularPolicy(RIGHT), sampled, config=config).mean == pytest.approx(
+        1, abs=0.3
+    )  # others: 0.33
+
+
+@pytest.mark.parametrize("table", [np.eye(5), RIGHT[:4]])
+def test_a_table_of_another_size_than_the_spaces_is_refused(table: Any) -> None:
+    with pytest.raises(ValueError, match=r"policy: expected spaces for a table \[\d, \d\], got 5 states, 3 actions"):
+        evaluate(TabularPolicy(table), lambda: Numbered(0, 0), 1, seed=0)
+
+
+def test_a_table_needs_discrete_spaces() -> None:
+    with pytest.raises(ValueError, match="policy: expected Discrete observations and actions for a table, got Box"):
+        evaluate(TabularPolicy(RIGHT), "CartPole-v1", 1, seed=0)

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 
 from herdbook.core.joint.types import JointSpec, all_legal
-from herdbook.core.spaces import flatten, zeros
+from herdbook.core.spaces import BadValues, checked_row, raw_actions, zeros
 from herdbook.core.trees import mapped, write
 from herdbook.core.types import Array, Policy, Step, Tree, to_numpy
 
@@ -58,7 +58,7 @@ class JointActor:
         An observation is as the environment gives it, or PettingZoo's dict of `observation` and `action_mask`.
         `rewards` are those of the last step, for policies that read them.
 
-        Raises KeyError if an agent was not part of the training task.
+        Raises KeyError if an agent was not part of the training task, ValueError for an observation outside its space.
         """
         observations = dict(observations)
         masks = dict(action_masks or {})
@@ -70,7 +70,12 @@ class JointActor:
             alive[self.spec.index[agent]] = True
             kind = next(kind for kind in self.spec.kinds if agent in kind.agents)
             row = kind.agents.index(agent)
-            write(self._seen[kind.name], row, flatten(self.spec.observation_spaces[agent], observation))
+            try:
+                seen = checked_row(self.spec.observation_spaces[agent], kind.observation_space, observation)
+            except BadValues as error:
+                told = f"act: expected an observation of {agent}{error.part} {error.expected}, got {error.got}"
+                raise ValueError(told) from error
+            write(self._seen[kind.name], row, seen)
             if agent in masks and np.any(masks[agent]):
                 legal[kind.name][row] = masks[agent]
         given = np.array([(rewards or {}).get(agent, 0.0) for agent in self.spec.agents], dtype=np.float32)
@@ -89,8 +94,8 @@ class JointActor:
         for kind in self.spec.kinds:
             for row, agent in enumerate(kind.agents):
                 if agent in observations:  # an agent that does not act keeps its last action
-                    self._previous[kind.name][row] = actions[kind.name][0, row]
                     own[agent] = _own(self.spec.action_spaces[agent], actions[kind.name][0, row])
+                    self._previous[kind.name][row] = np.reshape(own[agent], self._previous[kind.name][row].shape)
         return own
 
     def _batch(self, tree: Tree) -> Tree:
@@ -101,4 +106,5 @@ class JointActor:
 def _own(space: spaces.Space[Any], action: Array) -> Any:
     if isinstance(space, spaces.Discrete):
         return int(action)
-    return action.reshape(space.shape).astype(space.dtype)
+    assert isinstance(space, spaces.Box)
+    return raw_actions(space, action)

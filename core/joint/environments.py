@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import Space, spaces
 from gymnasium.envs.registration import EnvSpec
 
-from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable
+from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, check_source
 from herdbook.core.joint.games import Game, Moment, Others, is_gymnasium, make_game, playable, random_action, split_mask
 from herdbook.core.joint.types import ByKind, JointSpec, all_legal
 from herdbook.core.registry import making
@@ -173,6 +173,7 @@ def make_joint_environment(source: JointSource, **kwargs: Any) -> JointEnvironme
         EnvironmentUnavailable: The name is unknown (the message suggests the nearest), a package is missing (it gives
             the extra to install), the arguments are refused, or the agents or spaces are not supported.
     """
+    check_source(source)
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
     if isinstance(source, str):

@@ -22,6 +22,7 @@ from pettingzoo.utils.conversions import aec_to_parallel_wrapper, parallel_to_ae
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, make_environment
 from herdbook.core.joint.parallel import Cycle, Single, unchecked
 from herdbook.core.registry import import_callable, is_callable_name, joint_module, making, unknown_environment
+from herdbook.core.spaces import raw_actions
 
 OTHERS = 1  # random stream, beside a reset seed, for agents that do not learn; the seed itself is the game's
 
@@ -106,7 +107,7 @@ def playable(agent: str, space: Space[Any], action: Any, mask: Any) -> Any:
             raise IllegalAction(f"{agent} cannot play {action} now: expected one of the legal actions {legal}")
         return int(action)
     assert isinstance(space, spaces.Box)
-    return np.minimum(np.maximum(np.reshape(action, space.shape), space.low), space.high).astype(space.dtype)
+    return raw_actions(space, np.reshape(action, -1))
 
 
 class _Simultaneous:

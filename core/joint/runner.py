@@ -7,7 +7,6 @@ agents. Every episode is reset with its own seed and played to its end.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,8 +28,9 @@ from herdbook.core.joint.environments import (
 from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.rounds import in_rounds
 from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, all_legal
-from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed
-from herdbook.core.spaces import alike, zeros
+from herdbook.core.notices import notice
+from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed, no_limit
+from herdbook.core.spaces import alike, executed, zeros
 from herdbook.core.trees import indexed, mapped, write
 from herdbook.core.types import Array, Policy, Step, Turn, to_numpy, tree_leaves
 
@@ -62,7 +62,7 @@ class JointRunner:
         others: Policy of the other agents, as in `with_others`, copied for each lane; None: random.
         state: Record the global state, if there is one.
 
-    An environment whose `reset(seed)` does not determine its state is rebuilt for each episode, with a warning.
+    An environment whose `reset(seed)` does not determine its state is rebuilt for each episode, with a notice.
 
     Raises:
         EnvironmentUnavailable: The environment cannot be made, or has other agents or spaces than `spec`.
@@ -111,9 +111,15 @@ class JointRunner:
         except Exception as error:  # an environment may raise anything, here and below
             raise EnvironmentFailed(f"{env.name} raised {type(error).__name__} in its first steps: {error}") from error
         if self.rebuild:
-            text = f"{env.name}: reset(seed) does not determine the state; it is rebuilt for each episode"
-            warnings.warn(text, stacklevel=2)
+            notice(f"{env.name}: reset(seed) does not determine the state, so it is rebuilt for each episode")
         self._nothing = {k.name: _nothing(k.action_space, num_envs, len(k.agents)) for k in self.spec.kinds}
+        self._inexact: dict[str, list[tuple[int, spaces.Box]]] = {k.name: [] for k in self.spec.kinds}
+        """Row and space of the agents whose Box is not of float32."""
+        for kind in self.spec.kinds:
+            for row, agent in enumerate(kind.agents):
+                space = self.spec.action_spaces[agent]
+                if isinstance(space, spaces.Box) and space.dtype != np.float32:
+                    self._inexact[kind.name].append((row, space))
         self._numbers = {k.name: [self.spec.index[agent] for agent in k.agents] for k in self.spec.kinds}
 
     def run(
@@ -217,8 +223,7 @@ class JointRunner:
         if self.spec.turn_based:
             episode = in_rounds(self.spec, episode)
         if not self.limit_declared and len(episode) >= UNDECLARED_LIMIT and episode.truncated[-1].any():
-            limit = f"declares no time limit; its episodes are cut after {UNDECLARED_LIMIT} steps: pass max_steps"
-            warnings.warn(f"{self.envs[lane].name} {limit}", stacklevel=3)
+            notice(no_limit(self.envs[lane].name, UNDECLARED_LIMIT))
         return episode
 
     def _seen(self, rows: Rows, previous: ByKind, acted: Array, first: Array) -> Step:
@@ -254,7 +259,10 @@ class JointRunner:
             if not np.isfinite(array).all():
                 raise PolicyFailed(f"the policy gave an action of {kind.name} that is not finite: {array.tolist()}")
             assert isinstance(space, spaces.Box)
-            actions[kind.name] = np.clip(array.astype(np.float32), space.low, space.high)
+            clipped = np.clip(array.astype(np.float32), space.low, space.high)
+            for row, own in self._inexact[kind.name]:
+                clipped[:, row] = executed(own, clipped[:, row])
+            actions[kind.name] = clipped
         return actions
 
 
