@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, SupportsFloat
 
+import gymnasium
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import RenderCollection
 
 from herdbook.core.actor import Actor
 from herdbook.core.config import Config
@@ -29,7 +29,7 @@ from herdbook.core.seeds import SeedBySeed
 from herdbook.core.spaces import check_action_space, flat_action_space, flat_space
 from herdbook.core.specs import spec_from_state, spec_state
 from herdbook.core.step_collector import StepCollector
-from herdbook.core.types import Array, Policy, Spec
+from herdbook.core.types import Policy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.minari import environment_json, write_minari
 from herdbook.datasets.mixed import MixedReplay
@@ -40,7 +40,7 @@ from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.evaluation.evaluate import evaluate, score
 from herdbook.evaluation.scores import find_references, score_line
 from herdbook.experiments.catalogue import UserError
-from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Recorded, Task
+from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Recorded, Task, drawn
 from herdbook.experiments.options import RunOptions
 
 
@@ -228,15 +228,29 @@ class SingleAgent:
     def actor(self, policy: Policy, spec: Spec, *, device: str, generator: torch.Generator) -> Actor:
         return Actor(policy, spec, device=device, generator=generator)
 
-    def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
-        films: list[RenderCollection[Any, Any]] = []
+    def film(self, task: Task, policy: Policy, seed: int) -> list[Any]:
+        films: list[_Filmed] = []
 
         def filmed() -> Any:
-            films.append(RenderCollection(make_environment(task.place), pop_frames=False, reset_clean=True))
+            films.append(_Filmed(make_environment(task.place)))
             return films[-1]
 
         evaluate(policy, filmed, 1, seed, spec=task.spec)
-        return cast(list[Array], films[-1].frame_list)
+        return films[-1].frames
+
+
+class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Keeps the pictures of the present episode."""
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        given = self.env.reset(**options)
+        self.frames = [drawn(self.env.render)]
+        return given
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        given = self.env.step(action)
+        self.frames.append(drawn(self.env.render))
+        return given
 
 
 def reward_transform(name: str, data: Recorded | None = None) -> RewardMap | None:
