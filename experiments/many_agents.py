@@ -76,7 +76,7 @@ class ManyAgents:
         opponents: Mapping[str, Any] | None = None,
     ) -> JointSpec:
         try:
-            runner = JointRunner(source, 1, **(opponents or {}))
+            runner = JointRunner(source, 1, **(opponents or {}), state=False)  # not every algorithm reads it
         except IllegalAction as error:  # of the others
             raise UserError(f"others: {error}") from error
         runner.close()
@@ -156,7 +156,7 @@ class ManyAgents:
         raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
 
     def try_environment(self, task: Task, device: str) -> None:
-        JointRunner(task.place, 1, spec=task.spec, device=device, **task.opponents).close()
+        JointRunner(task.place, 1, spec=task.spec, device=device, **task.opponents, state=False).close()
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> JointEpisodes:
         return self._evaluated(task, policy, episodes, seed, device, num_envs, state=True)
@@ -195,7 +195,7 @@ class ManyAgents:
 
     def film(self, task: Task, policy: Policy, seed: int) -> list[Any]:
         frames: list[Any] = []
-        runner = JointRunner(task.place, 1, spec=task.spec, **task.opponents)
+        runner = JointRunner(task.place, 1, spec=task.spec, **task.opponents, state=False)
         try:
             played = runner.run(policy, [seed], watch=lambda environment: frames.append(drawn(environment.render)))
         finally:

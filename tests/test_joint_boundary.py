@@ -19,6 +19,8 @@ from herdbook.core.joint.random_policy import JointRandomPolicy
 from herdbook.core.joint.runner import JointRunner
 from herdbook.core.registry import cause
 from herdbook.core.runner import EnvironmentFailed
+from herdbook.experiments.domain import Task
+from herdbook.experiments.many_agents import ManyAgents
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 THREE = spaces.Discrete(3)
@@ -556,6 +558,18 @@ def test_a_state_that_always_raises_is_none_and_is_told_to_those_who_read_it(cap
         assert len(caplog.records) == told
     assert "Stated: state() raised AttributeError" in caplog.text
     assert "the joint observation stands in for it" in caplog.text
+
+
+def test_a_state_that_raises_does_not_matter_to_those_who_do_not_read_it() -> None:
+    source = stated(lambda env: np.zeros(2 // (env.t != 3)))
+    domain = ManyAgents()
+    spec = domain.environment_spec(source)
+    assert spec.state_space is not None
+    task = Task(domain=domain, spec=spec, environment=source)
+    domain.try_environment(task, "cpu")
+    assert domain.score(task, JointRandomPolicy(spec), 1, 0, "cpu")["returns"] == [2.0 * LIMIT]
+    with pytest.raises(EnvironmentUnavailable, match=r"Stated: state\(\) raised ZeroDivisionError"):
+        domain.play(task, JointRandomPolicy(spec), 1, 0, "cpu", 1)
 
 
 # Arrays of the environment are copied

@@ -78,7 +78,7 @@ class Agents:
             return {}
         if not isinstance(values, Mapping):
             raise BadGame(f"infos: expected a dict by agent, got {type(values).__name__}")
-        return {self.name(agent): value for agent, value in values.items()}
+        return dict(values) if self._plain else {str(agent): value for agent, value in values.items()}
 
     def spaces(self, agent: str) -> tuple[Space[Any], Space[Any]]:
         """(observation space, action space) of an agent."""

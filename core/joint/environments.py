@@ -22,7 +22,7 @@ from herdbook.core.joint.boundary import BadGame, legal_actions, naming, number,
 from herdbook.core.joint.games import Game, Moment, Others, is_gymnasium, make_game, playable, random_action
 from herdbook.core.joint.types import ByKind, JointSpec, all_legal
 from herdbook.core.registry import cause, making
-from herdbook.core.spaces import flat_space, flatten, leaf_spaces, zeros
+from herdbook.core.spaces import flat_space, flatten, zeros
 from herdbook.core.trees import indexed, mapped, write
 from herdbook.core.types import Array, Tree, tree_leaves
 
@@ -104,7 +104,8 @@ class JointEnvironment:
 
         Box actions are clipped. An episode that ended before any agent could act has one step without actions.
 
-        Raises IllegalAction, with agent and action, for an action that is illegal or outside its space.
+        Raises IllegalAction, with agent and action, for an action that is illegal or outside its space, and BadGame,
+        with field and agent, for an answer that breaks PettingZoo's interface.
         """
         opening, self._opening = self._opening, None
         if opening is not None and not opening.alive.any():
@@ -151,9 +152,10 @@ class JointEnvironment:
             raise BadGame(f"agents: expected agents among possible_agents, got {sorted(unknown)} too")
         observations = {kind.name: zeros(kind.observation_space, len(kind.agents)) for kind in spec.kinds}
         masks = all_legal(spec) if spec.masked else None
-        for agent, given in moment.observations.items():
-            place = places[agent]
-            observation, mask = split_mask(agent, given, place.beside, moment.infos.get(agent))
+        for agent, observation in moment.observations.items():
+            place, mask, info = places[agent], None, moment.infos.get(agent)
+            if place.beside or type(info) is not dict or info:
+                observation, mask = split_mask(agent, observation, place.beside, info)
             if mask is not None and place.actions:
                 masks = self._new_masks(agent) if masks is None else masks
                 legal = legal_actions(agent, mask, place.actions)
@@ -222,7 +224,9 @@ class JointEnvironment:
             state = mapped(np.array, flatten(self._state_space, value))  # a copy
         except (ValueError, TypeError) as error:
             raise BadGame(f"state(): {error}") from error
-        for leaf, space in zip(tree_leaves(state), leaf_spaces(self.spec.state_space), strict=True):
+        flat = self.spec.state_space
+        named = flat.spaces if isinstance(flat, spaces.Dict) else None
+        for leaf, space in [(state, flat)] if named is None else [(state[name], part) for name, part in named.items()]:
             if leaf.shape != space.shape:
                 raise BadGame(f"state(): expected shape {space.shape}, as after the first reset, got {leaf.shape}")
         return state

@@ -13,6 +13,7 @@ import itertools
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
@@ -307,6 +308,9 @@ class Others:
 
 def _flags(field: str, given: Mapping[str, Any], agents: Iterable[str]) -> dict[str, bool]:
     """The flags of these agents; a missing one is False."""
+    with suppress(ValueError):  # an array of several, which is named below
+        if not any(given.values()):
+            return dict.fromkeys(agents, False)
     everyone = flag(field, EVERYONE, given.get(EVERYONE, False))
     return {agent: everyone or flag(field, agent, given.get(agent, False)) for agent in agents}
 

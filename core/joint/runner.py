@@ -67,7 +67,8 @@ class JointRunner:
     An environment whose `reset(seed)` does not determine its state is rebuilt for each episode, with a warning.
 
     Raises:
-        EnvironmentUnavailable: The environment cannot be made, or has other agents or spaces than `spec`.
+        EnvironmentUnavailable: The environment cannot be made, breaks PettingZoo's interface in its first steps, or has
+            other agents or spaces than `spec`.
         EnvironmentFailed: The environment raised in its first steps.
         IllegalAction: `others` gave an illegal action, now or later.
     """
