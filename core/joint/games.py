@@ -151,7 +151,7 @@ class _Simultaneous:
         observations, rewards, terminated, truncated, infos = parts("step()", given, *names)
         observations, rewards = who.named("observations", observations), who.named("rewards", rewards)
         present, acted = who.listed(self.env.agents), [*actions, *self._away]
-        agents = dict.fromkeys([*acted, *present])
+        agents = {*acted, *present}
         ended = _flags("terminations", who.named("terminations", terminated, flags=True), agents)
         cut = _flags("truncations", who.named("truncations", truncated, flags=True), agents)
         self.agents = [agent for agent in present if not (ended[agent] or cut[agent])]
