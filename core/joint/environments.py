@@ -78,6 +78,7 @@ class JointEnvironment:
             opening = self.game.reset(0)  # masks in infos and the state exist only after a reset
             state = self._first_state()
             self._state_space = None if state is None else _space_of(state)
+            self._state_shapes = None if self._state_space is None else _shapes(flat_space(self._state_space))
             self.spec, beside = _spec(self.game, opening, self._state_space)
             self._places = {agent: _Place.of(self.spec, agent, beside[agent]) for agent in self.spec.agents}
         self._masks: ByKind | None = None
@@ -184,7 +185,7 @@ class JointEnvironment:
             alive[places[agent].number] = True
         state = None
         if self.with_state and self._state_space is not None:
-            state = self._state = self._next_state(over=not alive.any())
+            state = self._state = self._next_state(alive)
         self._masks, self._seen = masks, observations
         return Rows(observations, masks, alive, state, rewards, terminated, truncated)
 
@@ -211,12 +212,12 @@ class JointEnvironment:
             self._stateless = f"state() raised {cause(error)} after a reset; the joint observation stands in for it"
             return None
 
-    def _next_state(self, *, over: bool) -> Tree:
-        assert self._state_space is not None and self.spec.state_space is not None
+    def _next_state(self, alive: Array) -> Tree:
+        assert self._state_space is not None
         try:
             value = _keyed(self.game.env.state())
         except Exception as error:  # an environment may raise anything
-            if not over or self._state is None:
+            if alive.any() or self._state is None:
                 raise BadGame(f"state() raised {cause(error)}") from error
             self._tell(f"state() raised {cause(error)} where an episode is over; the state before is repeated there")
             return self._state
@@ -224,11 +225,9 @@ class JointEnvironment:
             state = mapped(np.array, flatten(self._state_space, value))  # a copy
         except (ValueError, TypeError) as error:
             raise BadGame(f"state(): {error}") from error
-        flat = self.spec.state_space
-        named = flat.spaces if isinstance(flat, spaces.Dict) else None
-        for leaf, space in [(state, flat)] if named is None else [(state[name], part) for name, part in named.items()]:
-            if leaf.shape != space.shape:
-                raise BadGame(f"state(): expected shape {space.shape}, as after the first reset, got {leaf.shape}")
+        shapes = mapped(np.shape, state)
+        if shapes != self._state_shapes:
+            raise BadGame(f"state(): expected shape {self._state_shapes}, as after the first reset, got {shapes}")
         return state
 
     def _tell(self, text: str) -> None:
@@ -338,9 +337,16 @@ def _spec(game: Game, opening: Moment, state_space: Space[Any] | None) -> tuple[
 
 def _keyed(value: Any) -> Any:
     """A state whose dicts have text as keys."""
+    if isinstance(value, np.ndarray):
+        return value
     if isinstance(value, Mapping):
         return {str(key): _keyed(part) for key, part in value.items()}
     return tuple(map(_keyed, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _shapes(space: Space[Any]) -> Any:
+    """The shapes of the leaves of a flat space."""
+    return {name: part.shape for name, part in space.items()} if isinstance(space, spaces.Dict) else space.shape
 
 
 def _space_of(value: Tree) -> Space[Any]:

@@ -149,6 +149,9 @@ class _Simultaneous:
         who, given = self._who, self.env.step(self._who.to_own(actions))
         names = "observations", "rewards", "terminations", "truncations", "infos"
         observations, rewards, terminated, truncated, infos = parts("step()", given, *names)
+        if self.env.agents == self.agents and not self._away and _nothing_happened(actions, *given[:4]):
+            no = dict.fromkeys(actions, False)
+            return Moment(observations, rewards, no, no, who.infos(infos))
         observations, rewards = who.named("observations", observations), who.named("rewards", rewards)
         present, acted = who.listed(self.env.agents), [*actions, *self._away]
         agents = {*acted, *present}
@@ -304,6 +307,16 @@ class Others:
         if mask is None or not isinstance(action_space, spaces.Discrete):
             return observation, None
         return observation, legal_actions(agent, mask, int(action_space.n))
+
+
+def _nothing_happened(actions: Mapping[str, Any], *given: Any) -> bool:
+    """True if observations, rewards and flags are plain dicts of the agents that acted, and no flag is set.
+
+    A quick answer for most steps.
+    """
+    if not all(type(part) is dict and part.keys() == actions.keys() for part in given):
+        return False
+    return all(value is False for flags in given[2:] for value in flags.values())
 
 
 def _flags(field: str, given: Mapping[str, Any], agents: Iterable[str]) -> dict[str, bool]:
