@@ -12,8 +12,10 @@ import importlib.util
 import pkgutil
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -98,8 +100,18 @@ def making(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
         raise _missing_package(name, error) from error
     except Exception as error:  # whatever the environment's own code raises
         arguments = f" with {kwargs}" if kwargs else ""
-        kind = "" if isinstance(error, gymnasium.error.Error) else f"{type(error).__name__}: "
-        raise EnvironmentUnavailable(f"cannot make environment {name}{arguments}: {kind}{error}") from error
+        text = str(error) if isinstance(error, gymnasium.error.Error) else cause(error)
+        raise EnvironmentUnavailable(f"cannot make environment {name}{arguments}: {text}") from error
+
+
+def cause(error: BaseException) -> str:
+    """An exception in one line: its type and text, or the line that raised it if it has no text."""
+    name, text = type(error).__name__, " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    if text or not frames:
+        return f"{name}: {text}" if text else name
+    where = frames[-1]
+    return f"{name} without a message, in {Path(where.filename).name}, line {where.lineno}: {where.line}"
 
 
 def register_plugin(name: str) -> None:

@@ -7,6 +7,7 @@ A domain knows its specs and replays, how a policy plays and is scored, and how 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,10 @@ from herdbook.core.collector import Collector
 from herdbook.core.config import Config
 from herdbook.core.environments import EnvironmentSource, ReferenceScores
 from herdbook.core.needs import Interaction, Needs
+from herdbook.core.registry import cause
 from herdbook.core.seeds import SeedBySeed
-from herdbook.core.types import Array, Policy
+from herdbook.core.types import Policy
+from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.environments import environment_record
 from herdbook.experiments.options import RunOptions
 
@@ -30,6 +33,14 @@ Networks = Mapping[str, Callable[[], torch.nn.Module]]
 """A user's own modules, by the name that the algorithm gives them."""
 Data = Any
 """Episodes of some domain: `Episodes`, or `JointEpisodes`."""
+
+
+def drawn(render: Callable[[], Any]) -> Any:
+    """A copy of what an environment's `render` gives. Raises UserError if it raises."""
+    try:
+        return copy.deepcopy(render())  # some environments draw into the same array again
+    except Exception as error:  # an environment may raise anything
+        raise UserError(f"video: render() raised {cause(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,5 +170,5 @@ class Domain(Protocol):
     def actor(self, policy: Policy, spec: Any, *, device: str, generator: torch.Generator) -> Any:
         """A policy with NumPy in and out: an `Actor`, or a `JointActor`."""
 
-    def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
+    def film(self, task: Task, policy: Policy, seed: int) -> list[Any]:
         """The pictures `[H, W, 3]` of the episode that is reset with `seed`."""

@@ -20,14 +20,14 @@ from herdbook.core.joint.types import JointSpec
 from herdbook.core.needs import Interaction, Needs
 from herdbook.core.seeds import SeedBySeed
 from herdbook.core.specs import joint_spec_from_state, joint_spec_state
-from herdbook.core.types import Array, Policy
+from herdbook.core.types import Policy
 from herdbook.datasets.joint.episodes import JointEpisodes
 from herdbook.datasets.joint.minari import check_storable, save_joint
 from herdbook.datasets.joint.replay import JointReplay
 from herdbook.evaluation.joint import evaluate_joint
 from herdbook.evaluation.scores import score_line
 from herdbook.experiments.catalogue import UserError
-from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Task
+from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Task, drawn
 from herdbook.experiments.environments import environment_record
 from herdbook.experiments.options import RunOptions
 from herdbook.experiments.sides import sides_of
@@ -76,7 +76,7 @@ class ManyAgents:
         opponents: Mapping[str, Any] | None = None,
     ) -> JointSpec:
         try:
-            runner = JointRunner(source, 1, **(opponents or {}))
+            runner = JointRunner(source, 1, **(opponents or {}), state=False)  # not every algorithm reads it
         except IllegalAction as error:  # of the others
             raise UserError(f"others: {error}") from error
         runner.close()
@@ -167,8 +167,10 @@ class ManyAgents:
         raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
 
     def try_environment(self, task: Task, device: str) -> None:
-        runner = JointRunner(task.place, 1, spec=task.spec, max_steps=task.max_steps, device=device, **task.opponents)
-        runner.close()
+        limit = task.max_steps
+        JointRunner(
+            task.place, 1, spec=task.spec, max_steps=limit, device=device, **task.opponents, state=False
+        ).close()
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> JointEpisodes:
         return self._evaluated(task, policy, episodes, seed, device, num_envs, state=True)
@@ -206,11 +208,11 @@ class ManyAgents:
     def actor(self, policy: Policy, spec: JointSpec, *, device: str, generator: torch.Generator) -> JointActor:
         return JointActor(policy, spec, device=device, generator=generator)
 
-    def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
-        frames: list[Array] = []
-        runner = JointRunner(task.place, 1, spec=task.spec, max_steps=task.max_steps, **task.opponents)
+    def film(self, task: Task, policy: Policy, seed: int) -> list[Any]:
+        frames: list[Any] = []
+        runner = JointRunner(task.place, 1, spec=task.spec, max_steps=task.max_steps, **task.opponents, state=False)
         try:
-            played = runner.run(policy, [seed], watch=lambda environment: frames.append(environment.render()))
+            played = runner.run(policy, [seed], watch=lambda environment: frames.append(drawn(environment.render)))
         finally:
             runner.close()
         if played.failures:

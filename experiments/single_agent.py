@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -32,7 +31,7 @@ from herdbook.core.seeds import SeedBySeed
 from herdbook.core.spaces import check_action_space, flat_action_space, flat_space, with_bounds
 from herdbook.core.specs import spec_from_state, spec_state
 from herdbook.core.step_collector import StepCollector
-from herdbook.core.types import Array, Policy, Spec
+from herdbook.core.types import Policy, Spec
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.minari import environment_json, write_minari
 from herdbook.datasets.mixed import MixedReplay
@@ -43,7 +42,7 @@ from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.evaluation.evaluate import evaluate, score
 from herdbook.evaluation.scores import find_references, score_line
 from herdbook.experiments.catalogue import UserError
-from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Recorded, Task
+from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Recorded, Task, drawn
 from herdbook.experiments.options import RunOptions
 
 
@@ -250,7 +249,7 @@ class SingleAgent:
     def actor(self, policy: Policy, spec: Spec, *, device: str, generator: torch.Generator) -> Actor:
         return Actor(policy, spec, device=device, generator=generator)
 
-    def film(self, task: Task, policy: Policy, seed: int) -> list[Array]:
+    def film(self, task: Task, policy: Policy, seed: int) -> list[Any]:
         films: list[_Filmed] = []
 
         def filmed() -> Any:
@@ -262,21 +261,17 @@ class SingleAgent:
 
 
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Keeps copies of the pictures of the current episode, since an environment may draw into the same array again."""
+    """Keeps the pictures of the present episode."""
 
-    frames: list[Any]
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        given = self.env.reset(**options)
+        self.frames = [drawn(self.env.render)]
+        return given
 
-    def reset(self, **options: Any) -> Any:
-        result, self.frames = self.env.reset(**options), []
-        picture: Any = self.render()
-        self.frames.append(copy.copy(picture))
-        return result
-
-    def step(self, action: Any) -> Any:
-        result = self.env.step(action)
-        picture: Any = self.render()
-        self.frames.append(copy.copy(picture))
-        return result
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        given = self.env.step(action)
+        self.frames.append(drawn(self.env.render))
+        return given
 
 
 def reward_transform(name: str, data: Recorded | None = None) -> RewardMap | None:

@@ -36,7 +36,7 @@ def record(
 
     `out` ends in .gif, or in .mp4 (the extra `video`). The environment is made with render_mode="rgb_array".
 
-    Raises UserError for another ending, a missing extra, or an environment that draws nothing.
+    Raises UserError for another ending, a missing extra, or an environment that draws nothing or no pictures.
     """
     out = check_name(out)
     run = Run(run_dir)
@@ -56,8 +56,28 @@ def record(
     frames = domain.film(task, restored.policy(), seed)
     if not frames or any(frame is None for frame in frames):
         raise UserError("video: the environment draws no pictures with render_mode='rgb_array'")
-    _write(out, frames)
+    _write(out, pictures(frames))
     return len(frames)
+
+
+def pictures(frames: Sequence[Any]) -> list[Array]:
+    """Frames as uint8 pictures, `[height, width]` or with channels; floats are taken as [0, 1], or as [0, 255].
+
+    Of a list, the last picture is taken. Raises UserError for anything else.
+    """
+    found = []
+    for frame in frames:
+        array = np.asarray(frame[-1] if isinstance(frame, (list, tuple)) and len(frame) else frame)
+        shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))
+        if array.dtype.kind not in "buif" or not shaped or not array.size:
+            came = type(frame).__name__ if array.dtype.kind not in "buif" else f"{array.dtype} of shape {array.shape}"
+            raise UserError(f"video: expected pictures [height, width, 3] of uint8 from render(), got {came}")
+        found.append(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
+    low, high = min(array.min() for array in found), max(array.max() for array in found)
+    if not (low >= 0 and high <= 255):
+        raise UserError(f"video: expected pictures of uint8, or floats in [0, 1], from render(), got [{low}, {high}]")
+    scale = 255 if high <= 1 and found[0].dtype.kind in "bf" else 1
+    return [array if array.dtype == np.uint8 else np.rint(array * scale).astype(np.uint8) for array in found]
 
 
 def check_name(out: str | Path) -> Path:
@@ -81,7 +101,7 @@ def _write(out: Path, frames: Sequence[Array]) -> None:
     if out.suffix == ".gif":
         from PIL import Image
 
-        first, *rest = (Image.fromarray(np.asarray(frame, dtype=np.uint8)) for frame in frames)
+        first, *rest = map(Image.fromarray, frames)
         first.save(out, save_all=True, append_images=rest, duration=1000 // FRAMES_PER_SECOND, loop=0)
         return
     import imageio

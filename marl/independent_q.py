@@ -3,7 +3,8 @@
     y_i = r_i + γ Q̄_i(o′_i, argmax_a′ Q_i(o′_i, a′))      (1)
     L   = mean (Q_i(o_i, a_i) − y_i)²                     (2)
 
-The mean of (2) runs over the steps at which agents act. An agent treats the others as part of its environment, so this
+The mean of (2) runs over the steps at which agents act. If an agent pauses, o′_i is its observation when it acts again
+and r_i the discounted sum of its rewards up to there. An agent treats the others as part of its environment, so this
 algorithm also plays turn-based games, where o′_i is the agent's observation at its next turn. The settings follow
 EPyMARL (Papoudakis et al. 2021, arXiv:2006.07869): agents may share parameters. Only legal actions are chosen.
 """
@@ -77,6 +78,21 @@ def td_loss(q: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return mean_where((q - target).square(), mask)
 
 
+def td_target(rewards: Tensor, discounts: Tensor, next_q: Tensor, waiting: Tensor | None) -> Tensor:
+    """Eq. 1 over whole episodes. All [*B, T, N]; next_q: Q̄_i(o′_i, a′_i) → [*B, T, N].
+
+    `waiting` (True where an agent is absent and acts later; None: nowhere) makes a transition span a pause: there the
+    target of the following step stands in for `next_q`.
+    """
+    if waiting is None:
+        return rewards + discounts * next_q
+    targets = [rewards[..., -1, :] + discounts[..., -1, :] * next_q[..., -1, :]]
+    for t in reversed(range(rewards.shape[-2] - 1)):
+        following = torch.where(waiting[..., t + 1, :], targets[-1], next_q[..., t, :])
+        targets.append(rewards[..., t, :] + discounts[..., t, :] * following)
+    return torch.stack(targets[::-1], -2)
+
+
 class IndependentQ:
     """Independent Q-learning. `networks` may replace `agents`, with the signature of `AgentNetworks`."""
 
@@ -124,7 +140,7 @@ class IndependentQ:
             target_q = self.q.over(params.target["agents"], batch)  # [B, T + 1, N, n]
             chooser = only_legal(all_q if self.config.double_q else target_q, legal)
             next_q = greedy_value(chooser[:, 1:], target_q[:, 1:])  # [B, T, N]
-            target = batch.rewards + batch.discounts * next_q  # eq. 1
+            target = td_target(batch.rewards, batch.discounts, next_q, batch.waiting)  # eq. 1
         actions = self.actions.indices(batch.actions)
         q = all_q[:, :-1].gather(-1, actions.unsqueeze(-1)).squeeze(-1)  # [B, T, N]
         return td_loss(q, target, batch.alive), {"q": mean_where(q, batch.alive)}  # eq. 2

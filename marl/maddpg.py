@@ -137,7 +137,7 @@ class MADDPG:
             target = batch.rewards + batch.discounts * next_q  # eq. 1
         actions = self.actions.vectors(batch.actions, batch.alive).unsqueeze(-3)  # [B, 1, N, A]
         q = self.critic(params["critic"], view, actions)  # [B, N]
-        return td_loss(q, target, batch.alive), {"q": mean_where(q, batch.alive)}  # eq. 2
+        return td_loss(q, target, batch.in_game), {"q": mean_where(q, batch.alive)}  # eq. 2
 
     def actor_objective(
         self, params: Params, batch: JointTransitions, uniform: Tensor | None = None

@@ -128,7 +128,7 @@ class MATD3:
             target = batch.rewards + batch.discounts * next_q  # eq. 1
         actions = self.actions.vectors(batch.actions, batch.alive).unsqueeze(-3)
         q, twin_q = self.critic(params["critic"], view, actions), self.twin(params["twin"], view, actions)  # [B, N]
-        loss = td_loss(q, target, batch.alive) + td_loss(twin_q, target, batch.alive)  # eq. 2
+        loss = td_loss(q, target, batch.in_game) + td_loss(twin_q, target, batch.in_game)  # eq. 2
         return loss, {"q": mean_where(q, batch.alive)}
 
     def actor_objective(

@@ -152,7 +152,7 @@ class MATD3BC:
         actions = self.actions.vectors(batch.actions, batch.alive)
         q = self.value(self.critic, params["critic"], now, actions, actions)  # [B, N]
         twin_q = self.value(self.twin, params["twin"], now, actions, actions)
-        loss = td_loss(q, y, batch.alive) + td_loss(twin_q, y, batch.alive)  # eq. 2
+        loss = td_loss(q, y, batch.in_game) + td_loss(twin_q, y, batch.in_game)  # eq. 2
         return loss, {"q": mean_where(q, batch.alive)}
 
     def actor_objective(self, params: Params, batch: JointTransitions) -> tuple[Tensor, Metrics]:

@@ -29,7 +29,7 @@ from herdbook.core.joint.types import JointSegments, JointSpec
 from herdbook.core.learner import Adam, Learner, Params, Setup
 from herdbook.core.needs import Needs
 from herdbook.core.types import Metrics, Policy, tree_map
-from herdbook.marl.independent_q import greedy_value, mean_where, td_loss
+from herdbook.marl.independent_q import greedy_value, mean_where, td_loss, td_target
 from herdbook.marl.qmix import StateMixer, mixer_view
 
 
@@ -157,7 +157,7 @@ class QMIXCQL:
 
     def independent_objective(self, params: Params, batch: JointSegments) -> tuple[Tensor, Metrics]:
         candidates, q, next_q = self.values(params, batch)
-        target = batch.rewards + batch.discounts * next_q
+        target = td_target(batch.rewards, batch.discounts, next_q, batch.waiting)
         gap = mean_where(conservative_gap(candidates, q), batch.alive)  # eq. 2
         loss = td_loss(q, target, batch.alive) + self.config.alpha * gap  # eq. 4
         return loss, {"conservative_gap": gap, "q": mean_where(q, batch.alive)}

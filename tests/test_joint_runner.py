@@ -675,7 +675,7 @@ class Broken(Crowd):
         ("reset", 0, "raised ZeroDivisionError: sparks"),
         ("reward", 4, "gave rewards that are not finite"),
         ("observation", 4, "gave agent_9 an observation that is not finite"),
-        ("shape", 4, "raised ValueError: expected an observation in Box"),
+        ("shape", 4, "broke its interface: observations of agent_9: expected an observation in Box"),
         ("state", 4, "gave a state that is not finite"),
     ],
 )
@@ -719,7 +719,7 @@ def test_an_environment_that_raises_at_once_cannot_be_played() -> None:
         def step(self, actions: Any) -> Any:
             raise ZeroDivisionError("sparks")
 
-    with pytest.raises(EnvironmentFailed, match="raised ZeroDivisionError in its first steps: sparks"):
+    with pytest.raises(EnvironmentFailed, match="Useless: its first steps raised ZeroDivisionError: sparks"):
         JointRunner(Useless, 1)
 
 

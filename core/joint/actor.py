@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from herdbook.core.joint.boundary import legal_actions
 from herdbook.core.joint.types import JointSpec, all_legal
 from herdbook.core.spaces import BadValues, checked_row, raw_actions, zeros
 from herdbook.core.trees import mapped, write
@@ -56,15 +57,20 @@ class JointActor:
         """Actions of the agents in `observations`, each an int or an array in the agent's own space.
 
         An observation is as the environment gives it, or PettingZoo's dict of `observation` and `action_mask`.
-        `rewards` are those of the last step, for policies that read them.
+        `rewards` are those of the last step, for policies that read them. Agents may be named by integers, as in the
+        environment.
 
         Raises KeyError if an agent was not part of the training task, ValueError for an observation outside its space.
         """
-        observations = dict(observations)
-        masks = dict(action_masks or {})
+        names = {str(agent): agent for agent in observations}
+        observations, masks, paid = (
+            {str(agent): value for agent, value in (by_agent or {}).items()}
+            for by_agent in (observations, action_masks, rewards)
+        )
         for agent, observation in observations.items():
             if self.spec.masked and isinstance(observation, Mapping) and "action_mask" in observation:
-                masks[agent], observations[agent] = observation["action_mask"], observation["observation"]
+                masks[agent] = observation["action_mask"]
+                observations[agent] = _beside_mask(self.spec.observation_spaces[agent], observation)
         legal, alive = all_legal(self.spec), np.zeros(len(self.spec.agents), dtype=np.bool_)
         for agent, observation in observations.items():
             alive[self.spec.index[agent]] = True
@@ -77,8 +83,8 @@ class JointActor:
                 raise ValueError(told) from error
             write(self._seen[kind.name], row, seen)
             if agent in masks and np.any(masks[agent]):
-                legal[kind.name][row] = masks[agent]
-        given = np.array([(rewards or {}).get(agent, 0.0) for agent in self.spec.agents], dtype=np.float32)
+                legal[kind.name][row] = legal_actions(agent, masks[agent], legal[kind.name].shape[-1])
+        given = np.array([paid.get(agent, 0.0) for agent in self.spec.agents], dtype=np.float32)
         first = torch.full((1,), self._first, device=self.device)
         step = Step(
             observations=self._batch(self._seen),
@@ -94,13 +100,22 @@ class JointActor:
         for kind in self.spec.kinds:
             for row, agent in enumerate(kind.agents):
                 if agent in observations:  # an agent that does not act keeps its last action
-                    own[agent] = _own(self.spec.action_spaces[agent], actions[kind.name][0, row])
-                    self._previous[kind.name][row] = np.reshape(own[agent], self._previous[kind.name][row].shape)
+                    action = _own(self.spec.action_spaces[agent], actions[kind.name][0, row])
+                    self._previous[kind.name][row] = np.reshape(action, self._previous[kind.name][row].shape)
+                    own[names[agent]] = action
         return own
 
     def _batch(self, tree: Tree) -> Tree:
         """Tensors with a leading axis of one environment; copies, because the arrays are written again."""
         return mapped(lambda leaf: torch.from_numpy(leaf.copy()).to(self.device)[None], tree)
+
+
+def _beside_mask(space: spaces.Space[Any], observation: Mapping[str, Any]) -> Tree:
+    """The observation without its mask; see `boundary.without_mask`."""
+    rest = {name: part for name, part in observation.items() if name != "action_mask"}
+    if isinstance(space, spaces.Dict) and space.spaces.keys() <= rest.keys():
+        return rest
+    return rest["observation"] if "observation" in rest else next(iter(rest.values()))
 
 
 def _own(space: spaces.Space[Any], action: Array) -> Any:

@@ -7,10 +7,13 @@ module `package.name` (`mpe2/simple_spread_v3`). The parallel API is preferred w
 
 from __future__ import annotations
 
+import copy
 import importlib
+import itertools
 import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium
@@ -20,11 +23,25 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.conversions import aec_to_parallel_wrapper, parallel_to_aec_wrapper
 
 from herdbook.core.environments import EnvironmentSpec, EnvironmentUnavailable, make_environment
+from herdbook.core.joint.boundary import (
+    EVERYONE,
+    Agents,
+    BadGame,
+    flag,
+    legal_actions,
+    naming,
+    number,
+    parts,
+    split_mask,
+    without_mask,
+)
 from herdbook.core.joint.parallel import Cycle, Single, unchecked
 from herdbook.core.registry import import_callable, is_callable_name, joint_module, making, unknown_environment
 from herdbook.core.spaces import raw_actions
 
 OTHERS = 1  # random stream, beside a reset seed, for agents that do not learn; the seed itself is the game's
+PATIENCE = 1000
+"""Steps for which a game goes on without learners that left it without a flag."""
 
 
 class IllegalAction(ValueError):
@@ -35,7 +52,8 @@ class Moment(NamedTuple):
     """Outcome of a reset or a step, by agent, for the agents that act next and those that left with this step."""
 
     observations: dict[str, Any]
-    rewards: dict[str, float]
+    """None for an agent that left and got no observation: its last one is repeated."""
+    rewards: dict[str, Any]
     terminated: dict[str, bool]
     truncated: dict[str, bool]
     infos: dict[str, Any]
@@ -45,11 +63,14 @@ class Game(Protocol):
     """An environment whose values are dicts by agent."""
 
     env: Any
-    """The PettingZoo environment, for spaces, state and pictures."""
+    """The PettingZoo environment, for state and pictures."""
     possible_agents: list[str]
     agents: list[str]
     """The agents that act next; empty when the episode is over."""
     turn_based: bool
+
+    def spaces(self, agent: str) -> tuple[Space[Any], Space[Any]]:
+        """(observation space, action space) of an agent."""
 
     def reset(self, seed: int) -> Moment: ...
     def step(self, actions: Mapping[str, Any]) -> Moment:
@@ -61,7 +82,7 @@ class Game(Protocol):
 
 def make_game(source: EnvironmentSpec | Callable[..., Any], name: str, kwargs: Mapping[str, Any]) -> Game:
     """The game of a recorded spec or a callable. Raises EnvironmentUnavailable if it cannot be made."""
-    with making(name, kwargs):
+    with making(name, kwargs), naming(name):
         if isinstance(source, EnvironmentSpec):
             if is_gymnasium(source.id):
                 return _Simultaneous(Single(make_environment(source, **kwargs)))
@@ -73,13 +94,6 @@ def make_game(source: EnvironmentSpec | Callable[..., Any], name: str, kwargs: M
 def is_gymnasium(name: str) -> bool:
     """True if a name can only be a Gymnasium id."""
     return joint_module(name) is None and not is_callable_name(name)
-
-
-def split_mask(observation: Any, info: Any) -> tuple[Any, Any]:
-    """(observation, action mask or None). PettingZoo keeps the mask in the observation or in the info."""
-    if isinstance(observation, Mapping) and "action_mask" in observation and "observation" in observation:
-        return observation["observation"], observation["action_mask"]
-    return observation, info.get("action_mask") if info else None
 
 
 def random_action(space: Space[Any], mask: Any, generator: np.random.Generator) -> Any:
@@ -111,31 +125,48 @@ def playable(agent: str, space: Space[Any], action: Any, mask: Any) -> Any:
 
 
 class _Simultaneous:
-    """A game in which all agents act at once. An agent that vanishes without a flag counts as truncated."""
+    """A game in which all agents act at once.
+
+    An agent may leave without a flag and come back. One that is away when the episode ends counts as truncated.
+    """
 
     turn_based = False
 
     def __init__(self, env: ParallelEnv) -> None:
-        self.env, self.possible_agents = env, env.possible_agents
-        self.agents: list[str] = []
+        self.env, self._who = env, Agents(env)
+        self.possible_agents, self.agents = self._who.names, list[str]()
+
+    def spaces(self, agent: str) -> tuple[Space[Any], Space[Any]]:
+        return self._who.spaces(agent)
 
     def reset(self, seed: int) -> Moment:
-        observations, infos = self.env.reset(seed=seed)
-        self._last, self.agents = observations, list(self.env.agents)
-        return Moment({agent: observations[agent] for agent in self.agents if agent in observations}, {}, {}, {}, infos)
+        observations, infos = parts("reset()", self.env.reset(seed=seed), "observations", "infos")
+        observations, self.agents = self._who.named("observations", observations), self._who.listed(self.env.agents)
+        self._away: list[str] = []
+        seen = {agent: observations[agent] for agent in self.agents if agent in observations}
+        return Moment(seen, {}, {}, {}, self._who.infos(infos))
 
     def step(self, actions: Mapping[str, Any]) -> Moment:
-        observations, rewards, terminated, truncated, infos = self.env.step(dict(actions))
-        present = self.env.agents
-        self.agents = [agent for agent in present if not (terminated.get(agent) or truncated.get(agent))]
-        ended = {agent: bool(terminated.get(agent)) for agent in actions}
-        cut = {a: bool(truncated.get(a)) or (a not in present and not flag) for a, flag in ended.items()}
+        who, given = self._who, self.env.step(self._who.to_own(actions))
+        names = "observations", "rewards", "terminations", "truncations", "infos"
+        observations, rewards, terminated, truncated, infos = parts("step()", given, *names)
+        if self.env.agents == self.agents and not self._away and _nothing_happened(actions, *given[:4]):
+            no = dict.fromkeys(actions, False)
+            return Moment(observations, rewards, no, no, who.infos(infos))
+        observations, rewards = who.named("observations", observations), who.named("rewards", rewards)
+        present, acted = who.listed(self.env.agents), [*actions, *self._away]
+        agents = {*acted, *present}
+        ended = _flags("terminations", who.named("terminations", terminated, flags=True), agents)
+        cut = _flags("truncations", who.named("truncations", truncated, flags=True), agents)
+        self.agents = [agent for agent in present if not (ended[agent] or cut[agent])]
+        left = [agent for agent in acted if agent not in self.agents]
+        if not self.agents:
+            cut |= {agent: True for agent in left if not ended[agent]}
+        self._away = [agent for agent in left if not (ended[agent] or cut[agent])]
         seen = {agent: observations[agent] for agent in self.agents if agent in observations}
-        for agent in actions:
-            if agent not in seen and (ended[agent] or cut[agent]):  # the last observation may be missing: repeat one
-                seen[agent] = observations.get(agent, self._last.get(agent))
-        self._last = observations
-        return Moment(seen, rewards, ended, cut, infos)
+        seen |= {agent: observations.get(agent) for agent in left if agent in actions}
+        ended, cut = ({agent: flags[agent] for agent in acted} for flags in (ended, cut))
+        return Moment(seen, dict(rewards), ended, cut, who.infos(infos))
 
     def cut(self, moment: Moment) -> Moment:
         truncated = moment.truncated | dict.fromkeys(self.agents, True)
@@ -149,12 +180,15 @@ class _Turns:
     turn_based = True
 
     def __init__(self, env: AECEnv) -> None:
-        self.env, self.possible_agents = env, env.possible_agents
-        self.agents: list[str] = []
+        self.env, self._who = env, Agents(env)
+        self.possible_agents, self.agents = self._who.names, list[str]()
+
+    def spaces(self, agent: str) -> tuple[Space[Any], Space[Any]]:
+        return self._who.spaces(agent)
 
     def reset(self, seed: int) -> Moment:
         self.env.reset(seed=seed)
-        self._inside = dict.fromkeys(self.env.agents)
+        self._inside = dict.fromkeys(self._who.listed(self.env.agents))
         return self._advance()
 
     def step(self, actions: Mapping[str, Any]) -> Moment:
@@ -165,14 +199,18 @@ class _Turns:
         """Go on to the next turn of an agent still in the game; remove ended agents on the way."""
         moment = Moment({}, {}, {}, {}, {})
         while self.env.agents:
-            agent = self.env.agent_selection
-            observation, reward, terminated, truncated, info = self.env.last()
-            given = observation, reward, bool(terminated), bool(truncated), info
-            parts: tuple[dict[str, Any], ...] = moment
-            for by_agent, value in zip(parts, given, strict=True):
+            agent = self._who.name(self.env.agent_selection)
+            names = "observation", "reward", "terminated", "truncated", "info"
+            observation, reward, terminated, truncated, info = parts("last()", self.env.last(), *names)
+            ended, cut = flag("terminations", agent, terminated), flag("truncations", agent, truncated)
+            if ended or cut:  # the environment goes on, and may write into its own arrays
+                observation, info = copy.deepcopy(observation), {}
+            given = observation, number("rewards", agent, reward), ended, cut, info
+            tables: tuple[dict[str, Any], ...] = moment
+            for by_agent, value in zip(tables, given, strict=True):
                 by_agent[agent] = value
             self._inside[agent] = None
-            if not (terminated or truncated):
+            if not (ended or cut):
                 self.agents = [agent]
                 return moment
             del self._inside[agent]
@@ -183,21 +221,30 @@ class _Turns:
         observations, rewards, truncated = dict(moment.observations), dict(moment.rewards), dict(moment.truncated)
         for agent in self._inside:
             if agent not in observations:
-                observations[agent] = self.env.observe(agent)
-                rewards[agent] = self.env._cumulative_rewards.get(agent, 0.0)
+                own = self._who.own[agent]
+                observations[agent] = self.env.observe(own)
+                rewards[agent] = self.env._cumulative_rewards.get(own, 0.0)
             truncated[agent] = True
         self._inside, self.agents = {}, []
         return moment._replace(observations=observations, rewards=rewards, truncated=truncated)
 
 
 class Others:
-    """A game as the learners see it: a policy plays the other agents, between or beside the learners' moves."""
+    """A game as the learners see it: a policy plays the other agents, between or beside the learners' moves.
+
+    Steps in which no learner acts are joined to the step before.
+    """
 
     def __init__(self, game: Game, learners: Sequence[str], policy: Any) -> None:
         self.game, self.policy = game, policy
         self.env, self.turn_based = game.env, game.turn_based
         self.possible_agents = [agent for agent in game.possible_agents if agent in learners]
+        theirs = {agent: game.spaces(agent) for agent in game.possible_agents if agent not in learners}
+        self._beside = {agent: without_mask(agent, *both)[1] for agent, both in theirs.items()}
         self.agents: list[str] = []
+
+    def spaces(self, agent: str) -> tuple[Space[Any], Space[Any]]:
+        return self.game.spaces(agent)
 
     def reset(self, seed: int) -> Moment:
         self._random = np.random.default_rng((seed, OTHERS))
@@ -216,21 +263,24 @@ class Others:
     def _advance(self, moment: Moment) -> Moment:
         """Go on until a learner acts, or no learner can act any more."""
         total = Moment({}, {}, {}, {}, {})
-        while True:
+        for waited in itertools.count():
             self._moment = moment
-            total.observations.update(self._ours(moment.observations))
+            seen = {a: o for a, o in self._ours(moment.observations).items() if o is not None or a not in total[0]}
+            total.observations.update(seen)
             total.infos.update(self._ours(moment.infos))
             for agent, reward in self._ours(moment.rewards).items():
-                total.rewards[agent] = total.rewards.get(agent, 0.0) + reward
+                total.rewards[agent] = total.rewards.get(agent, 0.0) + number("rewards", agent, reward)
             for flags, sums in ((moment.terminated, total.terminated), (moment.truncated, total.truncated)):
-                for agent, flag in self._ours(flags).items():
-                    sums[agent] = sums.get(agent, False) or flag
-                    if flag:
+                for agent, ends in self._ours(flags).items():
+                    sums[agent] = sums.get(agent, False) or ends
+                    if ends:
                         self._expected.discard(agent)
             self.agents = [agent for agent in self.game.agents if agent in self.possible_agents]
-            if self.agents or not self.game.agents or not self._expected:
-                return total
+            if self.agents or not self.game.agents or not self._expected or waited == PATIENCE:
+                break
+            total.observations.update(copy.deepcopy(seen))  # the environment may write into its own arrays
             moment = self.game.step(self._moves())
+        return total
 
     def _ours(self, by_agent: Mapping[str, Any]) -> dict[str, Any]:
         return {agent: by_agent[agent] for agent in self.possible_agents if agent in by_agent}
@@ -239,8 +289,7 @@ class Others:
         acting = [agent for agent in self.game.agents if agent not in self.possible_agents]
         if not acting:
             return {}
-        seen = {a: split_mask(self._moment.observations[a], self._moment.infos.get(a)) for a in acting}
-        action_spaces = {agent: self.env.action_space(agent) for agent in acting}
+        seen, action_spaces = {agent: self._seen(agent) for agent in acting}, {a: self.spaces(a)[1] for a in acting}
         if self.policy is None:
             return {a: random_action(action_spaces[a], mask, self._random) for a, (_, mask) in seen.items()}
         views = {a: o if mask is None else {"observation": o, "action_mask": mask} for a, (o, mask) in seen.items()}
@@ -248,6 +297,36 @@ class Others:
         if missing := [agent for agent in acting if agent not in given]:
             raise IllegalAction(f"expected actions of {missing} from the policy of the other agents, got none")
         return {agent: playable(agent, action_spaces[agent], given[agent], mask) for agent, (_, mask) in seen.items()}
+
+    def _seen(self, agent: str) -> tuple[Any, Any]:
+        """(observation, action mask or None) of an agent that acts now."""
+        moment, (_, action_space) = self._moment, self.spaces(agent)
+        if moment.observations.get(agent) is None:
+            raise BadGame(f"observations: expected one of {agent}, which acts next, got none")
+        given, info = moment.observations[agent], moment.infos.get(agent)
+        observation, mask = split_mask(agent, given, self._beside[agent], info)
+        if mask is None or not isinstance(action_space, spaces.Discrete):
+            return observation, None
+        return observation, legal_actions(agent, mask, int(action_space.n))
+
+
+def _nothing_happened(actions: Mapping[str, Any], *given: Any) -> bool:
+    """True if observations, rewards and flags are plain dicts of the agents that acted, and no flag is set.
+
+    A quick answer for most steps.
+    """
+    if not all(type(part) is dict and part.keys() == actions.keys() for part in given):
+        return False
+    return all(value is False for flags in given[2:] for value in flags.values())
+
+
+def _flags(field: str, given: Mapping[str, Any], agents: Iterable[str]) -> dict[str, bool]:
+    """The flags of these agents; a missing one is False."""
+    with suppress(ValueError):  # an array of several, which is named below
+        if not any(given.values()):
+            return dict.fromkeys(agents, False)
+    everyone = flag(field, EVERYONE, given.get(EVERYONE, False))
+    return {agent: everyone or flag(field, agent, given.get(agent, False)) for agent in agents}
 
 
 def _game(env: Any, name: str) -> Game:

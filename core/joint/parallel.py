@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, ClipOutOfBoundsWrapper, OrderEnforcingWrapper
 
 from herdbook.core.environments import Env
+from herdbook.core.joint.boundary import parts
 
 
 class Cycle(ParallelEnv):  # type: ignore[misc]  # PettingZoo ships no types
@@ -52,6 +54,8 @@ class Cycle(ParallelEnv):  # type: ignore[misc]  # PettingZoo ships no types
                 rewards[earner] = rewards.get(earner, 0.0) + env.rewards[earner]
         given = dict(env.terminations), dict(env.truncations), dict(env.infos)
         self._seen = {agent: env.observe(agent) for agent in env.agents}
+        if any(given[0].values()) or any(given[1].values()):  # further steps, which may write into these arrays
+            self._seen = copy.deepcopy(self._seen)
         while env.agents and (env.terminations[env.agent_selection] or env.truncations[env.agent_selection]):
             env.step(None)
         self.agents = env.agents
@@ -85,15 +89,15 @@ class Single(ParallelEnv):  # type: ignore[misc]  # PettingZoo ships no types
         return self.single.action_space
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
-        observation, info = self.single.reset(seed=seed, options=options)
+        observation, info = parts("reset()", self.single.reset(seed=seed, options=options), "observation", "info")
         self.agents = ["agent"]
         return {"agent": observation}, {"agent": info}
 
     def step(self, actions: dict[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
-        observation, reward, terminated, truncated, info = self.single.step(actions["agent"])
-        if terminated or truncated:
+        names = "observation", "reward", "terminated", "truncated", "info"
+        given = parts("step()", self.single.step(actions["agent"]), *names)
+        if given[2] or given[3]:
             self.agents = []
-        given = observation, float(reward), terminated, truncated, info
         return tuple({"agent": value} for value in given)  # type: ignore[return-value]  # five values
 
     def render(self) -> Any:

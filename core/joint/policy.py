@@ -162,9 +162,9 @@ class AgentSettings(ActorSettings, Protocol):
 class AgentValues:
     """The agents' action-value networks: construction, values over segments, and the policy in play.
 
-    Segments and play build the same inputs. The last action is zero before an agent's first. The time is the row of the
-    episode (the agent's own turn, in a turn-based game). A recurrent state stays as it is where its agent is absent or
-    another agent has the turn. Segments must begin at the first step of an episode.
+    Segments and play build the same inputs. The last action is zero before an agent's first and after a pause.
+    The time is the row of the episode (the agent's own turn, in a turn-based game). A recurrent state stays as it is
+    where its agent is absent or another agent has the turn. Segments must begin at the first step of an episode.
 
     Raises ValueError for recurrent agents with several seeds.
     """
@@ -215,7 +215,7 @@ class AgentValues:
         if self.last_action:
             acted = carry["acted"] & ~reset  # [E, N]
             extra.append(self.actions.vectors(step.previous_actions, acted).unsqueeze(1))
-            carry["acted"] = acted | step.alive
+            carry["acted"] = acted | step.alive if self.spec.turn_based else step.alive
         if self.horizon is not None:
             steps = carry["steps"] * ~reset  # [E, N]
             extra.append((steps / self.horizon)[:, None, :, None])

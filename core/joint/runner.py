@@ -17,6 +17,7 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from herdbook.core.environments import EnvironmentUnavailable
+from herdbook.core.joint.boundary import BadGame, naming
 from herdbook.core.joint.environments import (
     JointEnvironment,
     JointSource,
@@ -29,6 +30,7 @@ from herdbook.core.joint.games import IllegalAction
 from herdbook.core.joint.rounds import in_rounds
 from herdbook.core.joint.types import ByKind, JointEpisode, JointSpec, all_legal
 from herdbook.core.notices import notice
+from herdbook.core.registry import cause
 from herdbook.core.runner import UNDECLARED_LIMIT, EnvironmentFailed, PolicyFailed, no_limit
 from herdbook.core.spaces import alike, executed, zeros
 from herdbook.core.trees import indexed, mapped, write
@@ -65,7 +67,8 @@ class JointRunner:
     An environment whose `reset(seed)` does not determine its state is rebuilt for each episode, with a notice.
 
     Raises:
-        EnvironmentUnavailable: The environment cannot be made, or has other agents or spaces than `spec`.
+        EnvironmentUnavailable: The environment cannot be made, breaks PettingZoo's interface in its first steps, or has
+            other agents or spaces than `spec`.
         EnvironmentFailed: The environment raised in its first steps.
         IllegalAction: `others` gave an illegal action, now or later.
     """
@@ -95,21 +98,25 @@ class JointRunner:
         if len({id(env.game.env.unwrapped) for env in self.envs}) < num_envs:
             raise ValueError(f"expected a new environment from each call of {source}, got the same one again")
         env = self.envs[0]
-        self.spec, self.device, self.state = env.spec, torch.device(device), state
-        if spec is not None:
-            _check_spec(spec, self.spec, env.name)
+        self.device, self.state = torch.device(device), state
         self.limit_declared = max_steps is not None or env.declares_limit
         limits = [limit for limit in (max_steps, env.max_steps) if limit is not None]
         if not self.limit_declared:
             limits.append(UNDECLARED_LIMIT)
         for each in self.envs:
-            each.max_steps, each.with_state = min(limits, default=None), state
+            each.max_steps, each.with_state, each.told = min(limits, default=None), state, env.told
         try:
-            self.rebuild = not check_reset(env)
-        except IllegalAction:  # of the other agents' policy
+            with naming(env.name):
+                self.rebuild = not check_reset(env)
+        except (EnvironmentUnavailable, IllegalAction):  # the latter of the other agents' policy
             raise
         except Exception as error:  # an environment may raise anything, here and below
-            raise EnvironmentFailed(f"{env.name} raised {type(error).__name__} in its first steps: {error}") from error
+            raise EnvironmentFailed(f"{env.name}: its first steps raised {cause(error)}") from error
+        for each in self.envs:
+            each.spec = env.spec
+        self.spec = env.spec
+        if spec is not None:
+            _check_spec(spec, self.spec, env.name)
         if self.rebuild:
             notice(f"{env.name}: reset(seed) does not determine the state, so it is rebuilt for each episode")
         self._nothing = {k.name: _nothing(k.action_space, num_envs, len(k.agents)) for k in self.spec.kinds}
@@ -163,14 +170,14 @@ class JointRunner:
                 previous[name] = _where(acting, leaf, previous[name])  # in a turn-based game, of the agent's last turn
             acted |= rows.alive
             log.advance(min(begun.start for begun in current.values()))
-            for lane, cause in self._step(current, actions, log).items():
+            for lane, fault in self._step(current, actions, log).items():
                 begun = current.pop(lane)
                 if watch is not None:
                     watch(self.envs[lane])
-                if cause is None:
+                if fault is None:
                     played.episodes[begun.turn.number] = self._episode(lane, begun, log)
                 else:
-                    self._lose(lane, cause, begun.turn.seed, row - begun.start, played)
+                    self._lose(lane, fault, begun.turn.seed, row - begun.start, played)
                 self._begin(lane, current, waiting, log, played)
         return played
 
@@ -187,15 +194,15 @@ class JointRunner:
                 if self.rebuild:
                     self.envs[lane].renew()
                 log.write(lane, self.envs[lane].reset(turn.seed))
-                cause = log.fault(lane)
+                fault = log.fault(lane)
             except IllegalAction:
                 raise
             except Exception as error:
-                cause = f"raised {type(error).__name__}: {error}"
-            if cause is None:
+                fault = _described(error)
+            if fault is None:
                 current[lane] = _Begun(turn, log.row)
                 return
-            self._lose(lane, cause, turn.seed, 0, played)
+            self._lose(lane, fault, turn.seed, 0, played)
         log.write(lane, log.blank)
 
     def _step(self, current: Mapping[int, _Begun], actions: ByKind, log: _Log) -> dict[int, str | None]:
@@ -207,15 +214,15 @@ class JointRunner:
             except IllegalAction:
                 raise
             except Exception as error:
-                over[lane] = f"raised {type(error).__name__}: {error}"
+                over[lane] = _described(error)
         if not log.finite():
             faults = {lane: log.fault(lane) for lane in current if lane not in over}
             over |= {lane: fault for lane, fault in faults.items() if fault is not None}
         return over | {lane: None for lane in current if lane not in over and not log.plays(lane)}
 
-    def _lose(self, lane: int, cause: str, seed: int, step: int, played: PlayedEpisodes) -> None:
+    def _lose(self, lane: int, fault: str, seed: int, step: int, played: PlayedEpisodes) -> None:
         name = self.envs[lane].name
-        played.failures.append(f"{name} {cause} (reset seed {seed}, step {step}); this episode is lost")
+        played.failures.append(f"{name} {fault} (reset seed {seed}, step {step}); this episode is lost")
         self.envs[lane].renew()
 
     def _episode(self, lane: int, begun: _Begun, log: _Log) -> JointEpisode:
@@ -339,6 +346,8 @@ class _Log:
         rows = _rows(lambda leaf: leaf[window, lane].copy(), self.rows)._asdict()
         outcomes = {name: rows[name][1:] for name in ("rewards", "terminated", "truncated")}
         actions = {name: leaf[window, lane][:-1].copy() for name, leaf in self.actions.items()}
+        if not self.spec.turn_based:
+            _end_at_last_acts(rows["alive"], outcomes["terminated"], outcomes["truncated"])
         return JointEpisode(**{**rows, **outcomes}, actions=actions, metadata={"seed": begun.turn.seed})
 
     def _allocate(self, rows: int) -> None:
@@ -356,6 +365,26 @@ class _Log:
         )
         self.actions = {k.name: zeros(k.action_space, *lead, len(k.agents)) for k in spec.kinds}
         self._floats = [leaf for leaf in tree_leaves(self.rows) if leaf is not None and leaf.dtype.kind == "f"]
+
+
+def _end_at_last_acts(alive: Array, terminated: Array, truncated: Array) -> None:
+    """Move the end of each agent to the last step at which it acts; without a flag it is truncated there. In place.
+
+    The flags of an agent that pauses may come while it is away.
+    """
+    acts = alive[:-1]
+    last = len(acts) - 1 - acts[::-1].argmax(0)  # [N]
+    agents = np.arange(acts.shape[1])
+    unflagged = acts.any(0) & ~(terminated | truncated)[last, agents]
+    for agent in np.flatnonzero(unflagged):
+        away, end = slice(last[agent] + 1, None), last[agent]
+        terminated[end, agent] = terminated[away, agent].any()
+        truncated[end, agent] = truncated[away, agent].any() or not terminated[end, agent]
+        terminated[away, agent] = truncated[away, agent] = False
+
+
+def _described(error: Exception) -> str:
+    return f"broke its interface: {error}" if isinstance(error, BadGame) else f"raised {cause(error)}"
 
 
 def _check_spec(wanted: JointSpec, found: JointSpec, name: str) -> None:

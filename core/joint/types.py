@@ -94,8 +94,9 @@ class JointSpec:
 class JointEpisode:
     """One episode of T steps on the host; observations, masks and states have T+1 rows.
 
-    Absent agents hold zeros. In a turn-based game, step k is the k-th turn of every agent. An agent with fewer turns is
-    absent from then on; the row after its last turn holds its final observation.
+    Absent agents hold zeros. An agent may pause: act, be absent without a flag, and act again. In a turn-based game,
+    step k is the k-th turn of every agent. An agent with fewer turns is absent from then on; the row after its last
+    turn holds its final observation.
     """
 
     observations: ByKind
@@ -147,8 +148,8 @@ class JointTransitions:
     alive: Tensor
     """`[*B, N]` bool: the agent acted."""
     next_alive: Tensor
-    """`[*B, N]` bool: the agent goes on, and its values count in the target. False after a termination, and after a
-    truncation if time_limit="terminal"."""
+    """`[*B, N]` bool: the agent acts next, or has the observation after its truncation (unless time_limit="terminal"):
+    its values count in the target."""
     team_rewards: Tensor
     """`[*B]`: sum of the rewards over agents."""
     team_discounts: Tensor
@@ -160,6 +161,13 @@ class JointTransitions:
     state: Tree | None = None
     next_state: Tree | None = None
     indices: Tensor | None = None
+    waiting: Tensor | None = None
+    """`[*B, N]` bool: the agent is absent and acts later in the episode; None where agents of the data never pause."""
+
+    @property
+    def in_game(self) -> Tensor:
+        """`[*B, N]` bool: the agent acts, or pauses: a centralised critic has a value to learn."""
+        return self.alive if self.waiting is None else self.alive | self.waiting
 
 
 @batch_type
@@ -191,6 +199,8 @@ class JointSegments:
     """`[*B, T + 1, N_kind, n]`."""
     state: Tree | None = None
     """`[*B, T + 1, …]`."""
+    waiting: Tensor | None = None
+    """`[*B, T, N]` bool: the agent is absent and acts later in the episode; None where agents never pause."""
 
 
 def all_legal(spec: JointSpec, *lead: int) -> ByKind:

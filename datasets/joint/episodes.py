@@ -239,6 +239,22 @@ def present_rows(alive: Array, step_rows: Array) -> Array:
     return present
 
 
+def longest_pause(episodes: JointEpisodes) -> int:
+    """The most steps that an agent is absent before it acts, where one acts again after a pause; 0 where none does."""
+    acts = episodes.alive[episodes.step_rows]  # [steps, N]
+    if acts.all():
+        return 0
+    steps = np.arange(len(acts))[:, None]
+    starts = np.repeat(episodes.offsets[:-1], episodes.lengths())[:, None]
+    before = np.maximum.accumulate(np.where(acts, steps, -1))
+    before = np.concatenate([np.full_like(before[:1], -1), before[:-1]])  # the last step so far at which it acted
+    paused = acts & (before >= starts) & (before < steps - 1)
+    if not paused.any():
+        return 0
+    waits = np.where(acts, steps - np.maximum(before, starts - 1) - 1, 0)
+    return int(waits.max())
+
+
 def _check_parts(
     source: str, spec: JointSpec, observations: Any, actions: Any, action_mask: Any, state: Tree | None
 ) -> None:

@@ -22,7 +22,7 @@ from herdbook.core.joint.types import JointEpisode, JointSegments, JointSpec, Jo
 from herdbook.core.moments import merged
 from herdbook.core.trees import mapped, write
 from herdbook.core.types import Array, TimeLimit, tree_leaves, tree_map
-from herdbook.datasets.joint.episodes import JointEpisodes, masked_kinds
+from herdbook.datasets.joint.episodes import JointEpisodes, longest_pause, masked_kinds
 from herdbook.datasets.layout import positions_in_episodes
 from herdbook.datasets.rings import Rings, ring_sizes, saved_rings
 from herdbook.datasets.sampling import check_discount, checked_time_limit, drawn_numbers
@@ -68,6 +68,7 @@ class JointReplay:
         self._count_rewards(episodes)
         self._count_episodes(episodes.lengths())
         self._count_turns(taken["alive"], episodes.offsets[:-1])
+        self._pause = longest_pause(episodes)
 
     @classmethod
     def online(
@@ -115,6 +116,7 @@ class JointReplay:
         self._turns = np.empty(
             (0, 1 + len(spec.agents))
         )  # fewest and most steps of an episode, and of each agent in it
+        self._pause = 0  # the longest absence of an agent that acts again; 0 where none pauses
 
     def __len__(self) -> int:
         return len(self._rows) if self._rings is None else len(self._rings)
@@ -201,6 +203,7 @@ class JointReplay:
             **_discounted(gathered(self._taken, indices), discount),
             timesteps=self._elapsed[indices],
             indices=indices,
+            waiting=self._waiting(indices, 1, squeeze=True),
         )
 
     def gather_segments(self, indices: Tensor, length: int, *, discount: float) -> JointSegments:
@@ -222,7 +225,20 @@ class JointReplay:
             if name != "actions":
                 values.masked_fill_(over if name in _TEAM else over[..., None], 0)
         fields = {**gathered(self._seen, rows), **_discounted(taken, discount)}
-        return JointSegments(**fields, timesteps=self._elapsed[indices], mask=mask)
+        waiting = self._waiting(indices, length)
+        return JointSegments(**fields, timesteps=self._elapsed[indices], mask=mask, waiting=waiting)
+
+    def _waiting(self, indices: Tensor, length: int, *, squeeze: bool = False) -> Tensor | None:
+        """Agents that are absent and act later, in windows of `length` steps: `[*B, length, N]` bool."""
+        if not self._pause:
+            return None
+        ahead = torch.arange(length + self._pause, device=self.device)
+        remaining = self._remaining[indices][..., None]
+        steps = (indices[..., None] + torch.minimum(ahead, remaining - 1)) % len(self._rows)
+        acts = self._taken["alive"][steps] & (ahead < remaining)[..., None]
+        later = acts.flip(-2).cumsum(-2).flip(-2) > 0
+        waiting: Tensor = (later & ~acts)[..., :length, :]
+        return waiting.squeeze(-2) if squeeze else waiting
 
     # --- online ------------------------------------------------------------------------------------------------------
 
@@ -255,6 +271,7 @@ class JointReplay:
         write(mapped(Table, {"taken": self._taken, **self._numbers()}), steps, values)
         self._count_rewards(new)
         self._count_turns(taken["alive"], new.offsets[:-1])
+        self._pause = max(self._pause, longest_pause(new))
 
     def _numbers(self) -> dict[str, Tensor]:
         return {"rows": self._rows, "elapsed": self._elapsed, "remaining": self._remaining}
@@ -297,6 +314,7 @@ class JointReplay:
             "spreads": torch.from_numpy(np.stack([self._team_spread.numbers, self._spread.numbers])),
             "time_limit": self.time_limit,
             "rings": self._rings.state_dict(),
+            **({"pause": self._pause} if self._pause else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -311,6 +329,7 @@ class JointReplay:
             ("seen", self._seen, state["seen"], rings.filled_rows),
             *((name, table, state[name], rings.filled_steps) for name, table in per_step.items()),
         )
+        self._pause = int(state.get("pause", 0))
         begins = state["begins"].cpu().numpy()
         self._rings, self._longest = rings, deque()
         self._first_episode = self._last_episode = int(state["first_episode"])
@@ -376,7 +395,8 @@ def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tup
     rows, last = episodes.step_rows, episodes.offsets[1:] - 1
     acts, after = episodes.alive[rows], episodes.alive[rows + 1]
     terminal = time_limit == "terminal"
-    ended = episodes.terminated | episodes.truncated if terminal else episodes.terminated
+    left = episodes.terminated | episodes.truncated
+    ended = left if terminal else episodes.terminated
     over = np.zeros(len(rows), dtype=np.bool_)
     over[last] = True if terminal else episodes.terminated_for_all()
     to_single = functools.partial(single, episodes.source, episodes.offsets)
@@ -385,7 +405,7 @@ def _columns(episodes: JointEpisodes, time_limit: TimeLimit, state: bool) -> tup
         "rewards": to_single("rewards", episodes.rewards),
         "continues": (~ended).astype(np.float32),
         "alive": acts,
-        "next_alive": np.where(acts, ~ended, after),
+        "next_alive": np.where(acts & left, ~ended, after),
         "team_rewards": to_single("team rewards", episodes.rewards.sum(1)),
         "team_continues": (~over).astype(np.float32),
     }
