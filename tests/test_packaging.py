@@ -325,13 +325,16 @@ def test_the_one_import_up_the_layers_is_made_once_and_only_where_it_is_used(rep
 
 ORDER = {
     "core": (
-        {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "random", "recurrence"},
+        {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "notices", "random", "recurrence"},
         {"memory", "registry", "returns", "runs", "types", "wrappers"},
-        {"environments", "frames", "seeds", "spaces", "threads", "trees"},
+        {"seeds", "spaces", "threads", "trees"},
+        {"frames", "returned"},
+        {"environments"},
         {"actor", "growing", "networks", "policy", "random_policy", "runner"},
         {"book", "chunked", "exploration", "learner", "member", "units"},
         {"collector", "fine_tuning", "on_policy", "parameter_noise"},
         {"loop", "off_policy", "step_collector"},
+        {"joint.boundary"},
         {"joint.parallel", "joint.types"},
         {"joint.actions", "joint.actor", "joint.games", "joint.random_policy", "joint.rounds", "specs"},
         {"joint.environments", "joint.networks"},
@@ -339,7 +342,7 @@ ORDER = {
         {"episode_collector"},
     ),
     "experiments": (
-        {"catalogue", "settings"},
+        {"catalogue", "settings", "sides"},
         {"environments", "options"},
         {"domain", "records"},
         {"many_agents", "single_agent"},
