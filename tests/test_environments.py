@@ -220,3 +220,13 @@ def test_point_mazes_are_registered_when_named() -> None:
     env = make_environment("PointMaze_UMaze-v3")
     assert isinstance(env.observation_space, spaces.Dict)
     assert check_reset(env)
+
+
+@pytest.mark.parametrize("name", ["FetchReach-v4", "FrankaKitchen-v1"])
+def test_the_robotics_extra_has_a_mujoco_that_its_environments_work_with(name: str) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    env = make_environment(name)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    observation, reward, *_ = env.step(env.action_space.sample())
+    assert env.observation_space.contains(observation) and np.isfinite(reward)
