@@ -83,7 +83,8 @@ class RunOptions:
     """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
     env: str | None = _option(None, "environment")
     """Environment to learn in, or to evaluate in: a Gymnasium id, a PettingZoo name (mpe2/simple_spread_v3) or
-    module:callable. An offline algorithm is evaluated in the dataset's environment by default."""
+    module:callable. An offline algorithm is evaluated in the dataset's environment by default. If that is named again,
+    it keeps its arguments, time limit and wrappers."""
     env_kwargs: tuple[str, ...] = _option((), "environment")
     """Keyword arguments of the environment, as `name value name value ...` (Python literals, else text)."""
     max_steps: int | None = _option(None, "environment", low=1)
