@@ -45,10 +45,10 @@ def collect(
 ) -> tuple[Data, Path]:
     """Play a run's policy, or `"random"`, and write the episodes as the Minari dataset `out`.
 
-    Episode i is reset with `seed + i`, and cut off after `max_steps` steps (None: as many as in the run). `env` that names
-    the run's own environment keeps its arguments, time limit and wrappers; `env_kwargs` replace single arguments. `noise`
-    is that of a `NoisyPolicy`. `action_bounds` are those of a random policy's actions, where the environment has none.
-    Returns the episodes, which say who learned the policy, and where they are.
+    Episode i is reset with `seed + i`, and cut off after `max_steps` steps (None: as many as in the run). `env` that
+    names the run's own environment keeps its arguments, time limit and wrappers; `env_kwargs` replace single arguments.
+    `noise` is that of a `NoisyPolicy`. `action_bounds` are those of a random policy's actions, where the environment
+    has none. Returns the episodes, which say who learned the policy, and where they are.
 
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
