@@ -198,9 +198,10 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
         if module is None and ":" not in spec.id and not known.get("entry_point"):
             return spec  # an unknown id: `make_environment` will suggest the nearest one
         if module is None and (version := newest_version(spec.id)) is not None:
+            arguments = f" with the arguments {dict(spec.kwargs)}" if spec.kwargs else ""
             raise EnvironmentUnavailable(
                 f"environment {spec.id} is not registered in the installed packages, {version} is: "
-                f"give --env {version} (env= in Python) if the new version will do"
+                f"give --env {version} (env= in Python){arguments}, if the new version will do"
             )
         foreign.insert(0, module or known.get("entry_point") or spec.id)
     if foreign:

@@ -359,7 +359,9 @@ def _check_checkpoints(run: Run, restart: bool) -> None:
 
 def _environment(run: Run, options: RunOptions, env: EnvironmentSource | None) -> EnvironmentSource | None:
     """The environment to go on in; None means that of the run's dataset. Raises for code that was not given again."""
-    if env is None and options.env is None and run.config["dataset"] is not None:
+    if env is None and options.env is not None:
+        environment_from_record(environment_record(options.env))
+    elif env is None and run.config["dataset"] is not None:
         return None
     return own_environment(run.config["environment"], env)
 

@@ -286,7 +286,9 @@ def test_the_newest_version_of_a_name(name: str, newest: str | None) -> None:
 
 
 def test_a_retired_version_in_old_data_is_no_code_and_names_the_one_there_is() -> None:
-    known = {"id": "Taxi-v3", "entry_point": "gymnasium.envs.toy_text.taxi:TaxiEnv", "max_episode_steps": 200}
+    known = {"id": "Taxi-v3", "entry_point": "gymnasium.envs.toy_text.taxi:TaxiEnv", "kwargs": {"is_rainy": True}}
+    with pytest.raises(EnvironmentUnavailable, match=r"give --env Taxi-v4 .*with the arguments {'is_rainy': True}"):
+        registered_only(EnvironmentSpec.from_json(json.dumps(known)))
     for old in (json.dumps(known), json.dumps({"id": "Taxi-v3"})):
         with pytest.raises(EnvironmentUnavailable, match="Taxi-v4") as told:
             make_environment(registered_only(EnvironmentSpec.from_json(old)))

@@ -1,5 +1,6 @@
 """The environment of a run or a dataset, named again: its arguments, time limit and wrappers are kept."""
 
+import dataclasses
 import functools
 import json
 import sys
@@ -154,6 +155,19 @@ def test_the_environment_of_a_dataset_named_again_keeps_its_time_limit(small_dat
     """Six episodes of 20 steps; Pendulum-v1 by itself has 200."""
     run = herdbook.train("td3_bc", dataset=small_dataset, env="Pendulum-v1", run_dir="run", **SMALL)
     assert run.evaluations()[-1]["lengths"] == [20]
+
+
+def test_data_of_a_retired_version_train_and_say_which_version_there_is(
+    small_dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"id": "Pendulum-v0", "entry_point": "gymnasium.envs.classic_control:PendulumEnv", "max_episode_steps": 20}
+    old = EnvironmentSpec.from_json(json.dumps(known))
+    data = dataclasses.replace(load_dataset(small_dataset), environment=old)
+    options = {**SMALL, "quiet": False}
+    assert not herdbook.train("td3_bc", dataset=data, run_dir="old", **options).evaluations()
+    assert "without evaluation: environment Pendulum-v0 is not registered" in capsys.readouterr().out
+    run = herdbook.train("td3_bc", dataset=data, env="Pendulum-v1", run_dir="new", **options)
+    assert run.evaluations()[-1]["lengths"] == [200]
 
 
 @pytest.mark.parametrize("name", ["paid_envs:Paid", "paid_envs:Paid-v0"])
