@@ -26,9 +26,10 @@ class CollectArguments:
     replay: bool = False
     """Play nothing; write the steps in the replay of the run's last checkpoint."""
     env: str | None = None
-    """Environment to play in. The default is the run's environment."""
+    """Environment to play in. The default is the run's environment. If it is named again, it keeps its arguments, time
+    limit and wrappers."""
     env_kwargs: tuple[str, ...] = ()
-    """Keyword arguments of the environment, as `name value name value ...`."""
+    """Keyword arguments of the environment, as `name value name value ...`. Each replaces the run's own value."""
     max_steps: int | None = None
     """Steps after which an episode is cut off, on top of the environment's own limit. The default is the run's."""
     seed: int = 0

@@ -24,7 +24,7 @@ class ShowArguments:
     """Show the spaces, environment, returns and episode ends of a dataset."""
 
     dataset: tyro.conf.Positional[str]
-    """Minari id, recipe, D4RL .hdf5 file or Minari directory."""
+    """Minari id, recipe, D4RL or d3rlpy file (.hdf5, .h5) or Minari directory."""
     data_dir: str | None = None
     """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
 
@@ -44,9 +44,11 @@ class ConvertArguments:
     """Convert a dataset, for example a D4RL file, to a Minari dataset."""
 
     dataset: tyro.conf.Positional[str]
-    """The dataset to read: a D4RL .hdf5 file, a Minari id or directory, or a recipe."""
+    """The dataset to read: a D4RL or d3rlpy file (.hdf5, .h5), a Minari id or directory, or a recipe."""
     out: tyro.conf.Positional[str]
     """Minari id of the new dataset, for example me/hopper/medium-v0."""
+    episode_steps: int | None = None
+    """For a D4RL file without timeouts: the length at which its episodes were cut. By default they end at terminals."""
     data_dir: str | None = None
     """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
 
@@ -162,6 +164,6 @@ def _convert(parsed: ConvertArguments) -> None:
     from herdbook.experiments.domains import domain_of
 
     check_new(parsed.out, parsed.data_dir)  # before a dataset is fetched or made
-    episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir)
+    episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir, episode_steps=parsed.episode_steps)
     folder = domain_of(episodes).write(episodes, parsed.out, parsed.data_dir)
     show(f"{parsed.out}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, in {folder}")

@@ -27,9 +27,10 @@ class EvalArguments:
     step: int | None = None
     """Step of the checkpoint. The default is the last checkpoint."""
     env: str | None = None
-    """Environment id, or module:callable. The default is the run's environment."""
+    """Environment id, or module:callable. The default is the run's environment. If it is named again, it keeps its
+    arguments, time limit and wrappers."""
     env_kwargs: tuple[str, ...] = ()
-    """Keyword arguments of the environment, as `name value name value ...`."""
+    """Keyword arguments of the environment, as `name value name value ...`. Each replaces the run's own value."""
     max_steps: int | None = None
     """Steps after which an episode is cut off, on top of the environment's own limit. The default is the run's."""
     algorithm: str | None = None

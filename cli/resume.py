@@ -35,7 +35,7 @@ class ResumeArguments:
     algorithm: str | None = None
     """module:Class, required for a run of your own algorithm."""
     env: str | None = None
-    """module:callable, required for a run in your own environment."""
+    """module:callable, required for a run in your own environment. It keeps the arguments that the run began with."""
     dataset: str | None = None
     """Path or id of the dataset, if it was moved. Its content must be unchanged."""
     data_dir: str | None = None

@@ -1,13 +1,14 @@
 """Making environments by name, recording them beside a dataset, and checking them.
 
-A name is a Gymnasium id (`Hopper-v5`, looked up first; see `core.atari` for `ALE/Pong-v5`), `package/name_v<n>` for an
-environment with many agents (see `core.joint.environments`), or `module:callable` for a user's own environment. In
-Python a callable can replace a name anywhere.
+A name is a Gymnasium id (`Hopper-v5`, looked up first; see `core.atari` for `ALE/Pong-v5`), `package.path/name_v<n>`
+for an environment with many agents (see `core.joint.environments`), or `module:callable` for a user's own environment.
+In Python a callable can replace a name anywhere.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import json
 import logging
@@ -29,6 +30,7 @@ from herdbook.core.registry import (
     is_callable_name,
     joint_module,
     making,
+    newest_version,
     register_plugin,
     silence_mujoco_log,
     unknown_environment,
@@ -182,7 +184,8 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
     The id must be in Gymnasium's registry, possibly after a known package has registered it, and the registered entry
     point is used. Wrappers must be Gymnasium's or herdbook's. Environments of PettingZoo and mpe2 are safe too.
 
-    Raises EnvironmentUnavailable if the spec names other code; the message says which, and how to allow it.
+    Raises EnvironmentUnavailable if the spec names other code; the message says which, and how to allow it. A retired
+    version is not other code: the message names the version that there is.
     """
     known: dict[str, Any] = json.loads(spec.gymnasium_json) if spec.gymnasium_json else {}
     register_plugin(spec.id)
@@ -194,11 +197,18 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
             return replace(spec, gymnasium_json=None)
         if module is None and ":" not in spec.id and not known.get("entry_point"):
             return spec  # an unknown id: `make_environment` will suggest the nearest one
+        if module is None and (version := newest_version(spec.id)) is not None:
+            arguments = f" with the arguments {dict(spec.kwargs)}" if spec.kwargs else ""
+            raise EnvironmentUnavailable(
+                f"environment {spec.id} is not registered in the installed packages, {version} is: "
+                f"give --env {version} (env= in Python){arguments}, if the new version will do"
+            )
         foreign.insert(0, module or known.get("entry_point") or spec.id)
     if foreign:
         raise EnvironmentUnavailable(
             f"environment {spec.id} is code, {', '.join(map(str, foreign))}; code that a file names is not imported: "
-            "register the environment first, or give it with --env (env= in Python) if you trust it"
+            "register the environment first, or, if you trust it, give a module:callable that makes it with --env "
+            "(env= in Python)"
         )
     if not known:
         return spec
@@ -209,11 +219,19 @@ def registered_only(spec: EnvironmentSpec) -> EnvironmentSpec:
 def describe_environment(source: EnvironmentSource, **kwargs: Any) -> EnvironmentSpec | None:
     """The spec from which an environment can be made again; None for a callable without an importable name.
 
+    The arguments that functools.partial binds to a callable are recorded if they are JSON values, by name; else None.
+
     Raises EnvironmentUnavailable for an Atari game if its package is missing, and for an environment itself.
     """
     check_source(source)
     if isinstance(source, EnvSpec):
         source = EnvironmentSpec.from_gymnasium(source)
+    if isinstance(source, functools.partial):
+        try:
+            json.dumps(source.keywords)
+        except (TypeError, ValueError):
+            return None
+        return None if source.args else describe_environment(source.func, **{**source.keywords, **kwargs})
     if callable(source):
         module, qualname = getattr(source, "__module__", None), getattr(source, "__qualname__", "")
         name = f"{module}:{qualname}"
@@ -230,10 +248,10 @@ def describe_environment(source: EnvironmentSource, **kwargs: Any) -> Environmen
         source = EnvironmentSpec(id=source) if registered is None else EnvironmentSpec.from_gymnasium(registered)
     if not kwargs:
         return source
-    if source.gymnasium_json is not None:
-        spec, kwargs = atari.with_arguments(source.to_gymnasium(), kwargs)
-        source = replace(source, gymnasium_json=spec.to_json())
-    merged = replace(source, kwargs={**source.kwargs, **kwargs})
+    if source.gymnasium_json is None:  # nothing to record beside the name
+        return replace(source, kwargs={**source.kwargs, **kwargs})
+    spec, kwargs = atari.with_arguments(source.to_gymnasium(), kwargs)
+    merged = replace(source, kwargs={**source.kwargs, **kwargs}, gymnasium_json=spec.to_json())
     try:
         return replace(merged, gymnasium_json=merged.to_gymnasium().to_json())
     except (TypeError, ValueError):
@@ -307,7 +325,9 @@ def _registered(source: EnvironmentSpec) -> EnvSpec:
     else:
         raise unknown_environment(source.id)
     if spec.entry_point is None:
-        spec.entry_point = gymnasium.registry[spec.id].entry_point if spec.id in gymnasium.registry else None
+        if spec.id not in gymnasium.registry:
+            raise unknown_environment(spec.id)
+        spec.entry_point = gymnasium.registry[spec.id].entry_point
     if isinstance(spec.entry_point, str):
         load_env_creator(spec.entry_point)
     silence_mujoco_log()

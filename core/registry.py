@@ -49,8 +49,8 @@ def is_callable_name(name: str) -> bool:
 
 
 def joint_module(name: str) -> str | None:
-    """The module of an environment with many agents (`package/name_v<n>`); None for any other name."""
-    if name in gymnasium.registry or re.fullmatch(r"[A-Za-z_]\w*/[A-Za-z_]\w*_v\d+", name) is None:
+    """The module of an environment with many agents (`package.path/name_v<n>`); None for any other name."""
+    if name in gymnasium.registry or re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*/[A-Za-z_]\w*_v\d+", name) is None:
         return None
     package, _, module = name.partition("/")
     return f"pettingzoo.{package}.{module}" if package in _PETTINGZOO else f"{package}.{module}"
@@ -79,9 +79,20 @@ def joint_names() -> list[str]:
     ]
 
 
+def newest_version(name: str) -> str | None:
+    """The newest known environment that differs from `name` in its version only, such as `Taxi-v4` for `Taxi-v3`."""
+    stem = re.sub(r"\d+$", "", name)
+    versions = [known[len(stem) :] for known in [*gymnasium.registry, *joint_names()] if known.startswith(stem)]
+    numbers = [int(version) for version in versions if re.search(r"[-_]v$", stem) and version.isdecimal()]
+    newest = f"{stem}{max(numbers)}" if numbers else name
+    return None if newest == name else newest
+
+
 def unknown_environment(name: str) -> EnvironmentUnavailable:
-    """The error for an unknown name, with the nearest known one."""
-    near = difflib.get_close_matches(name, [*gymnasium.registry, *joint_names()], n=1, cutoff=0.4)
+    """The error for an unknown name, with another version of it or the nearest known one."""
+    version = newest_version(name)
+    known = [*gymnasium.registry, *joint_names()]
+    near = [version] if version else difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return EnvironmentUnavailable(
         f"unknown environment {name!r}{hint} `herdbook list environments` lists all names; "
@@ -183,4 +194,6 @@ def _missing_package(name: str, error: BaseException) -> EnvironmentUnavailable:
             return EnvironmentUnavailable(
                 f"environment {name} needs {module}, which is not installed: pip install 'herdbook[{extra}]'"
             )
-    return EnvironmentUnavailable(f"environment {name} needs a package that cannot be imported: {error}")
+    version = newest_version(name)
+    hint = f"; {version} is a newer version of it" if version else ""
+    return EnvironmentUnavailable(f"environment {name} needs a package that cannot be imported: {error}{hint}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -10,7 +10,7 @@ from gymnasium import Space, spaces
 from herdbook.core.spaces import flat_action_space, flat_space, flatten_batch
 from herdbook.core.types import Array, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
-from herdbook.datasets.layout import row_offsets
+from herdbook.datasets.layout import offsets_of, row_offsets
 from herdbook.datasets.validation import ACTION_TOLERANCE, DataError, bounded_actions, checked_offsets, located
 
 
@@ -102,6 +102,55 @@ def with_final_rows(source: str, observations: Array, next_observations: Array, 
     steps[row_offsets(offsets)[1:] - 1] = False
     rows[steps], rows[~steps] = observations, next_observations[last]
     return rows
+
+
+class Complete(NamedTuple):
+    """Steps that all have a successor, and their episodes; observations have T+1 rows per episode."""
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    terminated: Array
+    truncated: Array
+    offsets: Array
+    note: str
+    """The number of steps that were dropped, in words."""
+
+
+def with_successors(
+    source: str, observations: Array, actions: Array, rewards: Array, terminated: Array, truncated: Array
+) -> Complete:
+    """Steps `[N]` of files without next observations: the last step of an episode has no successor.
+
+    It is dropped unless the episode terminated, and the episode is truncated there. After a termination nothing is
+    bootstrapped, so the last observation stands for its successor. Raises DataError if no step is left.
+    """
+    steps = len(observations)
+    offsets = episode_offsets(terminated | truncated)
+    last = offsets[1:] - 1
+    cut = last[~terminated[last]]  # its observation becomes the final one of its episode
+    lone = np.zeros(steps, dtype=np.bool_)
+    lone[cut[np.isin(cut, offsets[:-1])]] = True  # an episode of one such step is dropped
+    truncated = truncated.copy()
+    truncated[cut[~lone[cut]] - 1] = True
+    repeats = np.ones(steps, dtype=np.int64)
+    repeats[terminated] = 2
+    rows = np.repeat(observations, np.where(lone, 0, repeats), axis=0)
+    kept = np.ones(steps, dtype=np.bool_)
+    kept[cut] = False
+    if not kept.any():
+        cause = f"its {steps} steps are one-step episodes that timed out, without next_observations"
+        raise DataError(f"{source}: the dataset is empty: {cause}")
+    offsets = offsets_of(np.add.reduceat(kept.astype(np.int64), offsets[:-1]))
+    return Complete(
+        observations=rows,
+        actions=actions[kept],
+        rewards=rewards[kept],
+        terminated=terminated[kept],
+        truncated=truncated[kept],
+        offsets=offsets[np.append(True, np.diff(offsets) > 0)],
+        note=f"dropped the last step of {len(cut)} episodes that did not terminate (no next_observations)",
+    )
 
 
 def infer_action_space(source: str, actions: Array, bounds: tuple[float, float] | None = None) -> Space[Any]:

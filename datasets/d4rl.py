@@ -3,7 +3,8 @@
 The HDF5 layouts (Fu et al. 2020, arXiv:2004.07219) hold `observations`, `actions`, `rewards`, `terminals` and
 `timeouts`, one row per step, with the episodes concatenated. The gym-mujoco files add `next_observations`. The antmaze,
 maze2d and adroit files do not, so the last step of an episode has no successor. That step is dropped if the episode
-timed out. It is kept if the episode terminated, because nothing is bootstrapped after a termination.
+timed out. It is kept if the episode terminated, because nothing is bootstrapped after a termination. Files of others
+may lack `timeouts`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ from gymnasium import Space, spaces
 from herdbook.core.environments import EnvironmentSpec, ReferenceScores
 from herdbook.core.spaces import cast
 from herdbook.core.types import Array
-from herdbook.datasets.arrays import episode_offsets, infer_action_space, with_final_rows
+from herdbook.datasets.arrays import Complete, episode_offsets, infer_action_space, with_final_rows, with_successors
 from herdbook.datasets.episodes import DataError, Episodes
-from herdbook.datasets.layout import offsets_of
 from herdbook.datasets.validation import bounded_actions, located
 
 logger = logging.getLogger("herdbook")
@@ -208,11 +208,13 @@ def read_d4rl(
     name: str | None = None,
     action_space: Space[Any] | None = None,
     action_bounds: tuple[float, float] | None = None,
+    episode_steps: int | None = None,
 ) -> Episodes:
     """Read a D4RL HDF5 file; `infos/…` and `metadata/…` are ignored.
 
     `name` (default: the file's name, as in `hopper_medium-v2.hdf5`) selects the reference scores and the environment.
-    Actions lie in [-1, 1] unless an `action_space` is given, or are clipped to `action_bounds`.
+    Actions lie in [-1, 1] unless an `action_space` is given, or are clipped to `action_bounds`. `episode_steps` is that
+    of `d4rl_episodes`.
 
     Raises DataError for a truncated or corrupt file, a missing field, and data that do not satisfy `Episodes`.
     """
@@ -226,7 +228,7 @@ def read_d4rl(
             f"{path}: expected a D4RL HDF5 file, but it is missing, truncated or corrupt ({error}); download it again"
         ) from error
     chosen: dict[str, Any] = {"action_space": action_space, "action_bounds": action_bounds}
-    return d4rl_episodes(data, name=name or path.stem, source=str(path), **chosen)
+    return d4rl_episodes(data, name=name or path.stem, source=str(path), episode_steps=episode_steps, **chosen)
 
 
 def read_d4rl_package(name: str, *, action_bounds: tuple[float, float] | None = None) -> Episodes:
@@ -253,25 +255,43 @@ def d4rl_episodes(
     source: str,
     action_space: Space[Any] | None = None,
     action_bounds: tuple[float, float] | None = None,
+    episode_steps: int | None = None,
 ) -> Episodes:
     """Episodes from the arrays `[N, …]` of a D4RL dataset. The number of dropped steps is logged and recorded.
 
     name: the name of the dataset or of its file. A current environment with equal observations is recorded as the
     dataset's, and the reference scores are labelled as applied to it.
+    episode_steps: where there are neither timeouts nor next observations, the length at which episodes were cut. The
+    default is the limit of D4RL's task if the name is one's; otherwise an episode ends only at a terminal.
     """
-    fields = ("observations", "actions", "rewards", "terminals", "timeouts")
+    fields = ("observations", "actions", "rewards", "terminals")
     if missing := [field for field in fields if field not in data]:
         came = f"got {', '.join(sorted(data))}: {missing[0]} is missing"
         raise DataError(f"{source}: expected the fields {', '.join(fields)}; {came}")
     observations = _single(source, data, "observations")
     steps = len(observations)
     actions, rewards = np.asarray(data["actions"]), _column(source, data, "rewards", steps)
-    terminated, truncated = _flags(source, {name: _column(source, data, name, steps) for name in _FLAGS})
+    flags = {name: _column(source, data, name, steps) for name in _FLAGS if name in data}
+    terminated, *timeouts = _flags(source, flags)
     if len(actions) != steps or not steps:
         raise DataError(f"{source}: expected as many actions as observations and some, got {len(actions)} and {steps}")
-    notes = []
-    ends = terminated | truncated
+    notes: list[str] = []
+    task = task_of(d4rl_name(name))
+    if episode_steps is not None and (timeouts or "next_observations" in data):
+        raise DataError(
+            f"{source}: expected no episode_steps, since the file shows where episodes end (timeouts or "
+            f"next_observations), got {episode_steps}"
+        )
+    if timeouts:
+        truncated = timeouts[0]
+    elif "next_observations" in data:
+        truncated = np.zeros_like(terminated)
+        notes.append("no timeouts: an episode ends at a terminal, or where the next row is not the successor")
+    else:
+        limit = task.horizon if task is not None and episode_steps is None else episode_steps
+        truncated = _assumed_timeouts(source, terminated, limit, notes)
     if "next_observations" in data:
+        ends = terminated | truncated
         following = _single(source, data, "next_observations")
         jumps = _jumps(observations, following) & ~ends[:-1]
         if jumps.any():
@@ -279,43 +299,29 @@ def d4rl_episodes(
             ends[:-1] |= jumps
         offsets = episode_offsets(ends)
         rows = with_final_rows(source, observations, following, offsets)
+        complete = Complete(rows, actions, rewards, terminated, truncated, offsets, "")
     else:
-        offsets = episode_offsets(ends)
-        last = offsets[1:] - 1
-        cut = last[~terminated[last]]  # no successor: its observation becomes the final one of its episode
-        lone = np.zeros(steps, dtype=np.bool_)
-        lone[cut[np.isin(cut, offsets[:-1])]] = True  # an episode of one such step is dropped
-        truncated[cut[~lone[cut]] - 1] = True
-        repeats = np.ones(steps, dtype=np.int64)
-        repeats[terminated] = 2  # the observation after a termination is never read: repeat the last one
-        rows = np.repeat(observations, np.where(lone, 0, repeats), axis=0)
-        kept = np.ones(steps, dtype=np.bool_)
-        kept[cut] = False
-        if not kept.any():
-            cause = f"its {steps} steps are one-step episodes that timed out, without next_observations"
-            raise DataError(f"{source}: the dataset is empty: {cause}")
-        notes.append(f"dropped the last step of {len(cut)} episodes that did not terminate (no next_observations)")
-        offsets = offsets_of(np.add.reduceat(kept.astype(np.int64), offsets[:-1]))
-        offsets = offsets[np.append(True, np.diff(offsets) > 0)]
-        actions, rewards, terminated, truncated = actions[kept], rewards[kept], terminated[kept], truncated[kept]
+        complete = with_successors(source, observations, actions, rewards, terminated, truncated)
+        notes.append(complete.note)
     for note in notes:
         logger.warning("%s: %s", source, note)
+    actions = complete.actions
     space = infer_action_space(source, actions, action_bounds) if action_space is None else action_space
     space, actions, clipped = bounded_actions(source, space, actions, action_bounds)
     name = d4rl_name(name)
-    task, references, environment = task_of(name), d4rl_references(name), None
+    references, environment = d4rl_references(name), None
     today = TODAY.get(name.partition("-")[0])
     if task is not None and references is not None and today is not None and today.id != "Ant-v5":
         limit = None if task.horizon == today.horizon else task.horizon
         environment = EnvironmentSpec(id=today.id, max_episode_steps=limit)
         references = _by_convention(references, environment.id)
     return Episodes(
-        observations=rows,
+        observations=complete.observations,
         actions=actions,
-        rewards=rewards,
-        terminated=terminated,
-        truncated=truncated,
-        offsets=offsets,
+        rewards=complete.rewards,
+        terminated=complete.terminated,
+        truncated=complete.truncated,
+        offsets=complete.offsets,
         observation_space=spaces.Box(-np.inf, np.inf, observations.shape[1:], np.float32),
         action_space=space,
         environment=environment,
@@ -354,6 +360,23 @@ def _flags(source: str, columns: Mapping[str, Array]) -> Iterator[Array]:
     for name, column in columns.items():
         with located(source, name, starts):
             yield cast(column, np.bool_)
+
+
+def _assumed_timeouts(source: str, terminated: Array, episode_steps: int | None, notes: list[str]) -> Array:
+    """Timeouts `[N]` every `episode_steps` since the last terminal, by default none; adds a note that says so."""
+    lengths = np.diff(episode_offsets(terminated))
+    if episode_steps is None:
+        count = f"{len(lengths)} episodes, the longest of {lengths.max()} steps"
+        notes.append(f"no timeouts: an episode ends at a terminal only ({count})")
+        advice = "if they were cut at a limit, cut them there: herdbook data convert FILE ID --episode-steps LIMIT"
+        logger.warning("%s: has %s; %s", source, count, advice)
+        return np.zeros_like(terminated)
+    if episode_steps < 1:
+        raise DataError(f"{source}: expected episode_steps of 1 or more, got {episode_steps}")
+    notes.append(f"no timeouts: episodes are cut after {episode_steps} steps")
+    position = np.arange(len(terminated)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    truncated: Array = ((position + 1) % episode_steps == 0) & ~terminated
+    return truncated
 
 
 def _column(source: str, data: Mapping[str, Any], field: str, steps: int) -> Array:

@@ -1,4 +1,4 @@
-"""Loading datasets by name: a Minari id, a recipe, or the path of a D4RL file or a Minari dataset's folder."""
+"""Loading datasets by name: a Minari id, a recipe, or the path of a D4RL file, a d3rlpy file or a Minari folder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING
 
 from herdbook.core.environments import EnvironmentSpec
 from herdbook.core.runs import RunError, locked
+from herdbook.datasets.d3rlpy import is_d3rlpy, read_d3rlpy
 from herdbook.datasets.d4rl import d4rl_name, read_d4rl, read_d4rl_package
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.joint.episodes import JointEpisodes
 from herdbook.datasets.joint.minari import joint_environment, read_joint
 from herdbook.datasets.minari import environment_of, read_minari, write_minari
-from herdbook.datasets.storage import JOINT, list_minari, minari_root, read_metadata
+from herdbook.datasets.storage import JOINT, MINARI_FILES, list_minari, minari_root, read_metadata
 
 if TYPE_CHECKING:
     from herdbook.datasets.recipes.recipe import Recipe
 
 logger = logging.getLogger("herdbook")
-_D4RL = (".hdf5", ".h5")
+_HDF5 = (".hdf5", ".h5")
 
 
 def load_dataset(
@@ -36,6 +37,7 @@ def load_dataset(
     observation_keys: Sequence[str] | None = None,
     action_bounds: tuple[float, float] | None = None,
     download: bool = True,
+    episode_steps: int | None = None,
 ) -> Episodes | JointEpisodes:
     """Load the episodes of a dataset by name; `JointEpisodes` if its metadata declares many agents.
 
@@ -43,13 +45,14 @@ def load_dataset(
       means the newest version on this machine;
     - a recipe (`classic/pendulum`, or `herdbook/classic/pendulum-v0`): made on first use and stored as a Minari
       dataset. If its policies must be trained, an interrupted first use keeps the run, and the next use resumes it;
-    - the path of a D4RL file (`.hdf5`) or of a Minari dataset's folder;
+    - the path of a D4RL file or a dump of d3rlpy (`.hdf5`, `.h5`), or of a Minari dataset's folder;
     - `d4rl:hopper-medium-v2`: through the `d4rl` package.
 
     data_dir: folder in which datasets are looked up and stored, instead of the Minari root.
     observation_keys: the parts of a Dict observation that are used.
     action_bounds: low and high of a Box of actions that has no bounds of its own. Actions beyond the bounds of their
         space are then clipped, and a notice says how many.
+    episode_steps: that of `d4rl_episodes`, for a D4RL file without timeouts.
 
     Raises DataError for an unknown name (with the nearest ones), a dataset that cannot be downloaded (with ways to get
     one), and corrupt or invalid data. For a recipe, raises what `Recipe.make` raises.
@@ -58,8 +61,13 @@ def load_dataset(
     if text.startswith("d4rl:"):
         return _whole(read_d4rl_package(text.removeprefix("d4rl:"), action_bounds=action_bounds), observation_keys)
     path = _located(name, data_dir, download)
-    if path.suffix in _D4RL:
-        return _whole(read_d4rl(path, action_bounds=action_bounds), observation_keys)
+    hdf5 = path.suffix in _HDF5
+    if hdf5 and not is_d3rlpy(path):
+        return _whole(read_d4rl(path, action_bounds=action_bounds, episode_steps=episode_steps), observation_keys)
+    if episode_steps is not None:
+        raise DataError(f"{name}: expected no episode_steps, which is for D4RL files; got {episode_steps}")
+    if hdf5:
+        return _whole(read_d3rlpy(path, action_bounds=action_bounds), observation_keys)
     return _read(path, observation_keys, action_bounds)
 
 
@@ -70,7 +78,7 @@ def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None
     names and damaged metadata.
     """
     folder = None if str(name).startswith("d4rl:") else _located(name, data_dir, download=True)
-    if folder is None or folder.suffix in _D4RL:
+    if folder is None or folder.suffix in _HDF5:
         return None
     _, metadata = read_metadata(folder)
     read = joint_environment if JOINT in metadata else environment_of
@@ -78,12 +86,17 @@ def recorded_environment(name: str | Path, *, data_dir: str | Path | None = None
 
 
 def _located(name: str | Path, data_dir: str | Path | None, download: bool) -> Path:
-    """The D4RL file or Minari folder of a name, downloaded or made if missing. Raises DataError."""
+    """The HDF5 file or Minari folder of a name, downloaded or made if missing. Raises DataError."""
     text, path = str(name), local_path(name)
     if path is not None:
-        if path.suffix in _D4RL and not path.is_file():
+        if path.suffix in _HDF5 and not path.is_file():
             raise DataError(f"{path}: expected the path of a D4RL HDF5 file, but there is no such file")
         return path
+    if Path(text).expanduser().is_file():
+        raise DataError(
+            f"{text}: expected a D4RL or d3rlpy file (.hdf5, .h5) or the folder of a Minari dataset; give the arrays "
+            "of other formats to herdbook.datasets.arrays.from_arrays, and write them with write_minari"
+        )
     found = find_dataset(text, data_dir=data_dir) or _make_recipe(text, data_dir) or _newest_version(text, data_dir)
     if found is not None:
         return found
@@ -95,9 +108,11 @@ def _located(name: str | Path, data_dir: str | Path | None, download: bool) -> P
 
 
 def local_path(name: str | Path) -> Path | None:
-    """The path of a D4RL file (by its ending) or a folder with a Minari dataset; None if the name is an id."""
+    """The path of an HDF5 file (by its ending) or a folder with a Minari dataset; None if the name is an id."""
     path = Path(name).expanduser()
-    is_dataset = path.suffix in _D4RL or any((path / sub / "metadata.json").is_file() for sub in ("data", "."))
+    if path.name == MINARI_FILES[1]:  # the data of such a folder
+        return path.parent
+    is_dataset = path.suffix in _HDF5 or any((path / sub / f).is_file() for sub in ("data", ".") for f in MINARI_FILES)
     return path if is_dataset else None
 
 
@@ -110,7 +125,7 @@ def dataset_name(name: str | Path) -> str | None:
     path = local_path(name)
     if path is None:
         return str(name)
-    if path.suffix in _D4RL:
+    if path.suffix in _HDF5:
         return f"d4rl:{d4rl_name(path.stem)}"
     known = read_metadata(path)[1].get("dataset_id")
     return known if isinstance(known, str) else None
@@ -127,7 +142,7 @@ def dataset_roots(data_dir: str | Path | None = None) -> list[Path]:
 def find_dataset(dataset_id: str, *, data_dir: str | Path | None = None) -> Path | None:
     """The folder of a dataset on this machine; None if there is none."""
     folders = (root / dataset_id for root in dataset_roots(data_dir))
-    return next((folder for folder in folders if (folder / "data" / "metadata.json").is_file()), None)
+    return next((folder for folder in folders if any((folder / "data" / f).is_file() for f in MINARI_FILES)), None)
 
 
 def list_datasets(data_dir: str | Path | None = None) -> list[str]:

@@ -30,6 +30,8 @@ from herdbook.datasets.validation import DataError, located
 
 REFERENCE_SOURCE = "herdbook_reference_source"
 """The metadata key of the source of reference scores, for which Minari has none."""
+MINARI_FILES = ("metadata.json", "main_data.hdf5")
+"""A folder with either holds a dataset: before Minari 0.5 there was no metadata.json."""
 JOINT = "herdbook_many_agents"
 """The metadata key of a dataset of many agents, which `datasets.joint.minari` reads."""
 
@@ -69,10 +71,10 @@ def minari_root(data_dir: str | Path | None = None) -> Path:
 
 
 def read_metadata(dataset: str | Path, *, data_dir: str | Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """The folder of a dataset's files, and its metadata.json. Raises DataError if there is none."""
+    """The folder of a dataset's files, and its metadata. Raises DataError if there is none."""
     candidates = [Path(dataset).expanduser(), minari_root(data_dir) / str(dataset)]
     for folder in (c / sub for c in candidates for sub in ("data", ".")):
-        path = folder / "metadata.json"
+        path, data = (folder / name for name in MINARI_FILES)
         if path.is_file():
             try:
                 metadata = json.loads(path.read_text())
@@ -81,13 +83,37 @@ def read_metadata(dataset: str | Path, *, data_dir: str | Path | None = None) ->
             if not isinstance(metadata, dict):
                 raise DataError(f"{path}: expected a JSON object, got {type(metadata).__name__}")
             return folder, metadata
+        if data.is_file():
+            return folder, _metadata_before_0_5(data)
     raise DataError(f"{dataset}: no Minari dataset there (looked for data/metadata.json in {candidates[-1]})")
+
+
+def _metadata_before_0_5(path: Path) -> dict[str, Any]:
+    """The attributes of main_data.hdf5, where Minari 0.3 and 0.4 keep what is now in metadata.json."""
+    try:
+        with h5py.File(path, "r") as file:
+            stored = {
+                key: value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+                for key, value in file.attrs.items()
+            }
+    except OSError as error:
+        raise DataError(f"{path}: expected a Minari HDF5 file, but it is truncated or corrupt ({error})") from error
+    if "total_episodes" not in stored:
+        raise DataError(
+            f"{path}: expected metadata.json beside it, or the attributes of Minari before 0.5 in it, got neither"
+        )
+    if stored.get("flatten_observation") or stored.get("flatten_action"):
+        raise DataError(
+            f"{path}: expected values in the structure of the spaces, got flattened ones, as Minari 0.3 could write; "
+            "read it with minari<0.4 and give the arrays to herdbook.datasets.arrays.from_arrays"
+        )
+    return {**stored, "jpeg_encoding": False}
 
 
 def list_minari(data_dir: str | Path | None = None) -> list[str]:
     """Ids of the datasets under `minari_root(data_dir)`, sorted."""
     root = minari_root(data_dir)
-    found = (path.parent.parent.relative_to(root) for path in root.glob("**/data/metadata.json"))
+    found = {path.parent.parent.relative_to(root) for name in MINARI_FILES for path in root.glob(f"**/data/{name}")}
     return sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
 
 

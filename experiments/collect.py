@@ -17,7 +17,7 @@ from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import UserError, config_class, needs_of
 from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Data, Networks, Task
 from herdbook.experiments.domains import domain_for, task_in
-from herdbook.experiments.environments import environment_from_record, spec_of_record, with_arguments
+from herdbook.experiments.environments import own_environment, spec_of_record, with_arguments
 from herdbook.experiments.opponents import opponents_of
 from herdbook.experiments.records import config_from_values, options_of
 from herdbook.experiments.restore import algorithm_of, restore, seed_of
@@ -45,9 +45,10 @@ def collect(
 ) -> tuple[Data, Path]:
     """Play a run's policy, or `"random"`, and write the episodes as the Minari dataset `out`.
 
-    Episode i is reset with `seed + i`, and cut off after `max_steps` steps (None: as many as in the run).
-    `noise` is that of a `NoisyPolicy`. Returns the episodes, which say who learned the policy, and where they are.
-    `action_bounds` are those of a random policy's actions, where the environment has none.
+    Episode i is reset with `seed + i`, and cut off after `max_steps` steps (None: as many as in the run). `env` that
+    names the run's own environment keeps its arguments, time limit and wrappers; `env_kwargs` replace single arguments.
+    `noise` is that of a `NoisyPolicy`. `action_bounds` are those of a random policy's actions, where the environment
+    has none. Returns the episodes, which say who learned the policy, and where they are.
 
     Raises UserError, RunError, EnvironmentUnavailable, EnvironmentFailed, or DataError for an id that is taken.
     """
@@ -67,11 +68,10 @@ def collect(
         chosen = seed_of(run, run_seed)
         restored = restore(run, algorithm, step, chosen, device, networks)
         learned_by = (LearnedBy(algorithm=run.algorithm, step=restored.step, seed=chosen),)
-        own = env if env is not None else environment_from_record(run.config["environment"])
         task = Task(
             domain=restored.domain,
             spec=restored.spec,
-            environment=with_arguments(own, env_kwargs or {}),
+            environment=own_environment(run.config["environment"], env, env_kwargs),
             opponents=opponents_of(options_of(run)),
             max_steps=max_steps or options_of(run).max_steps,
         )

@@ -5,9 +5,19 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from herdbook.core.environments import EnvironmentSource, EnvironmentSpec, describe_environment, registered_only
+from gymnasium.envs.registration import EnvSpec
+
+from herdbook.core.environments import (
+    EnvironmentSource,
+    EnvironmentSpec,
+    EnvironmentUnavailable,
+    describe_environment,
+    registered_only,
+)
+from herdbook.core.registry import joint_module
 from herdbook.core.runs import to_json
 from herdbook.experiments.catalogue import UserError
 
@@ -21,14 +31,50 @@ def with_arguments(source: EnvironmentSource | None, arguments: Mapping[str, Any
     return describe_environment(source, **arguments)
 
 
-def same_environment(chosen: EnvironmentSource | None, arguments: Mapping[str, Any], recorded: EnvironmentSpec) -> bool:
-    """True if the user's choice (None: none) with these keyword arguments is the recorded environment."""
-    described = recorded if chosen is None else describe_environment(chosen)
-    if described is None or described.id != recorded.id:
-        return False
-    if not isinstance(chosen, str) and dict(described.kwargs) != dict(recorded.kwargs):
-        return False
-    return all(name in recorded.kwargs and recorded.kwargs[name] == value for name, value in arguments.items())
+def as_recorded(env: EnvironmentSource, recorded: EnvironmentSpec | None) -> EnvironmentSource:
+    """The user's environment `env`; if it names the recorded one, with the recorded arguments, time limit and wrappers.
+
+    Arguments that the user binds with functools.partial replace the recorded ones. A spec is taken as it is. Code that
+    only the record names is not imported.
+
+    Raises EnvironmentUnavailable if a recorded wrapper cannot be kept.
+    """
+    if recorded is None or isinstance(env, (EnvSpec, EnvironmentSpec)):
+        return env
+    if not isinstance(env, str):
+        record = environment_record(env) or {}
+        if record.get("id") != recorded.id:
+            return env
+        arguments = {**recorded.kwargs, **record.get("kwargs", {})}
+        if recorded.max_episode_steps is not None:
+            return replace(recorded, kwargs=arguments, gymnasium_json=None)
+        return functools.partial(env, **arguments) if arguments else env
+    known = json.loads(recorded.gymnasium_json) if recorded.gymnasium_json else {}
+    # Gymnasium's `module:Name-v0` imports the module that registers Name-v0.
+    if env not in (recorded.id, known.get("entry_point")) and env.rpartition(":")[2] != recorded.id:
+        return env
+    if ":" not in env and joint_module(env) is None:
+        return registered_only(recorded)
+    if wrappers := [wrapper.get("entry_point") for wrapper in known.get("additional_wrappers") or ()]:
+        raise EnvironmentUnavailable(
+            f"environment {env}: it was recorded with the wrappers {', '.join(map(str, wrappers))}, which this name "
+            "does not have; give another module:callable that makes it with them"
+        )
+    return EnvironmentSpec(id=env, kwargs=recorded.kwargs, max_episode_steps=recorded.max_episode_steps)
+
+
+def own_environment(
+    record: Mapping[str, Any] | None, env: EnvironmentSource | None, arguments: Mapping[str, Any] | None = None
+) -> EnvironmentSource:
+    """The environment in which the policy of a run plays: `env`, by default the run's own, with keyword arguments.
+
+    Raises what `environment_from_record` and `as_recorded` raise.
+    """
+    if env is None:
+        source: EnvironmentSource = environment_from_record(record)
+    else:
+        source = as_recorded(env, None if record is None else spec_of_record(record))
+    return with_arguments(source, arguments or {}) or source
 
 
 def trusted(source: EnvironmentSource, given: bool) -> EnvironmentSource:

@@ -11,13 +11,7 @@ from herdbook.core.environments import EnvironmentSource, ReferenceScores, whole
 from herdbook.core.runs import Run
 from herdbook.experiments.build import choose_device
 from herdbook.experiments.domain import Networks, Task
-from herdbook.experiments.environments import (
-    environment_from_record,
-    environment_record,
-    same_environment,
-    spec_of_record,
-    with_arguments,
-)
+from herdbook.experiments.environments import environment_record, own_environment, same_record
 from herdbook.experiments.opponents import opponents_of
 from herdbook.experiments.records import options_of
 from herdbook.experiments.restore import Restored, restore
@@ -40,15 +34,17 @@ def evaluate_run(
 
     None: after as many as in the run.
 
+    `env` that names the run's own environment keeps its arguments, time limit and wrappers; `env_kwargs` replace single
+    arguments.
+
     Returns what `herdbook eval --out` writes: run, algorithm, environment, references, and per seed its step, returns,
     lengths, mean, standard deviation and normalised score.
     """
     run = Run(path)
     device = choose_device(device)
-    source = env if env is not None else environment_from_record(run.config.get("environment"))
-    bound = whole_games(with_arguments(source, env_kwargs or {}) or source)
     recorded, trained_in = run.config.get("references"), run.config.get("environment")
-    same = trained_in is not None and same_environment(env, env_kwargs or {}, spec_of_record(trained_in))
+    source = own_environment(trained_in, env, env_kwargs)
+    same, bound = same_record(environment_record(source), trained_in), whole_games(source)
     references = ReferenceScores(**recorded) if recorded and same else None
     options = options_of(run)
     opponents, limit = opponents_of(options), max_steps or options.max_steps

@@ -45,7 +45,8 @@ class RunOptions:
     """The options of a run, beside the config of its algorithm. Raises UserError for values out of range."""
 
     dataset: str | None = _option(None, "data", "data")
-    """A Minari id (D4RL/pointmaze/umaze-v2), a recipe (classic/pendulum), a D4RL .hdf5 file or a Minari directory."""
+    """A Minari id (D4RL/pointmaze/umaze-v2), a recipe (classic/pendulum), a D4RL or d3rlpy file (.hdf5, .h5), or a
+    Minari directory."""
     steps: int = _option(100_000, "run", low=0)
     """Number of updates; for an algorithm that learns in an environment, environment steps of each seed."""
     online_steps: int = _option(0, "fine_tuning", "fine-tuning", low=0)
@@ -83,7 +84,8 @@ class RunOptions:
     """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
     env: str | None = _option(None, "environment")
     """Environment to learn in, or to evaluate in: a Gymnasium id, a PettingZoo name (mpe2/simple_spread_v3) or
-    module:callable. An offline algorithm is evaluated in the dataset's environment by default."""
+    module:callable. An offline algorithm is evaluated in the dataset's environment by default. If that is named again,
+    it keeps its arguments, time limit and wrappers."""
     env_kwargs: tuple[str, ...] = _option((), "environment")
     """Keyword arguments of the environment, as `name value name value ...` (Python literals, else text)."""
     max_steps: int | None = _option(None, "environment", low=1)

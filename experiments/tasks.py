@@ -20,7 +20,7 @@ from herdbook.experiments.build import check_domain
 from herdbook.experiments.catalogue import UserError, needs_of
 from herdbook.experiments.domain import Data, Recorded, Task
 from herdbook.experiments.domains import domain_for, domain_of
-from herdbook.experiments.environments import same_environment, trusted, with_arguments
+from herdbook.experiments.environments import as_recorded, environment_record, same_record, trusted, with_arguments
 from herdbook.experiments.opponents import opponents_of
 from herdbook.experiments.options import RunOptions, literal_pairs
 from herdbook.experiments.settings import Setting, settings_for
@@ -113,13 +113,14 @@ def _dataset_task(algorithm: type[Any], options: RunOptions, dataset: Named, sou
     check_domain(algorithm, domain)
     arguments = literal_pairs(options.env_kwargs)
     recorded, references = given.environment, find_references(given.reference_scores, given.environment)
-    if recorded is not None and not same_environment(source, arguments, recorded):
+    place = with_arguments(recorded if source is None else as_recorded(source, recorded), arguments)
+    if recorded is not None and not same_record(environment_record(place), environment_record(recorded)):
         references = None  # those of the dataset's environment say nothing about another one
     return Task(
         domain=domain,
         data=Recorded(given=given, episodes=domain.transformed(given, options.reward_transform)),
         spec=domain.bounded(domain.data_spec(given), options.action_bounds),
-        environment=with_arguments(source or recorded, arguments),
+        environment=place,
         references=references,
         opponents=opponents_of(options),
         max_steps=options.max_steps,

@@ -30,7 +30,12 @@ from herdbook.core.threads import default_threads, keep_threads, multiplications
 from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import UserError, config_class, nearest, needs_of
 from herdbook.experiments.domain import Networks, Task
-from herdbook.experiments.environments import environment_from_record, environment_record, same_record
+from herdbook.experiments.environments import (
+    environment_from_record,
+    environment_record,
+    own_environment,
+    same_record,
+)
 from herdbook.experiments.opponents import keep_opponents
 from herdbook.experiments.options import RunOptions, as_words, literal_pairs
 from herdbook.experiments.records import (
@@ -303,13 +308,11 @@ def resume(
     if begins:
         config = without_schedules(config, options.steps)
         options = merge(options, num_envs=options.lanes(needs_of(chosen)))
-    named = env if isinstance(env, str) else None
-    options = merge(options, device=device, data_dir=data_dir, workers=workers, env=named)
+    options = merge(options, device=device, data_dir=data_dir, workers=workers)
     check_run(options)
     resolved = choose_device(options.device)
     with locked(run.path):
-        _check_trusted(run, options, env)
-        task = load_task(chosen, options, dataset, None if isinstance(env, str) else env)
+        task = load_task(chosen, options, dataset, _environment(run, options, env))
         check_dataset(run, task)
         _check_environment(run, task, given=env is not None)
         notices = [f"from step {last or 0:,} on: {text}" for text in differences(begun_config, config)]
@@ -354,12 +357,13 @@ def _check_checkpoints(run: Run, restart: bool) -> None:
         )
 
 
-def _check_trusted(run: Run, options: RunOptions, env: EnvironmentSource | None) -> None:
-    """Raise unless the run's environment is registered or was given again."""
+def _environment(run: Run, options: RunOptions, env: EnvironmentSource | None) -> EnvironmentSource | None:
+    """The environment to go on in; None means that of the run's dataset. Raises for code that was not given again."""
     if env is None and options.env is not None:
-        environment_from_record(environment_record(options.env))  # the environment that would be made
-    elif env is None and run.config["dataset"] is None:
-        environment_from_record(run.config["environment"])
+        environment_from_record(environment_record(options.env))
+    elif env is None and run.config["dataset"] is not None:
+        return None
+    return own_environment(run.config["environment"], env)
 
 
 def _check_environment(run: Run, task: Task, given: bool) -> None:

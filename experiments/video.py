@@ -13,7 +13,7 @@ from herdbook.core.runs import Run, unwritable
 from herdbook.core.types import Array
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.domain import Task
-from herdbook.experiments.environments import environment_from_record, with_arguments
+from herdbook.experiments.environments import own_environment
 from herdbook.experiments.opponents import opponents_of
 from herdbook.experiments.records import options_of
 from herdbook.experiments.restore import restore
@@ -40,10 +40,8 @@ def record(
     """
     out = check_name(out)
     run = Run(run_dir)
-    source = env if env is not None else environment_from_record(run.config["environment"])
-    bound = with_arguments(source, {**(env_kwargs or {}), "render_mode": "rgb_array"})
-    assert bound is not None
-    bound = whole_games(bound)
+    drawn = {**(env_kwargs or {}), "render_mode": "rgb_array"}
+    bound = whole_games(own_environment(run.config["environment"], env, drawn))
     restored = restore(run, algorithm, step, run.seeds[0], "cpu", None)
     domain, options = restored.domain, options_of(run)
     task = Task(

@@ -179,7 +179,7 @@ def test_mistakes_with_a_run_are_told_in_one_line_too(herdbook, small_dataset: s
         (("eval", "r", "--out", "file/x.json"), "out: file/x.json cannot be written"),
         (("compare", "r", "--out", "file"), "file"),
         (("compare", "r", "r"), "got r twice"),
-        (("resume", "r", "--steps", "4", "--env", "Pendulum-v1"), "the environment that the run was begun with"),
+        (("resume", "r", "--steps", "4", "--env", "CartPole-v1"), "the environment that the run was begun with"),
     ):
         status, _, err = herdbook(*words)
         assert status == 2 and expected in one_line(err), words

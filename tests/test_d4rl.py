@@ -229,7 +229,7 @@ def test_t_plus_one_alignment_survives_both_layouts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"timeouts": None}, "timeouts is missing"),
+        ({"terminals": None}, "terminals is missing"),
         ({"rewards": np.zeros(8)}, "expected rewards for 9 steps"),
         ({"actions": np.zeros((8, 1))}, "as many actions as observations"),
         (

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from herdbook.core.environments import (
     EnvironmentSpec,
@@ -21,6 +22,8 @@ from herdbook.core.environments import (
     make_environment,
     registered_only,
 )
+from herdbook.core.joint.environments import make_joint_environment
+from herdbook.core.registry import newest_version
 
 
 class Drifting(gymnasium.Env[Any, Any]):
@@ -220,3 +223,75 @@ def test_point_mazes_are_registered_when_named() -> None:
     env = make_environment("PointMaze_UMaze-v3")
     assert isinstance(env.observation_space, spaces.Dict)
     assert check_reset(env)
+
+
+@pytest.mark.parametrize("name", ["FetchReach-v4", "FrankaKitchen-v1"])
+def test_the_robotics_extra_has_a_mujoco_that_its_environments_work_with(name: str) -> None:
+    pytest.importorskip("gymnasium_robotics")
+    env = make_environment(name)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    observation, reward, *_ = env.step(env.action_space.sample())
+    assert env.observation_space.contains(observation) and np.isfinite(reward)
+
+
+@pytest.mark.parametrize(
+    "name", ["simple spread", "Pendulum", "mpe2.simple_spread_v3", "nowhere.at/all_v0", "Hoper-v5"]
+)
+@pytest.mark.parametrize("kwargs", [{}, {"g": 3.0}])
+def test_an_unknown_name_is_told_with_arguments_and_without(name: str, kwargs: dict[str, Any]) -> None:
+    spec = describe_environment(name, **kwargs)
+    assert spec is not None and spec.kwargs == kwargs
+    make: Any = make_joint_environment if "/" in name else make_environment
+    with pytest.raises(EnvironmentUnavailable, match=rf"unknown environment '{name}'"):
+        make(spec)
+
+
+def test_a_name_described_before_it_is_registered_keeps_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of packages that register their environments when they are imported."""
+    spec = describe_environment("Later-v0", forgetful=False)
+    monkeypatch.setitem(gymnasium.registry, "Later-v0", EnvSpec("Later-v0", Drifting, max_episode_steps=3))
+    env = make_environment(spec)
+    assert env.spec is not None and env.spec.max_episode_steps == 3
+    assert not env.unwrapped.forgetful  # type: ignore[attr-defined]
+
+
+def test_a_module_that_registers_its_environments_takes_arguments(user_module: str, tmp_path: Path) -> None:
+    with (tmp_path / "my_envs.py").open("a") as file:
+        file.write(
+            "\ngymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:PendulumEnv', max_episode_steps=3)\n"
+        )
+    try:
+        env = make_environment(describe_environment(f"{user_module}:Mine-v0", g=3.0))
+    finally:
+        gymnasium.registry.pop("Mine-v0", None)
+    assert env.unwrapped.g == 3.0  # type: ignore[attr-defined]
+    assert env.spec is not None and env.spec.max_episode_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "newest"),
+    [
+        ("Taxi-v3", "Taxi-v4"),
+        ("CliffWalking-v0", "CliffWalking-v1"),
+        ("Hopper-v2", "Hopper-v5"),
+        ("mpe2/simple_spread_v2", "mpe2/simple_spread_v3"),
+        ("Hopper-v5", None),
+        ("Hopper", None),
+        ("user:make", None),
+    ],
+)
+def test_the_newest_version_of_a_name(name: str, newest: str | None) -> None:
+    assert newest_version(name) == newest
+
+
+def test_a_retired_version_in_old_data_is_no_code_and_names_the_one_there_is() -> None:
+    known = {"id": "Taxi-v3", "entry_point": "gymnasium.envs.toy_text.taxi:TaxiEnv", "kwargs": {"is_rainy": True}}
+    with pytest.raises(EnvironmentUnavailable, match=r"give --env Taxi-v4 .*with the arguments {'is_rainy': True}"):
+        registered_only(EnvironmentSpec.from_json(json.dumps(known)))
+    for old in (json.dumps(known), json.dumps({"id": "Taxi-v3"})):
+        with pytest.raises(EnvironmentUnavailable, match="Taxi-v4") as told:
+            make_environment(registered_only(EnvironmentSpec.from_json(old)))
+        assert "is code" not in str(told.value)
+    with pytest.raises(EnvironmentUnavailable, match="Hopper-v5 is a newer version"):
+        make_environment(registered_only(EnvironmentSpec(id="Hopper-v2")))

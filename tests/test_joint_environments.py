@@ -232,11 +232,25 @@ def test_module_and_callable(own_module: str) -> None:
         make_joint_environment(f"{own_module}:nothing")
 
 
+def test_a_module_inside_a_package_of_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "plays" / "grids"
+    folder.mkdir(parents=True)
+    (folder / "spread_v0.py").write_text("from mpe2.simple_spread_v3 import parallel_env\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = describe_environment("plays.grids/spread_v0", N=2)
+    assert spec is not None
+    assert make_joint_environment(spec).spec.agents == ("agent_0", "agent_1")
+    with pytest.raises(EnvironmentUnavailable, match=r"is code, plays.grids.spread_v0"):
+        registered_only(spec)
+    with pytest.raises(EnvironmentUnavailable, match=r"unknown environment 'plays.grids/spread_v1'"):
+        make_joint_environment("plays.grids/spread_v1")
+
+
 def test_what_is_recorded_of_a_name_makes_the_same_environment() -> None:
     spec = describe_environment("mpe2/simple_spread_v3", N=4)
     assert spec is not None
     again = EnvironmentSpec.from_json(spec.to_json())
-    assert again == spec
+    assert again.to_json() == spec.to_json()
     assert len(make_joint_environment(registered_only(again)).spec.agents) == 4
     assert len(make_joint_environment(again, N=2).spec.agents) == 2
 

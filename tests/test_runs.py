@@ -464,7 +464,7 @@ def test_an_environment_that_cannot_be_made_does_not_stop_training(
 def test_a_run_is_not_resumed_in_another_environment(small_dataset: str) -> None:
     run = go(small_dataset, steps=4)
     before = (run.path / "evaluations.jsonl").read_bytes()
-    for env in ("Pendulum-v1", "user_code:make_pendulum"):  # the data's has 20 steps, the registered one 200
+    for env in (EnvironmentSpec(id="Pendulum-v1"), "user_code:make_pendulum"):  # the data's has 20 steps, not 200
         with pytest.raises(RunError, match=r"expected the environment that the run was begun with.*herdbook eval"):
             resume(run.path, steps=8, algorithm=MINE, env=env, quiet=True)
     assert (run.path / "evaluations.jsonl").read_bytes() == before

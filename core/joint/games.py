@@ -2,7 +2,8 @@
 
 A name is a Gymnasium id (the registry is asked first; the only agent is called `agent`), `package/name_v<n>`, or
 `module:callable`. `package/name_v<n>` is PettingZoo's if the package is butterfly, sisl, classic or atari, else the
-module `package.name` (`mpe2/simple_spread_v3`). The parallel API is preferred where a module has both.
+module `package.name_v<n>` (`mpe2/simple_spread_v3`, `magent2.environments/battle_v4`). The parallel API is preferred
+where a module has both.
 """
 
 from __future__ import annotations
