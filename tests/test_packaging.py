@@ -325,8 +325,8 @@ def test_the_one_import_up_the_layers_is_made_once_and_only_where_it_is_used(rep
 
 ORDER = {
     "core": (
-        {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "notices", "random", "recurrence"},
-        {"memory", "registry", "returns", "runs", "types", "wrappers"},
+        {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "random", "recurrence"},
+        {"memory", "notices", "registry", "returns", "runs", "types", "wrappers"},
         {"seeds", "spaces", "threads", "trees"},
         {"frames", "returned"},
         {"environments"},
