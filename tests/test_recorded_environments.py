@@ -1,5 +1,6 @@
 """The environment of a run or a dataset, named again: its arguments, time limit and wrappers are kept."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -125,7 +126,7 @@ def test_resume_keeps_the_arguments_of_the_run(run: Run, paid: str) -> None:
 
 def limited_and_clipped() -> EnvironmentSpec:
     """CartPole of 7 steps that pay a half."""
-    spec = gymnasium.spec("CartPole-v1")
+    spec = copy.deepcopy(gymnasium.spec("CartPole-v1"))
     clip = WrapperSpec(
         "ClipReward", "gymnasium.wrappers.transform_reward:ClipReward", {"min_reward": 0.0, "max_reward": 0.5}
     )
