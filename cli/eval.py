@@ -64,31 +64,20 @@ def run(arguments: Sequence[str]) -> int:
         if reason is not None:
             raise UserError(f"out: {out} cannot be written: {reason}")
         out.parent.mkdir(parents=True, exist_ok=True)
+    shared: dict[str, Any] = {
+        "seed": parsed.seed,
+        "step": parsed.step,
+        "algorithm": parsed.algorithm,
+        "env": parsed.env,
+        "env_kwargs": literal_pairs(parsed.env_kwargs),
+        "max_steps": parsed.max_steps,
+    }
     frames = 0
     if parsed.video is not None:
         from herdbook.experiments.video import record
 
-        frames = record(
-            parsed.run_dir,
-            parsed.video,
-            seed=parsed.seed,
-            step=parsed.step,
-            algorithm=parsed.algorithm,
-            env=parsed.env,
-            env_kwargs=literal_pairs(parsed.env_kwargs),
-            max_steps=parsed.max_steps,
-        )
-    results = evaluate_run(
-        parsed.run_dir,
-        episodes=parsed.episodes,
-        seed=parsed.seed,
-        step=parsed.step,
-        algorithm=parsed.algorithm,
-        env=parsed.env,
-        env_kwargs=literal_pairs(parsed.env_kwargs),
-        max_steps=parsed.max_steps,
-        device=parsed.device,
-    )
+        frames = record(parsed.run_dir, parsed.video, **shared)
+    results = evaluate_run(parsed.run_dir, episodes=parsed.episodes, device=parsed.device, **shared)
     print_results(results)
     if parsed.out is not None:
         from herdbook.core.runs import to_json

@@ -115,9 +115,9 @@ def making(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
         raise EnvironmentUnavailable(f"cannot make environment {name}{arguments}: {text}") from error
 
 
-def cause(error: BaseException) -> str:
-    """An exception in one line: its type and text, or the line that raised it if it has no text."""
-    name, text = type(error).__name__, " ".join(str(error).split())
+def cause(error: BaseException, when: str = "") -> str:
+    """An exception in one line: its type, `when` it was raised, and its text; without a text, the line that raised it."""
+    name, text = f"{type(error).__name__}{when}", " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     if text or not frames:
         return f"{name}: {text}" if text else name

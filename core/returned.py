@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import numpy as np
 from gymnasium import Space
 
+from herdbook.core.registry import cause
 from herdbook.core.spaces import BadValues, Keys, checked_row
 from herdbook.core.types import Tree
 
@@ -52,15 +51,9 @@ def observed(at: str, space: Space[Any], flat: Space[Any], observation: Any, key
         raise WrongReturn(f"at {at}: expected an observation{error.part} {error.expected}, got {error.got}") from error
 
 
-def cause(error: Exception, when: str = "") -> str:
-    """The cause of a failure, to be told after the environment's name; `when` is appended to what it raised."""
-    if isinstance(error, WrongReturn):
-        return str(error)
-    text = str(error)
-    if not text:
-        frames = traceback.extract_tb(error.__traceback__)
-        text = f"line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else "no message"
-    return f"raised {type(error).__name__}{when}: {text}"
+def failed_as(error: Exception, when: str = "") -> str:
+    """The predicate of a message about an environment: what it returned, or what it raised, and `when`."""
+    return str(error) if isinstance(error, WrongReturn) else f"raised {cause(error, when)}"
 
 
 def _number(field: str, expected: str, value: Any) -> float:

@@ -23,7 +23,7 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 from herdbook.core.environments import Env, EnvironmentSource, EnvironmentUnavailable, check_reset, make_environment
 from herdbook.core.notices import notice
 from herdbook.core.random import derive
-from herdbook.core.returned import cause, observed, reset_values, step_values
+from herdbook.core.returned import failed_as, observed, reset_values, step_values
 from herdbook.core.spaces import alike, executed, flat_action_space, flat_space, raw_actions, with_bounds
 from herdbook.core.trees import write
 from herdbook.core.types import Array, Carry, Policy, Spec, Step, Steps, Tree, Turn, in_spaces, to_numpy, tree_map
@@ -131,7 +131,7 @@ class VectorRunner:
         try:
             self.rebuild = not check_reset(env)
         except Exception as error:
-            raise EnvironmentFailed(f"{_name(env)} {cause(error, ' in its first steps')}") from error
+            raise EnvironmentFailed(f"{_name(env)} {failed_as(error, ' in its first steps')}") from error
         if self.rebuild:
             notice(_rebuilding(env))
         self._actor: Policy | None = None  # as it was given
@@ -210,7 +210,7 @@ class VectorRunner:
                 results.rewards[lane], results.terminated[lane], results.truncated[lane] = reward, terminated, truncated
                 results.rows[lane] = self._row("step", observation)
             except Exception as error:
-                failed[lane] = self._failed(lane, cause(error))
+                failed[lane] = self._failed(lane, failed_as(error))
                 failed[lane].__cause__ = error
         if failed:
             return failed
@@ -293,7 +293,7 @@ class VectorRunner:
             try:
                 row = self._replay(lane, taken)
             except Exception as error:
-                self._give_up(lane, self._failed(lane, cause(error, " when replayed")))
+                self._give_up(lane, self._failed(lane, failed_as(error, " when replayed")))
                 continue
             seen = [leaf[lane] for leaf in _leaves(self._observations)]
             if not all(map(np.array_equal, _leaves(row), seen)):
@@ -381,7 +381,7 @@ class VectorRunner:
         try:
             row = self._row("reset", reset_values(self.envs[lane].reset(seed=int(self._seeds[lane]))))
         except Exception as error:
-            raise self._failed(lane, cause(error, " at reset")) from error
+            raise self._failed(lane, failed_as(error, " at reset")) from error
         if not all(map(_finite, _leaves(row))):
             raise self._failed(lane, "gave an observation that is not finite at reset")
         return row

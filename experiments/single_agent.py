@@ -217,16 +217,8 @@ class SingleAgent:
         VectorRunner(task.place, 1, schedule, spec=task.spec, max_steps=task.max_steps, device=device).close()
 
     def play(self, task: Task, policy: Policy, episodes: int, seed: int, device: str, num_envs: int) -> Episodes:
-        return evaluate(
-            policy,
-            whole_games(task.place),
-            episodes,
-            seed,
-            num_envs=min(episodes, num_envs),
-            max_steps=task.max_steps,
-            device=device,
-            spec=task.spec,
-        )
+        source, lanes, limit = whole_games(task.place), min(episodes, num_envs), task.max_steps
+        return evaluate(policy, source, episodes, seed, num_envs=lanes, max_steps=limit, device=device, spec=task.spec)
 
     def score(self, task: Task, policy: Policy, episodes: int, seed: int, device: str) -> dict[str, Any]:
         # `score` keeps no frames, `evaluate` all of them.
