@@ -116,7 +116,7 @@ def making(name: str, kwargs: Mapping[str, Any]) -> Iterator[None]:
 
 
 def cause(error: BaseException, when: str = "") -> str:
-    """An exception in one line: its type, `when` it was raised, and its text; without a text, the line that raised it."""
+    """An exception in one line: its type, `when` it was raised, and its text, or else the line that raised it."""
     name, text = f"{type(error).__name__}{when}", " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     if text or not frames:
