@@ -113,9 +113,8 @@ class JointReplay:
         self._longest: deque[tuple[int, int]] = deque()  # (number, length) of episodes longer than all later ones
         self._length: int | None = None
         self._team_spread, self._spread = Spread(), Spread()
-        self._turns = np.empty(
-            (0, 1 + len(spec.agents))
-        )  # fewest and most steps of an episode, and of each agent in it
+        self._turns = np.empty((0, 1 + len(spec.agents)))
+        """`[2, 1 + N]`: fewest and most steps of an episode, and of each agent in it; `[0, …]` before the first."""
         self._pause = 0  # the longest absence of an agent that acts again; 0 where none pauses
 
     def __len__(self) -> int:
