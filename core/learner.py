@@ -81,14 +81,16 @@ def private_copy(module: nn.Module) -> nn.Module:
 class Network:
     """A module as a function of its parameters: `network(params["critic"], observations, actions)`.
 
-    With `own`, the module's own parameters, the module is called directly. With others, `torch.func.functional_call`
-    takes a third of a small network's time. Shared parameters go by the first of their names, so that functional_call
+    With `own`, the module's own parameters, the module is called directly, and with `detached`, the same values without
+    gradients, where no gradients are recorded. With others, `torch.func.functional_call` takes a third of a small
+    network's time. Shared parameters go by the first of their names, so that functional_call
     need not search for them.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.own: Parameters = dict(module.named_parameters())
+        self.detached: Parameters | None = None
         self._tied: dict[str, str] = {}  # other names of shared parameters → their first name
         first: dict[nn.Parameter, str] = {}
         for prefix, owner in module.named_modules():
@@ -99,7 +101,8 @@ class Network:
                     first[parameter] = name
 
     def __call__(self, parameters: Parameters, *inputs: Any) -> Any:
-        if parameters is self.own and not torch.compiler.is_compiling():
+        own = parameters is self.own or (parameters is self.detached and not torch.is_grad_enabled())
+        if own and not torch.compiler.is_compiling():
             return self.module(*inputs)
         if missing := self.own.keys() - parameters.keys():
             raise KeyError(f"expected all parameters of the network, got none for {', '.join(sorted(missing))}")
@@ -224,6 +227,9 @@ class Learner:
                     for key, value in network.own.items()
                 }
         frozen = {name: {k: v.detach() for k, v in p.items()} for name, p in online.items()}
+        if not self.batched:
+            for name, network in self.networks.items():
+                network.detached = frozen[name]
         slow = {name: {k: v.clone() for k, v in frozen[name].items()} for name in targets}
         self.params = Params(online, slow, frozen)
         self._optimisers = {
@@ -291,7 +297,8 @@ class Learner:
         """One seed's parameters of one network, without gradients. They are views: training changes them."""
         if not 0 <= seed_index < len(self.seeds):
             raise IndexError(f"expected a seed index in [0, {len(self.seeds) - 1}], got {seed_index}")
-        return {k: v[seed_index] if self.batched else v for k, v in self.params.frozen[name].items()}
+        frozen = self.params.frozen[name]
+        return {k: v[seed_index] for k, v in frozen.items()} if self.batched else frozen
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters and targets (always with a leading seed axis), optimisers, counters and generators."""

@@ -272,6 +272,21 @@ def test_tensors_of_a_module_that_are_no_parameters_are_allowed() -> None:
     assert torch.equal(dict(module.named_parameters())["weight_g"], before["weight_g"])  # the user's own is as it was
 
 
+def test_parameters_without_gradients_are_the_modules_own_where_none_are_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The way that policies act; where gradients are recorded, they reach the inputs and not the parameters."""
+    own, x = Learner({"a": lambda: nn.Linear(3, 1)}, {"a": Adam(lr=0.1)}), torch.randn(5, 3, requires_grad=True)
+    network, frozen = own.networks["a"], own.parameters_of("a")
+    network(frozen, x).sum().backward()
+    assert x.grad is not None and network.module.weight.grad is None
+    own.step("a", lambda params, x: (network(params["a"], x).sum(), {}), x.detach())
+    with torch.no_grad():
+        expected = network(dict(frozen), x)
+        monkeypatch.setattr(torch.func, "functional_call", None)
+        assert torch.equal(network(frozen, x), expected)
+
+
 def test_a_missing_parameter_is_an_error() -> None:
     """functional_call would take the module's own value without a word."""
     network = Network(nn.Linear(3, 1))
