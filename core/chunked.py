@@ -2,8 +2,8 @@
 
 `CandidateCritic` computes what `herdbook.core.networks.Critic` computes; a test holds the two equal. CQL scores 31
 actions per observation with two critics: layer by layer, every activation is 16 MB and travels to memory and back for
-each elementwise operation. Layer by layer, an update of CQL takes 1.4 times as long (hidden layers 256×3, one thread;
-256×2: 1.8 times). The products are the same, in another order, except for some that are spared:
+each elementwise operation. Layer by layer, an update of CQL takes 1.5 times as long (hidden layers 256×3, one thread;
+256×2: 1.6 times). The products are the same, in another order, except for some that are spared:
 
 - What the first layer makes of an observation is computed once, whatever the number of its candidates.
 - Let g be the slope of the values, w the weights of the last layer, W and b the weights and biases of the one before.

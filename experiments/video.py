@@ -87,8 +87,8 @@ def check_name(out: str | Path) -> Path:
         raise UserError(f"video: {out} cannot be written: {reason}")
     if out.suffix == ".mp4":
         try:
-            import imageio  # noqa: F401
-            import imageio_ffmpeg  # noqa: F401
+            import imageio  # noqa: F401  # used later: here it shows whether it can be imported
+            import imageio_ffmpeg  # noqa: F401  # which imageio needs
         except ImportError as error:
             raise UserError(f"video: .mp4 needs {error.name}: pip install 'herdbook[video]', or choose .gif") from error
     return out
