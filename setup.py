@@ -9,7 +9,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-FOLDERS = ("cli", "core", "datasets", "evaluation", "experiments", "marl", "offline", "online", "tabular")
+FOLDERS = ("cli", "core", "datasets", "evaluation", "experiments", "irl", "marl", "offline", "online", "tabular")
 """The folders of the package, each one a link in src/herdbook."""
 
 

@@ -42,8 +42,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         TypeError: The state holds a value of another type.
     """
     path = Path(path)
-    tensors: dict[str, Tensor] = {}
-    tree = _encode(state, "", tensors)
+    tree, tensors = encode(state)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     replaced = path.with_name(f".{path.name}.old-{os.getpid()}")
     try:
@@ -51,7 +50,7 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         temporary.mkdir(parents=True)
         safetensors.torch.save_file(tensors, temporary / TENSORS)
         (temporary / STATE).write_text(json.dumps(tree, allow_nan=False))
-        digests = {name: _digest(temporary / name) for name in (TENSORS, STATE)}
+        digests = {name: digest(temporary / name) for name in (TENSORS, STATE)}
         (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "sha256": digests}))
         for written in (temporary / TENSORS, temporary / STATE, temporary / MANIFEST, temporary):
             _sync(written)
@@ -88,7 +87,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
         tensors = safetensors.torch.load_file(path / TENSORS)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path / TENSORS}: cannot be read ({error})") from error
-    state: dict[str, Any] = _decode(_read_json(path / STATE), tensors)
+    state: dict[str, Any] = decode(_read_json(path / STATE), tensors)
     return state
 
 
@@ -108,10 +107,10 @@ def verify(path: str | os.PathLike[str]) -> Path:
     expected = manifest.get("sha256", {})
     for name in (TENSORS, STATE):
         try:
-            digest = _digest(path / name)
+            found = digest(path / name)
         except OSError as error:
             raise CheckpointError(f"{path / name}: cannot be read ({error.strerror})") from error
-        if digest != expected.get(name):
+        if found != expected.get(name):
             raise CheckpointError(f"{path / name}: truncated or corrupt (its SHA-256 is not the one recorded)")
     return path
 
@@ -228,6 +227,15 @@ class Checkpoints:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def encode(state: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+    """A nested state as JSON values, with a reference in place of each tensor, and the tensors by reference.
+
+    Raises TypeError if the state holds a value of another type than `save` accepts.
+    """
+    tensors: dict[str, Tensor] = {}
+    return _encode(state, "", tensors), tensors
+
+
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, torch.Generator):
         value = value.get_state()
@@ -251,9 +259,10 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"checkpoint state at {where}: expected tensors and JSON values, got {type(value).__name__}")
 
 
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `encode`. Raises KeyError for a reference without its tensor."""
     if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
+        return [decode(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
     if _TENSOR in value:
@@ -261,8 +270,8 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if _FLOAT in value:
         return float(value[_FLOAT])
     if _TUPLE in value:
-        return tuple(_decode(item, tensors) for item in value[_TUPLE])
-    return {key: _decode(item, tensors) for key, item in value.items()}
+        return tuple(decode(item, tensors) for item in value[_TUPLE])
+    return {key: decode(item, tensors) for key, item in value.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -277,7 +286,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

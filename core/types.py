@@ -169,6 +169,16 @@ def in_spaces(policy: Policy, observation_space: Space[Any], action_space: Space
     return policy.in_spaces(observation_space, action_space) if isinstance(policy, Tabular) else policy
 
 
+class RewardFunction(Protocol):
+    """Maps one-step transitions `[*B, …]`, in the units of the environment, to rewards `[*B]`.
+
+    Their `rewards` are those of the environment, and their `discounts` are γ · (1 − terminated), by which a shaped
+    reward weighs the potential of the next state.
+    """
+
+    def __call__(self, transitions: Transitions) -> Tensor: ...
+
+
 class Replay(Protocol):
     """Recorded steps to sample from: indices are drawn (the only randomness), then gathered."""
 

@@ -18,16 +18,13 @@ from torch import Tensor
 
 from herdbook.core.growing import Growing
 from herdbook.core.trees import indexed, write
-from herdbook.core.types import Array, Segments, Spec, Steps, TimeLimit, Transitions, Tree, tree_map
+from herdbook.core.types import Array, RewardFunction, Segments, Spec, Steps, TimeLimit, Transitions, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.layout import positions_in_episodes
 from herdbook.datasets.rings import Rings, positions_of, ring_sizes, saved_rings
 from herdbook.datasets.sampling import check_discount, checked_time_limit, drawn_numbers
 from herdbook.datasets.tables import Table, check_memory, empty_table, gathered, restore, table_bytes, to_table
 from herdbook.datasets.validation import single
-
-Reward = Callable[[Tree, Tensor, Tree, Tensor], Tensor]
-"""(observations, actions, next_observations, terminated), each `[N, …]` -> rewards `[N]`."""
 
 
 class ReplayBuffer(Growing):
@@ -171,7 +168,7 @@ class ReplayBuffer(Growing):
         next_actions: bool = False,
         frame_stack: int = 1,
         between: bool = False,
-        reward: Reward | None = None,
+        reward: RewardFunction | None = None,
     ) -> Transitions:
         """`gather(draw(…), …)`: `[B, …]` for one generator, `[S, B, …]` for S."""
         return self.gather(
@@ -193,7 +190,7 @@ class ReplayBuffer(Growing):
         next_actions: bool = False,
         frame_stack: int = 1,
         between: bool = False,
-        reward: Reward | None = None,
+        reward: RewardFunction | None = None,
     ) -> Transitions:
         """The transitions at `indices` `[*B]` int64, without randomness.
 
@@ -208,12 +205,12 @@ class ReplayBuffer(Growing):
         first, inside = indices.reshape(-1), {}
         if n_step == 1:
             final = first
-            rewards = self._step_rewards(first, frame_stack, reward)
+            rewards = self._step_rewards(first, frame_stack, reward, discount)
             discounts = self._continues.index_select(0, first) * discount
         else:
             window, mask = self._window(first, n_step)  # [B, n]
             powers = discount ** torch.arange(n_step + 1, device=self.device, dtype=torch.float32)
-            single = self._step_rewards(window.reshape(-1), frame_stack, reward).view_as(window)
+            single = self._step_rewards(window.reshape(-1), frame_stack, reward, discount).view_as(window)
             rewards = torch.where(mask, single * powers[:-1], 0).sum(1)
             lengths = mask.sum(1)
             final = window.gather(1, lengths[:, None] - 1)[:, 0]
@@ -260,7 +257,7 @@ class ReplayBuffer(Growing):
         segments = Segments(
             observations=self._observe(flat, frame_stack),
             actions=self._actions.index_select(0, flat),
-            rewards=torch.where(real, self._step_rewards(flat, 1, None), 0),
+            rewards=torch.where(real, self._own_rewards(flat), 0),
             mask=real,
             terminated=masked(self._terminated),
             truncated=masked(self._truncated),
@@ -306,13 +303,24 @@ class ReplayBuffer(Growing):
             return shifted
         return shifted % (self._rings.rows * self._lanes)
 
-    def _step_rewards(self, entries: Tensor, frame_stack: int, reward: Reward | None) -> Tensor:
+    def _own_rewards(self, entries: Tensor) -> Tensor:
+        rewards = self._rewards.index_select(0, entries)
+        return rewards if self._reward_transform is None else self._reward_transform(rewards)
+
+    def _step_rewards(
+        self, entries: Tensor, frame_stack: int, reward: RewardFunction | None, discount: float
+    ) -> Tensor:
+        rewards = self._own_rewards(entries)
         if reward is None:
-            rewards = self._rewards.index_select(0, entries)
-            return rewards if self._reward_transform is None else self._reward_transform(rewards)
-        observations, following = self._observe(entries, frame_stack), self._observe(entries, frame_stack, after=1)
-        terminated = self._terminated.index_select(0, entries)
-        rewards = reward(observations, self._actions.index_select(0, entries), following, terminated)
+            return rewards
+        step = Transitions(
+            observations=self._observe(entries, frame_stack),
+            actions=self._actions.index_select(0, entries),
+            rewards=rewards,
+            discounts=self._continues.index_select(0, entries) * discount,
+            next_observations=self._observe(entries, frame_stack, after=1),
+        )
+        rewards = reward(step)
         if rewards.shape != entries.shape:
             raise ValueError(f"expected the reward function to give [{len(entries)}], got {list(rewards.shape)}")
         return rewards

@@ -180,13 +180,13 @@ def test_frame_stacks_do_not_reach_into_the_episode_before() -> None:
 def test_a_reward_function_applies_to_every_step_before_the_sum() -> None:
     replay = ReplayBuffer(make((3, 2), (True, False)))
 
-    def reward(observations: Any, actions: Any, following: Any, terminated: Any) -> Any:
-        return following[:, 0] ** 2 + 1000 * terminated
+    def reward(step: Transitions) -> torch.Tensor:
+        return step.next_observations[:, 0] ** 2 + 1000 * step.discounts
 
     batch = replay.gather(torch.tensor([0, 1, 4]), discount=0.5, n_step=2, reward=reward)
-    assert batch.rewards.tolist() == [1 + 2.0, 4 + 0.5 * 1009, 144]
+    assert batch.rewards.tolist() == [501 + 0.5 * 504, 504 + 0.5 * 9, 144 + 500]  # the first episode terminates
     with pytest.raises(ValueError, match=r"expected the reward function to give \[1\], got \[1, 1\]"):
-        replay.gather(torch.tensor([0]), discount=0.5, reward=lambda s, a, n, t: n)
+        replay.gather(torch.tensor([0]), discount=0.5, reward=lambda step: step.next_observations)
 
 
 def test_segments_by_hand() -> None:
