@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from herdbook.cli.parse import flag, parse, show, wants_help
+from herdbook.core.config import has_inner
 from herdbook.experiments.catalogue import ALGORITHMS, SUMMARIES, UserError, algorithm_class, config_class, needs_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     dataset = flag(words, "dataset")
     applied = settings_for(name, flag(words, "env"), dataset=None if dataset is None else dataset_name(dataset))
     config, options = command.parse(words, applied)  # mistakes are told before a dataset is fetched
-    check_start(algorithm, options)
+    check_start(algorithm, config, options)
     named = settings_of(
         name,
         algorithm,
@@ -94,10 +95,18 @@ class _Command:
         defaults = asdict(RunOptions(**{key: value for row in applied for key, value in row.run.items()}))
         if self.needs.data is True:
             defaults["dataset"] = tyro.MISSING
-        if self.needs.environment is True:
+        if self.needs.environment is True and self.needs.data is not True:
             defaults["env"] = tyro.MISSING
         groups = self._groups(defaults)
-        arguments: Any = make_dataclass("Arguments", [("algorithm", self.config_type), *groups], frozen=True)
+        short = tyro.conf.OmitArgPrefixes
+        # An inner algorithm's options keep their prefix, as in --ppo.lr; tyro then shows the others without a title.
+        own = (
+            Annotated[self.config_type, tyro.conf.arg(name="")]
+            if has_inner(self.config_type)
+            else short[self.config_type]
+        )
+        members = [("algorithm", own), *((group, short[made]) for group, made in groups)]
+        arguments: Any = make_dataclass("Arguments", members, frozen=True)
         try:
             parsed: Any = parse(
                 arguments,
@@ -105,7 +114,6 @@ class _Command:
                 f"train {self.name}",
                 description=self.description,
                 default=arguments(config, *(group() for _, group in groups)),
-                config=(tyro.conf.OmitArgPrefixes,),
             )
             chosen = {key: value for group, _ in groups for key, value in vars(getattr(parsed, group)).items()}
             return parsed.algorithm, RunOptions(**{**defaults, **chosen})

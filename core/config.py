@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -29,7 +30,8 @@ _SPANS = {
 class Config:
     """Base of every algorithm's config: defaults for the properties that a run reads.
 
-    An algorithm with such an option overrides the property by a field with a default, or by a property. A config with
+    A field may hold the config of an inner algorithm; its fields are then known as `ppo.lr`, by the field's name. An
+    algorithm with such an option overrides the property by a field with a default, or by a property. A config with
     `decay_lr` also has the field `decay_steps`, or a `for_run` of its own.
     """
 
@@ -37,6 +39,11 @@ class Config:
 
     def for_run(self, steps: int) -> Self:
         """The config for a run of `steps` steps, which is the length of schedules that have none of their own."""
+        inner = {f.name: getattr(self, f.name) for f in fields(self)}
+        inner = {name: value.for_run(steps) for name, value in inner.items() if isinstance(value, Config)}
+        return replace(self, **inner)._for_run(steps) if inner else self._for_run(steps)
+
+    def _for_run(self, steps: int) -> Self:
         if not self.decay_lr or self.decay_steps is not None or "decay_steps" not in {f.name for f in fields(self)}:
             return self
         return replace(self, decay_steps=max(steps, 1))  # type: ignore[call-arg]  # the field, not the property
@@ -52,6 +59,11 @@ class Config:
             raise ValueError(f"{name}: expected {length} beside {switch} (a run gives its own), got None")
         if value is not None and not on:
             raise ValueError(f"{name}: expected {switch} beside {length}={value}, got {on}")
+
+    @property
+    def online(self) -> bool:
+        """True if it interacts with an environment, for an algorithm that learns from data with or without one."""
+        return False
 
     @property
     def decay_lr(self) -> bool:
@@ -97,6 +109,30 @@ class Config:
     def team_reward(self) -> bool:
         """True if it learns from the sum of all learning agents' rewards."""
         return False
+
+
+def has_inner(config_class: type[Config]) -> bool:
+    """True if a field of the config is the config of an inner algorithm."""
+    return any(isinstance(f.default, Config) for f in fields(config_class))
+
+
+def flat_fields(config: Config) -> Iterator[tuple[str, Field[Any], Any]]:
+    """Name, field and value of each field; the fields of an inner algorithm's config are named as `ppo.lr`."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, Config):
+            yield from ((f"{f.name}.{name}", inner, own) for name, inner, own in flat_fields(value))
+        else:
+            yield f.name, f, value
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config with other values of the fields that `flat_fields` names. Raises ValueError as the configs do."""
+    own: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
+    for name in {name.partition(".")[0] for name in values.keys() - own.keys()}:
+        inner = {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
+        own[name] = with_values(getattr(config, name), inner)
+    return replace(config, **own)
 
 
 def require(config: Any, **bounds: tuple[float, float]) -> None:

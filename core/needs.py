@@ -26,7 +26,7 @@ class Needs:
     """
 
     data: Wanted = False  # learns from a dataset; with an environment too, the dataset is passed as `demonstrations`
-    environment: Wanted = False  # interacts while it learns; both "optional": only if no dataset is given
+    environment: Wanted = False  # interacts; "optional": only without a dataset or, with data=True, if `config.online`
     agents: Agents = "one"
     actions: ActionKind = "any"
     interaction: Interaction = "steps"
@@ -37,6 +37,7 @@ class Needs:
     follows: bool = False  # its attribute `follows` receives every environment step once; None: no statistics are kept
     acting: tuple[str, ...] = ()  # networks that its policies read, whose parameters are sent to worker processes
     goes_online: bool = False  # its method `go_online()` is called once before fine-tuning in an environment
+    reward: bool = False  # learns a reward function, which its method `reward(seed_index)` returns
     online_noise: float = 0.0  # σ of the noise on a deterministic policy's Box actions in fine-tuning, per half range
 
     def __post_init__(self) -> None:
@@ -48,8 +49,8 @@ class Needs:
             raise ValueError("Needs: expected data=True, environment=True or both; got neither")
         if self.data == "optional" and not self.environment:
             raise ValueError("Needs: expected environment=True or 'optional' beside data='optional', got False")
-        if self.environment == "optional" and self.data != "optional":
-            raise ValueError(f"Needs: expected data='optional' beside environment='optional', got data={self.data!r}")
+        if self.environment == "optional" and not self.data:
+            raise ValueError("Needs: expected data=True or 'optional' beside environment='optional', got data=False")
         for name, choices in (
             ("agents", ("one", "many")),
             ("actions", ("box", "discrete", "any")),
@@ -69,10 +70,17 @@ class Needs:
             raise ValueError("Needs: expected acting=(…), the networks that play whole episodes; got none")
 
     @property
+    def demonstrations(self) -> bool:
+        """True if its constructor takes the replay of the dataset, or None, as `demonstrations`."""
+        return bool(self.data) and (self.environment is True or (self.data is True and bool(self.environment)))
+
+    @property
     def on_policy(self) -> bool:
         """True if each step is used once, to update the policy that took it."""
         return self.interaction == "rollouts"
 
-    def plays(self, has_data: bool) -> bool:
-        """True if it interacts with environments while it learns, in a run with or without a dataset."""
-        return self.environment is True or (self.environment == "optional" and not has_data)
+    def plays(self, has_data: bool, online: bool = False) -> bool:
+        """True if it interacts while it learns, in a run with or without a dataset; `online` is that of its config."""
+        if self.environment == "optional":
+            return online if self.data is True else not has_data
+        return bool(self.environment)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from herdbook.core.types import Metrics, Policy
+from herdbook.core.types import Metrics, Policy, RewardFunction
 
 
 class SeedBySeed:
@@ -32,6 +32,11 @@ class SeedBySeed:
         """The policy of one seed's algorithm."""
         chosen: Policy = self.algorithms[seed_index].policy(0, **options)
         return chosen
+
+    def reward(self, seed_index: int = 0) -> RewardFunction:
+        """The learned reward function of one seed's algorithm, if `needs.reward`."""
+        learned: RewardFunction = self.algorithms[seed_index].reward(0)
+        return learned
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed_by_seed": [algorithm.state_dict() for algorithm in self.algorithms]}

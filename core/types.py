@@ -236,6 +236,12 @@ class OnPolicy(Algorithm, Protocol):
         """Make all updates from one rollout `[lanes, T, …]`."""
 
 
+class LearnsReward(Protocol):
+    """An algorithm with `needs.reward`, which learns a reward function."""
+
+    def reward(self, seed_index: int = 0) -> RewardFunction: ...
+
+
 class GoesOnline(Protocol):
     """An offline algorithm that changes when fine-tuning in an environment begins."""
 

@@ -47,7 +47,7 @@ def build_algorithm(
 
     Seeds train one by one where the algorithm `plays`, or is fine-tuned later, and where it cannot train them together.
     `networks` and `compile` are passed only where they are used, so that a user's own class need not know them;
-    `demonstrations`, a replay or None, is passed to algorithms that learn from data beside an environment.
+    `demonstrations`, a replay or None, is passed where `needs.demonstrations`.
 
     Raises UserError if it cannot learn in these spaces.
     """
@@ -55,7 +55,7 @@ def build_algorithm(
     optional: dict[str, Any] = {} if networks is None else {"networks": networks}
     if compile == "on" or (compile == "auto" and device.startswith("cuda")):
         optional["compile"] = True
-    if needs.data and needs.environment is True:
+    if needs.demonstrations:
         optional["demonstrations"] = demonstrations
     try:
         domain_for(needs).check_actions(spec, needs, algorithm.__name__)

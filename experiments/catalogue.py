@@ -107,6 +107,7 @@ def needs_of(algorithm: type[Any]) -> Needs:
         "updates_due": bool(found.environment),
         "round_steps": bool(found.environment) and found.interaction != "episodes",
         "go_online": found.goes_online,
+        "reward": found.reward,
     }
     for method, wanted in expected.items():
         if wanted is not (method in dir(algorithm)):

@@ -116,13 +116,13 @@ def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | No
     _, chosen = algorithm_of(run, algorithm)
     needs = needs_of(chosen)
     domain, has_data = domain_for(needs), run.config["dataset"] is not None
-    if needs.interaction != "steps" or not needs.plays(has_data):
+    config = config_from_values(config_class(chosen), state["config"])
+    if needs.interaction != "steps" or not needs.plays(has_data, config.online):
         raise UserError(
-            f"{run.path}: expected a run of one agent that learned in an environment alone and keeps a replay, got one "
+            f"{run.path}: expected a run of one agent that learned in an environment and keeps a replay, got one "
             f"of {run.algorithm}" + (" on a dataset" if has_data else "")
         )
     spec = domain.spec_from_state(state["spec"])
-    config = config_from_values(config_class(chosen), state["config"])
     built = build_algorithm(chosen, config, spec, seeds=run.seeds, device="cpu", plays=True)
     task = Task(domain=domain, spec=spec)
     kept = domain.empty_replays(task, [built.algorithms[index]], options_of(run), "cpu")[0]

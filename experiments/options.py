@@ -18,7 +18,7 @@ _APPLIES: dict[str, Callable[[Needs], bool]] = {
     "data": lambda needs: bool(needs.data),
     "one agent": lambda needs: needs.agents == "one",
     "many agents": lambda needs: needs.agents == "many",
-    "fine-tuning": lambda needs: needs.agents == "one" and needs.environment is not True,
+    "fine-tuning": lambda needs: needs.agents == "one" and needs.environment is not True and not needs.demonstrations,
     "environments": lambda needs: bool(needs.environment) or needs.agents == "one",
     "workers": lambda needs: bool(needs.environment) and needs.interaction == "episodes",
 }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from herdbook.core.config import Config
+from herdbook.core.config import Config, flat_fields, with_values
 from herdbook.core.runs import Run, RunError
 from herdbook.datasets.load import local_path
 from herdbook.experiments.catalogue import UserError, nearest
@@ -18,17 +18,33 @@ OTHERS = "others"  # the folder of a run for the policies of its opponents
 
 
 def build_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
-    """A config from field values. Raises UserError for an unknown field or a value out of range."""
-    names = [f.name for f in fields(config_class) if f.init]
+    """A config from field values. Raises UserError for an unknown field or a value out of range.
+
+    Values of an inner algorithm's config are named as `ppo.lr`, or given together: as a mapping or as a config.
+    """
+    own_fields = {f.name: f for f in fields(config_class) if f.init}
     check_reserved(config_class)
-    for name in values:
-        if name not in names:
+    inner: dict[str, dict[str, Any]] = {}
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        outer, dot, rest = name.partition(".")
+        if outer not in own_fields or (dot and not isinstance(own_fields[outer].default, Config)):
             raise UserError(
-                f"{config_class.__name__} has no field {name!r}{nearest(name, [*names, *RESERVED])}; "
-                f"it has {', '.join(names)}"
+                f"{config_class.__name__} has no field {name!r}{nearest(name, [*own_fields, *RESERVED])}; "
+                f"it has {', '.join(own_fields)}"
             )
+        if dot:
+            inner.setdefault(outer, {})[rest] = value
+        elif isinstance(value, Mapping) and isinstance(own_fields[outer].default, Config):
+            inner.setdefault(outer, {}).update(value)
+        else:
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+    for name, some in inner.items():
+        base = arguments.get(name, own_fields[name].default)
+        everything = {f.name: getattr(base, f.name) for f in fields(base) if f.init} | some
+        arguments[name] = build_config(type(base), everything)
     try:
-        return config_class(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+        return config_class(**arguments)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
 
@@ -58,7 +74,9 @@ def config_from_values(config_class: type[Any], values: Mapping[str, Any]) -> An
     def rich(value: Any) -> Any:
         if isinstance(value, list):
             return tuple(rich(item) for item in value)
-        return float(value) if value in ("inf", "-inf", "nan") else value
+        if isinstance(value, dict):
+            return {key: rich(item) for key, item in value.items()}
+        return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
 
     return build_config(config_class, {name: rich(value) for name, value in values.items()})
 
@@ -69,11 +87,11 @@ def with_length(config: Config, before: int, steps: int) -> tuple[Config, list[s
     Schedules that lasted for the run last for the new length. Those with a length of their own stay.
     """
     notices = []
-    for name in [f.name for f in fields(config) if f.default is None and getattr(config, f.name) is not None]:
-        given = getattr(config, name)
-        old, new = (getattr(replace(config, **{name: None}).for_run(length), name) for length in (before, steps))
+    for name, given in _schedules(config).items():
+        opened = with_values(config, {name: None})
+        old, new = (_values(opened.for_run(length))[name] for length in (before, steps))
         if given == old:
-            config = replace(config, **{name: new})
+            config = with_values(config, {name: new})
             notices.append(f"the schedule {name} lasts for the new length of the run: {new} instead of {given}")
         elif old is not None:
             notices.append(f"the schedule {name}={given} has its own length; the value stays at its end from there on")
@@ -82,18 +100,27 @@ def with_length(config: Config, before: int, steps: int) -> tuple[Config, list[s
 
 def without_schedules(config: Any, steps: int) -> Any:
     """The config of an offline run of `steps` steps as fine-tuning has it, which does not count those schedules."""
-    for name in [f.name for f in fields(config) if f.default is None and getattr(config, f.name) is not None]:
-        open_ended = replace(config, **{name: None})
-        if getattr(open_ended.for_run(steps), name) == getattr(config, name):
+    for name, given in _schedules(config).items():
+        open_ended = with_values(config, {name: None})
+        if _values(open_ended.for_run(steps))[name] == given:
             config = open_ended
     return config
+
+
+def _schedules(config: Config) -> dict[str, Any]:
+    """The fields that are None by default and have a value."""
+    return {name: value for name, f, value in flat_fields(config) if f.default is None and value is not None}
+
+
+def _values(config: Config) -> dict[str, Any]:
+    return {name: value for name, _, value in flat_fields(config)}
 
 
 def with_rates(config: Any, rates: Mapping[str, float]) -> Any:
     """A config with other learning rates. Raises UserError for another field or a value out of range."""
     if not rates:
         return config
-    may_change = [f.name for f in fields(config) if _is_rate(f.name)]
+    may_change = [name for name in _values(config) if _is_rate(name)]
     for name, value in rates.items():
         if name not in may_change:
             raise UserError(
@@ -102,18 +129,21 @@ def with_rates(config: Any, rates: Mapping[str, float]) -> Any:
             )
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise UserError(f"set: expected {name} as a number, got {value!r}")
-    return build_config(type(config), {**{f.name: getattr(config, f.name) for f in fields(config) if f.init}, **rates})
+    try:
+        return with_values(config, rates)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def differences(before: Any, after: Any) -> list[str]:
     """The fields in which two configs differ, as `actor_lr is 0.0001 instead of 0.0003`."""
-    old, new = config_values(before), config_values(after)
+    old, new = _flat(config_values(before)), _flat(config_values(after))
     return [f"{name} is {new[name]} instead of {old[name]}" for name in old if new[name] != old[name]]
 
 
 def change_record(step: int, before: Any, after: Any) -> dict[str, Any]:
     """The entry of `changes` in config.json for a config that changes at `step`."""
-    old, new = config_values(before), config_values(after)
+    old, new = _flat(config_values(before)), _flat(config_values(after))
     return {"step": step, "config": {n: {"from": old[n], "to": new[n]} for n in old if new[n] != old[n]}}
 
 
@@ -124,11 +154,30 @@ def rates_at_start(run: Run) -> dict[str, Any]:
     """
     values = dict(run.config["config"])
     for change in reversed(run.config.get("changes", [])):
-        values |= {name: each["from"] for name, each in change["config"].items() if _is_rate(name)}
+        for name, each in change["config"].items():
+            if _is_rate(name):
+                *outer, last = name.split(".")
+                values = _replaced(values, outer, last, each["from"])
     return values
 
 
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values of a config, those of inner configs by names as `ppo.lr`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= {f"{name}.{k}": v for k, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _replaced(values: Mapping[str, Any], outer: Sequence[str], last: str, value: Any) -> dict[str, Any]:
+    """JSON values of a config in which one value, maybe of an inner config, is another."""
+    if not outer:
+        return {**values, last: value}
+    return {**values, outer[0]: _replaced(values[outer[0]], outer[1:], last, value)}
+
+
 def _is_rate(name: str) -> bool:
+    name = name.rpartition(".")[2]
     return name == "lr" or (name.endswith("_lr") and name != "decay_lr")
 
 

@@ -83,13 +83,14 @@ def restore(
     needs = needs_of(chosen)
     domain = domain_for(needs)
     spec = domain.spec_from_state(state["spec"])
+    config = config_from_values(config_class(chosen), state["config"])
     built = build_algorithm(
         chosen,
-        config_from_values(config_class(chosen), state["config"]),
+        config,
         spec,
         seeds=run.seeds,
         device=device,
-        plays=needs.plays(run.config["dataset"] is not None) or options_of(run).online_steps > 0,
+        plays=needs.plays(run.config["dataset"] is not None, config.online) or options_of(run).online_steps > 0,
         networks=networks,
     )
     try:

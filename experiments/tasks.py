@@ -9,6 +9,7 @@ from typing import Any
 
 import herdbook.tabular.environment  # noqa: F401  # importing it registers our environments
 from herdbook.core.book import Evaluate
+from herdbook.core.config import Config
 from herdbook.core.environments import EnvironmentSource, EnvironmentUnavailable, describe_environment
 from herdbook.core.runner import EnvironmentFailed
 from herdbook.core.runs import Run, RunError
@@ -29,19 +30,21 @@ Named = str | Path | Data
 """A dataset: what `load_dataset` takes, or episodes."""
 
 
-def load_task(algorithm: type[Any], options: RunOptions, dataset: Named | None, env: EnvironmentSource | None) -> Task:
-    """The task of an algorithm, as its needs say: a dataset, an environment, or both.
+def load_task(
+    algorithm: type[Any], config: Config, options: RunOptions, dataset: Named | None, env: EnvironmentSource | None
+) -> Task:
+    """The task of an algorithm, as its needs and config say: a dataset, an environment, or both.
 
     Raises UserError, DataError or EnvironmentUnavailable.
     """
-    named, source = check_task(algorithm, options, dataset, env)
+    named, source = check_task(algorithm, config, options, dataset, env)
     if named is None:
         return _environment_task(algorithm, options, source)
     return _dataset_task(algorithm, options, named, source)
 
 
 def check_task(
-    algorithm: type[Any], options: RunOptions, dataset: Named | None, env: EnvironmentSource | None
+    algorithm: type[Any], config: Config, options: RunOptions, dataset: Named | None, env: EnvironmentSource | None
 ) -> tuple[Named | None, EnvironmentSource | None]:
     """The dataset and the environment as they were named. Raises UserError if they or the options do not fit the needs.
 
@@ -53,13 +56,13 @@ def check_task(
         raise UserError(f"{name} learns in an environment: give --env, not --dataset")
     if named is None and needs.data is True:
         raise UserError(f"{name} learns from a dataset: give --dataset (dataset= in Python)")
-    plays = needs.plays(named is not None)
+    plays = needs.plays(named is not None, config.online)
     if plays and options.online_steps:
         raise UserError(
             f"online_steps: expected 0, all steps of {name} are those of an environment; got {options.online_steps}"
         )
     source = env or options.env
-    if plays and source is None:
+    if plays and source is None and named is None:
         raise UserError("expected --env (env= in Python), an environment to learn in; got none")
     domain_for(needs).check_options(options)
     return named, source
@@ -159,7 +162,7 @@ def trusted_task(task: Task, given: bool) -> Task:
     Raises UserError where there is none, EnvironmentUnavailable for code that a dataset names.
     """
     if task.environment is None:
-        raise UserError(f"online_steps: {task.source} names no environment to play in; name one with --env")
+        raise UserError(f"{task.source}: names no environment to learn in; name one with --env")
     return replace(task, environment=trusted(task.environment, given))
 
 

@@ -128,10 +128,10 @@ def train(
     if env_kwargs:
         run_options["env_kwargs"] = as_words(env_kwargs)
     given: dict[str, Any] = {"dataset": dataset, "env": None if isinstance(env, str) else env}
-    check_start(chosen, RunOptions(**run_options), **given)
+    asked = build_config(config_class(chosen), values) if config is None else config
+    check_start(chosen, asked, RunOptions(**run_options), **given)  # before a dataset is fetched
     applied: list[Setting] | None = None
     if config is None:
-        build_config(config_class(chosen), values)  # mistakes are told before a dataset is fetched
         applied = settings_of(
             name, chosen, dataset=dataset, data_dir=run_options.get("data_dir"), env=env, env_kwargs=env_kwargs or {}
         )
@@ -143,13 +143,18 @@ def train(
 
 
 def check_start(
-    algorithm: type[Any], options: RunOptions, *, dataset: Named | None = None, env: EnvironmentSource | None = None
+    algorithm: type[Any],
+    config: Config,
+    options: RunOptions,
+    *,
+    dataset: Named | None = None,
+    env: EnvironmentSource | None = None,
 ) -> None:
     """Raise for what can be known to be wrong before a dataset is fetched or made, or a run directory is made."""
     check_run(options)
     if options.run_dir is not None:
         refuse_existing_run(options.run_dir)
-    named, _ = check_task(algorithm, options, dataset, env)
+    named, _ = check_task(algorithm, config, options, dataset, env)
     if named is not None:
         try_named_environment(algorithm, options, env)
 
@@ -183,7 +188,7 @@ def start(
     """
     check_reserved(type(config))
     needs = needs_of(algorithm)
-    plays = needs.plays(dataset is not None or options.dataset is not None)
+    plays = needs.plays(dataset is not None or options.dataset is not None, config.online)
     if not options.online_steps:
         config = config.for_run(options.steps)
     options = absolute(options)
@@ -194,7 +199,7 @@ def start(
     path = Path(options.run_dir) if options.run_dir else None
     if path is not None:
         refuse_existing_run(path)
-    task = load_task(algorithm, options, dataset, env)
+    task = load_task(algorithm, config, options, dataset, env)
     trainer = _Trainer(algorithm, config, options, task, device, networks, env is not None)
     for row in _set_aside(name, algorithm, config, options, task) if applied is None else ():
         trainer.notices.append(f"settings that do not apply beside a config of your own: {row}")
@@ -312,7 +317,7 @@ def resume(
     check_run(options)
     resolved = choose_device(options.device)
     with locked(run.path):
-        task = load_task(chosen, options, dataset, _environment(run, options, env))
+        task = load_task(chosen, config, options, dataset, _environment(run, options, env))
         check_dataset(run, task)
         _check_environment(run, task, given=env is not None)
         notices = [f"from step {last or 0:,} on: {text}" for text in differences(begun_config, config)]
@@ -396,7 +401,7 @@ class _Trainer:
             torch.set_num_threads(options.threads)
         domain, needs = task.domain, needs_of(algorithm)
         self.options, self.device, self.task = options, device, task
-        self.plays = needs.plays(task.data is not None)
+        self.plays = needs.plays(task.data is not None, config.online)
         replay: Any = None if task.data is None else domain.dataset_replay(task, algorithm, options, device)
         self.algorithm = build_algorithm(
             algorithm,

@@ -13,6 +13,7 @@ import herdbook
 from herdbook.cli.main import main
 from herdbook.core.config import Config
 from herdbook.core.needs import Needs
+from herdbook.datasets.load import load_dataset
 from herdbook.experiments.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, needs_of
 from herdbook.experiments.options import GROUPS, RunOptions, descriptions, options_for
 from herdbook.experiments.train import resume, train
@@ -26,7 +27,7 @@ from herdbook.online.sac import SAC, SACConfig
         ({"data": "optional"}, "expected environment=True or 'optional' beside data='optional', got False"),
         ({"data": 1}, "expected data as True, False or 'optional', got 1"),
         ({"data": "yes"}, "expected data as True, False or 'optional', got 'yes'"),
-        ({"environment": "optional"}, "expected data='optional' beside environment='optional', got data=False"),
+        ({"environment": "optional"}, "expected data=True or 'optional' beside environment='optional', got data=False"),
         ({"data": True, "agents": "two"}, "expected agents among one, many, got 'two'"),
         ({"data": True, "actions": "continuous"}, "expected actions among box, discrete, any, got 'continuous'"),
         ({"environment": True, "interaction": "stepwise"}, "expected interaction among steps, rollouts, episodes"),
@@ -58,6 +59,13 @@ def test_which_needs_make_an_algorithm_play(data: Any, environment: Any, plays: 
     for has_data in (False, True):
         if plays[has_data] is not None:
             assert needs.plays(has_data) is plays[has_data]
+
+
+def test_with_data_for_certain_the_config_says_whether_it_plays() -> None:
+    needs = Needs(data=True, environment="optional")
+    assert needs.plays(True, online=True) and not needs.plays(True, online=False)
+    assert needs.demonstrations and not replace(needs, data="optional").demonstrations
+    assert Needs(data=True, environment=True).demonstrations and not Needs(data=True).demonstrations
 
 
 class Silent:
@@ -210,8 +218,16 @@ def test_data_beside_an_environment_are_demonstrations(small_dataset: str, capsy
     assert again.checkpoints.last() == 25 and Guided.handed[4:] == [120, 120]
     with pytest.raises(UserError, match="online_steps: expected 0, all steps of Guided are those of an environment"):
         train(Guided, config=SMALL, dataset=small_dataset, env="Pendulum-v1", online_steps=5, run_dir="r", **SHORT)
+
+
+def test_without_env_it_learns_in_the_environment_of_its_demonstrations(small_dataset: str) -> None:
+    run = train(Guided, config=SMALL, dataset=small_dataset, run_dir="own", **SHORT)
+    assert run.config["environment"]["id"] == "Pendulum-v1" and run.checkpoints.last() == 20
+    nameless = replace(load_dataset(small_dataset), environment=None)
+    with pytest.raises(UserError, match="names no environment to learn in; name one with --env"):
+        train(Guided, config=SMALL, dataset=nameless, run_dir="r", **SHORT)
     with pytest.raises(UserError, match="an environment to learn in; got none"):
-        train(Guided, config=SMALL, dataset=small_dataset, run_dir="r", **SHORT)
+        train(Guided, config=SMALL, run_dir="r", **SHORT)
 
 
 # --- needs against behaviour ----------------------------------------------------------------------------------------
