@@ -343,7 +343,7 @@ ORDER = {
     ),
     "experiments": (
         {"catalogue", "settings", "sides"},
-        {"environments", "options"},
+        {"environments", "options", "rewards"},
         {"domain", "records"},
         {"many_agents", "single_agent"},
         {"domains"},

@@ -1,0 +1,74 @@
+"""Learned rewards by name: the directory of a saved reward, or a run that learned one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from herdbook.core.runs import Run, RunError
+from herdbook.core.types import Spec
+from herdbook.experiments.catalogue import UserError
+from herdbook.irl.rewards import HEADER, LearnedReward, RewardError, load_reward
+
+REWARDS = "rewards"
+"""The folder of a run that holds `seed_<n>`, the learned reward of each seed."""
+
+
+def reward_directory(text: str | Path, seed: int | None = None) -> Path:
+    """The directory of a saved reward: `text` itself, or `rewards/seed_<seed>` in the run `text`.
+
+    `seed` can be left out where there is one reward. Raises UserError, with what was expected, if there is none, if a
+    run has several and no seed is given, and if a seed is given for a directory that holds one reward.
+    """
+    path = Path(text)
+    if (path / HEADER).is_file():
+        if seed is not None:
+            raise UserError(f"{path}: expected no seed, because the directory holds one reward; got {seed}")
+        return path
+    try:
+        run = Run(path)
+    except RunError as error:
+        wanted = f"a directory with {HEADER}, or a run with {REWARDS}/seed_<n>"
+        raise UserError(f"{path}: expected a learned reward ({wanted}), got neither") from error
+    found = {each: path / REWARDS / f"seed_{each}" for each in run.seeds}
+    found = {each: directory for each, directory in found.items() if (directory / HEADER).is_file()}
+    if not found:
+        cause = f"{run.algorithm} run without {REWARDS}/seed_<n>"
+        advice = "name a run of an algorithm that learns a reward, trained to its end"
+        raise UserError(f"{path}: expected a run that learned a reward, got a {cause}; {advice}")
+    if seed is None and len(found) == 1:
+        return next(iter(found.values()))
+    if seed not in found:
+        came = "none" if seed is None else seed
+        advice = f"or name one directory, such as {next(iter(found.values()))}"
+        raise UserError(f"{path}: expected one of the seeds {', '.join(map(str, found))}, got {came}; {advice}")
+    return found[seed]
+
+
+def named_reward(
+    text: str | Path,
+    seed: int | None = None,
+    *,
+    spec: Spec | None = None,
+    where: str = "",
+    device: str | torch.device = "cpu",
+) -> LearnedReward:
+    """The learned reward of a directory or a run.
+
+    Args:
+        text: A directory that `LearnedReward.save` wrote, or a run directory.
+        seed: The seed of a run that learned several rewards.
+        spec: The task or dataset for which the reward is meant; its spaces are checked.
+        where: Name of that task or dataset in messages.
+        device: Device of the reward.
+
+    Raises UserError as `reward_directory` does, for damaged files, and for a reward of other spaces.
+    """
+    try:
+        reward = load_reward(reward_directory(text, seed), device=device)
+        if spec is not None:
+            reward.check_spaces(spec, where or str(text))
+    except RewardError as error:
+        raise UserError(str(error)) from error
+    return reward
