@@ -21,6 +21,7 @@ from herdbook.core.trees import indexed, write
 from herdbook.core.types import Array, RewardFunction, Segments, Spec, Steps, TimeLimit, Transitions, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.layout import positions_in_episodes
+from herdbook.datasets.rewards import PlayedRewards
 from herdbook.datasets.rings import Rings, positions_of, ring_sizes, saved_rings
 from herdbook.datasets.sampling import check_discount, checked_time_limit, drawn_numbers
 from herdbook.datasets.tables import Table, check_memory, empty_table, gathered, restore, table_bytes, to_table
@@ -73,6 +74,7 @@ class ReplayBuffer(Growing):
         device: torch.device | str = "cpu",
         time_limit: TimeLimit = "bootstrap",
         frame_stack: int = 1,
+        reward: PlayedRewards | None = None,
         reward_transform: Callable[[Tensor], Tensor] | None = None,
     ) -> ReplayBuffer:
         """An empty replay for `lanes` environments that step together and hold `capacity // lanes` steps each.
@@ -80,7 +82,8 @@ class ReplayBuffer(Growing):
         `frame_stack` is the largest stack that will be gathered: a step is dropped with the first of its frames. The
         ring of observation rows has room for the final observations if episodes last 8 steps or more on average, and
         for episodes of any length if a lane holds at most 1024 steps. With shorter episodes the oldest steps are
-        dropped sooner. `reward_transform` maps rewards `[N]` when they are gathered; stored rewards stay as they are.
+        dropped sooner. `reward` replaces the rewards of steps when they are added. `reward_transform` maps rewards
+        `[N]` when they are gathered; stored rewards stay as they are.
 
         Raises MemoryError, with the number of bytes, if the replay does not fit.
         """
@@ -108,13 +111,14 @@ class ReplayBuffer(Growing):
             positions=zeros(torch.int32),
         )
         self._drawable = self._returns_to_go = None
-        self._reward_transform = reward_transform
+        self._played_rewards, self._reward_transform = reward, reward_transform
         self._tables = {name: tree_map(Table, getattr(self, f"_{name}")) for name in ("observations", *_STEP_TABLES)}
         self._rings, self._lanes, self.frame_stack = Rings(capacity, lanes, frame_stack), lanes, frame_stack
         return self
 
     def _fill(self, time_limit: TimeLimit, **tables: Any) -> None:
         self.time_limit = checked_time_limit(time_limit)
+        self._played_rewards: PlayedRewards | None = None
         self._reward_transform: Callable[[Tensor], Tensor] | None = None
         self._tables: dict[str, Any] = {}  # online: each table as a `Table`, the observations as a tree of them
         self._observations: Tree = tables["observations"]  # leaves [rows, …]
@@ -338,6 +342,7 @@ class ReplayBuffer(Growing):
         rings, count, tables = self._rings, tuple(np.shape(steps.rewards)[:1]), self._tables
         if rings is None:
             raise TypeError("an offline replay does not grow; build one with ReplayBuffer.online")
+        steps = steps if self._played_rewards is None else self._played_rewards(steps)
         columns: dict[str, Tree] = {
             name: self._checked(name, tables[name], getattr(steps, name), count)
             for name in ("actions", "rewards", "terminated", "truncated")

@@ -1,14 +1,18 @@
-"""Named reward transforms, which datasets and runs record."""
+"""Named reward transforms, which datasets and runs record, and learned rewards of the steps that are played."""
 
 from __future__ import annotations
 
 import difflib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from herdbook.core.trees import mapped
+from herdbook.core.types import Array, RewardFunction, Steps, Transitions
 from herdbook.datasets.episodes import DataError, Episodes
 
 logger = logging.getLogger("herdbook")
@@ -72,6 +76,37 @@ def transform_rewards(episodes: Episodes, name: str) -> Episodes:
     """The same steps with transformed rewards, recorded in `transforms`. Raises as `reward_map`."""
     mapping = reward_map(name, episodes)
     return episodes if name == "none" else episodes.with_rewards(mapping(episodes.rewards), mapping.text)
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedRewards:
+    """Replaces the rewards of environment steps by those of a reward function, as the steps are played."""
+
+    reward: RewardFunction
+    discount: float  # γ of a shaped reward
+    device: str | torch.device = "cpu"
+
+    def __call__(self, steps: Steps) -> Steps:
+        """Steps `[T, lanes, …]` with other rewards. Raises ValueError for rewards of another shape or not finite."""
+        if not len(steps.rewards):
+            return steps
+        transitions = Transitions(
+            observations=mapped(self._flat, steps.observations),
+            actions=self._flat(steps.actions),
+            rewards=self._flat(steps.rewards.astype(np.float32)),
+            discounts=self._flat(self.discount * (~steps.terminated).astype(np.float32)),
+            next_observations=mapped(self._flat, steps.next_observations),
+        )
+        rewards = self.reward(transitions)
+        if rewards.shape != transitions.rewards.shape:
+            expected, got = list(transitions.rewards.shape), list(rewards.shape)
+            raise ValueError(f"expected the reward function to give {expected}, got {got}")
+        if not bool(rewards.isfinite().all()):
+            raise ValueError("expected finite rewards of the reward function, got NaN or infinity")
+        return replace(steps, rewards=rewards.cpu().numpy().astype(np.float64).reshape(steps.rewards.shape))
+
+    def _flat(self, values: Array) -> Tensor:
+        return torch.as_tensor(np.asarray(values), device=self.device).flatten(0, 1)
 
 
 def _return_range(episodes: Episodes) -> RewardMap:

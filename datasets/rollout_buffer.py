@@ -11,6 +11,7 @@ from torch import Tensor
 
 from herdbook.core.growing import Growing
 from herdbook.core.types import Array, Segments, Steps, TimeLimit, Tree, to_numpy, tree_map
+from herdbook.datasets.rewards import PlayedRewards
 from herdbook.datasets.rings import position_after, positions_of
 from herdbook.datasets.sampling import checked_time_limit
 
@@ -19,7 +20,8 @@ class RolloutBuffer(Growing):
     """Filled by `extend` and `add`, as `ReplayBuffer`, and emptied by `take`.
 
     time_limit: "terminal" turns every truncation into a termination.
-    reward_transform: maps rewards `[T, lanes]` float32 when they are added.
+    reward: replaces the rewards of steps when they are added.
+    reward_transform: maps rewards `[T, lanes]` float32 when they are added, after `reward`.
     """
 
     def __init__(
@@ -27,9 +29,10 @@ class RolloutBuffer(Growing):
         *,
         device: torch.device | str = "cpu",
         time_limit: TimeLimit = "bootstrap",
+        reward: PlayedRewards | None = None,
         reward_transform: Callable[[Array], Array] | None = None,
     ) -> None:
-        self.reward_transform = reward_transform
+        self.reward, self.reward_transform = reward, reward_transform
         self.device, self.time_limit = torch.device(device), checked_time_limit(time_limit)
         self._blocks: list[dict[str, Tree]] = []
         self._positions: Array | None = None  # position of each lane's next step in its episode
@@ -46,6 +49,7 @@ class RolloutBuffer(Growing):
         """
         if not len(steps.rewards):
             return
+        steps = steps if self.reward is None else self.reward(steps)
         with np.errstate(over="ignore"):
             rewards = steps.rewards.astype(np.float32)
         if not np.isfinite(rewards).all():

@@ -47,6 +47,8 @@ class ManyAgents:
         return isinstance(data, JointEpisodes)
 
     def check_options(self, options: RunOptions) -> None:
+        if options.reward is not None:
+            raise UserError(f"reward: expected none for many agents, got {options.reward}")
         if options.reward_transform != "none":
             raise UserError(
                 f"reward_transform: expected none for many agents, got {options.reward_transform}; "

@@ -71,6 +71,9 @@ class RunOptions:
     """auto (cuda if there is a GPU, else cpu), cpu, cuda, cuda:1, ..."""
     time_limit: Literal["bootstrap", "terminal"] = _option("bootstrap", "run")
     """At a truncation, bootstrap from the next value, or treat the time limit as the end of the task."""
+    reward: str | None = _option(None, "data", "one agent")
+    """A learned reward to learn from: the directory of a saved reward, or a run that learned one. It replaces the
+    rewards of the dataset and the environment, without its shaping; reported returns do not change."""
     reward_transform: str = _option("none", "data", "one agent")
     """Transform of the rewards that are learned from; reported returns do not change. none, minus_one: r - 1 (antmaze),
     clip: to [-1, 1] (Atari), scale:X, shift:X. For datasets also return_range: r * 1000 / (best - worst return in the
