@@ -37,9 +37,6 @@ def reward(step: Transitions) -> torch.Tensor:
 
 EXPECTED = [[0 + 0 + 0.5 + 0.007, 1000 + 10 + 5.5 + 0.007], [100 + 20 + 0 + 0.007, 1100 + 10 + 6.0 + 0.007]]
 """By step, then by lane."""
-    [0 + 0 + 0.5 + 0.007, 1000 + 10 + 5.5 + 0.007],
-    [100 + 20 + 0 + 0.007, 1100 + 10 + 6.0 + 0.007],
-]  # [T, lanes]
 
 
 def test_played_rewards_by_hand() -> None:
