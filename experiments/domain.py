@@ -64,6 +64,8 @@ class Task:
     references: ReferenceScores | None = None
     opponents: Mapping[str, Any] = field(default_factory=dict)
     """Which agents learn and who plays the others, as keyword arguments of the domain's player; empty: all learn."""
+    reward: Any = None
+    """A `LearnedReward` that replaces the rewards which are learned from, or None."""
     max_steps: int | None = None
     """Episodes are cut off after this many steps, on top of the environment's own limit."""
 
@@ -121,8 +123,8 @@ class Domain(Protocol):
     def spec_from_state(self, state: Mapping[str, Any]) -> Any:
         """The inverse of `spec_state`."""
 
-    def transformed(self, data: Data, transform: str) -> Data:
-        """Episodes with the run's transform of rewards."""
+    def transformed(self, data: Data, transform: str, reward: Any) -> Data:
+        """Episodes with the run's learned reward, if it is not None, and then its transform of rewards."""
 
     def transforms(self, data: Data) -> list[str]:
         """The transforms that episodes have gone through."""

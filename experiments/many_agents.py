@@ -100,8 +100,8 @@ class ManyAgents:
     def spec_from_state(self, state: Mapping[str, Any]) -> JointSpec:
         return joint_spec_from_state(state)
 
-    def transformed(self, data: JointEpisodes, transform: str) -> JointEpisodes:
-        return data  # `check_options` refuses every transform
+    def transformed(self, data: JointEpisodes, transform: str, reward: Any) -> JointEpisodes:
+        return data  # `check_options` refuses every transform and learned reward
 
     def transforms(self, data: JointEpisodes) -> list[str]:
         return []

@@ -15,6 +15,7 @@ from herdbook.experiments.catalogue import UserError, nearest
 from herdbook.experiments.options import RESERVED, RunOptions
 
 OTHERS = "others"  # the folder of a run for the policies of its opponents
+REWARD = "reward"  # the folder of a run for the learned reward that it learns from
 
 
 def build_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
@@ -193,12 +194,13 @@ def absolute(options: RunOptions) -> RunOptions:
         options,
         others=options.others if options.others == "random" else str(Path(options.others).expanduser().resolve()),
         dataset=options.dataset if dataset is None else str(dataset.resolve()),
+        reward=None if options.reward is None else str(Path(options.reward).expanduser().resolve()),
         data_dir=None if options.data_dir is None else str(Path(options.data_dir).expanduser().resolve()),
     )
 
 
 def options_of(run: Run) -> RunOptions:
-    """The options of a run; its opponents come from its own directory. Raises RunError for invalid ones."""
+    """The options of a run; opponents and learned reward come from its own directory. Raises RunError for bad ones."""
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in run.options.items()
@@ -206,6 +208,8 @@ def options_of(run: Run) -> RunOptions:
     }
     if (run.path / OTHERS).is_dir():
         known["others"] = str(run.path / OTHERS)
+    if (run.path / REWARD).is_dir():
+        known["reward"] = str(run.path / REWARD)
     try:
         return RunOptions(**known)
     except (UserError, TypeError) as error:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from herdbook.core.runs import Run, RunError
 from herdbook.core.types import Spec
 from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.domain import Networks
+from herdbook.experiments.records import REWARD
+from herdbook.experiments.restore import restore
 from herdbook.irl.rewards import HEADER, LearnedReward, RewardError, load_reward
 
 REWARDS = "rewards"
@@ -72,3 +78,44 @@ def named_reward(
     except RewardError as error:
         raise UserError(str(error)) from error
     return reward
+
+
+def write_rewards(run: Run, algorithm: type[Any], networks: Networks | None = None) -> None:
+    """Write the learned reward of each seed of a finished run to `rewards/seed_<n>`, each whole or not at all.
+
+    They are those of the last checkpoint; of a seed that stopped early, those of its last good one.
+    """
+    for seed in run.seeds:
+        restored = restore(run, algorithm, None, seed, "cpu", networks)
+        learned: LearnedReward = restored.algorithm.reward(restored.seed_index)
+        dataset = run.config["dataset"] or {}
+        about = {
+            "algorithm": run.algorithm,
+            "run": run.path.name,
+            "seed": seed,
+            "step": restored.step,
+            "dataset": {name: dataset.get(name) for name in ("source", "fingerprint")},
+            "config": run.config["config"],
+        }
+        target = run.path / REWARDS / f"seed_{seed}"
+        temporary = target.with_name(f".{target.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        replace(learned, about={**about, **learned.about}).save(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+
+
+def rewards_written(run: Run) -> bool:
+    """True if `write_rewards` has written the rewards of all seeds."""
+    return all((run.path / REWARDS / f"seed_{seed}" / HEADER).is_file() for seed in run.seeds)
+
+
+def keep_reward(run: Run, reward: LearnedReward | None) -> None:
+    """Copy the reward function that a run learns from into its directory, unless it is there."""
+    target = run.path / REWARD
+    if reward is None or target.is_dir():
+        return
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    reward.save(temporary)
+    temporary.rename(target)

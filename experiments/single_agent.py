@@ -36,14 +36,16 @@ from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.minari import environment_json, write_minari
 from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.prioritised import PrioritisedReplay
+from herdbook.datasets.relabel import relabel
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rewards import FROM_DATA, RewardMap, reward_map, transform_rewards
+from herdbook.datasets.rewards import FROM_DATA, PlayedRewards, RewardMap, reward_map, transform_rewards
 from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.evaluation.evaluate import evaluate, score
 from herdbook.evaluation.scores import find_references, score_line
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.domain import EVALUATION_ENVIRONMENTS, Networks, Recorded, Task, drawn
 from herdbook.experiments.options import RunOptions
+from herdbook.irl.rewards import LearnedReward
 
 
 class SingleAgent:
@@ -109,8 +111,10 @@ class SingleAgent:
     def spec_from_state(self, state: Mapping[str, Any]) -> Spec:
         return spec_from_state(state)
 
-    def transformed(self, data: Episodes, transform: str) -> Episodes:
+    def transformed(self, data: Episodes, transform: str, reward: LearnedReward | None) -> Episodes:
         try:
+            if reward is not None:
+                data = relabel(data, reward, discount=reward.discount, description=f"reward: {reward.digest()}")
             return transform_rewards(data, transform)
         except DataError:
             raise
@@ -135,26 +139,31 @@ class SingleAgent:
         return ReplayBuffer(task.data.episodes, device=device, time_limit=options.time_limit)
 
     def empty_replays(self, task: Task, algorithms: Sequence[Any], options: RunOptions, device: str) -> list[Any]:
-        return [self.storage(task.spec, algorithm, options, device) for algorithm in algorithms]
+        return [self.storage(task, algorithm, options, device) for algorithm in algorithms]
 
-    def storage(self, spec: Spec, algorithm: Any, options: RunOptions, device: str) -> Any:
+    def storage(self, task: Task, algorithm: Any, options: RunOptions, device: str) -> Any:
         """Storage of one seed's steps: a rollout for on-policy algorithms, else a replay, prioritised on request."""
         c, transform = algorithm.config, reward_transform(options.reward_transform)
+        reward = played_rewards(task.reward, device)
         if algorithm.needs.on_policy:
-            return RolloutBuffer(device=device, time_limit=options.time_limit, reward_transform=transform)
-        if c.scale_rewards and options.reward_transform != "none":
-            raise UserError(
-                "scale_rewards: expected reward_transform none beside it, since the scale is that of the rewards as "
-                f"they were played; got {options.reward_transform}"
+            return RolloutBuffer(
+                device=device, time_limit=options.time_limit, reward=reward, reward_transform=transform
             )
+        for name, changed in (("reward_transform", options.reward_transform != "none"), ("reward", reward is not None)):
+            if c.scale_rewards and changed:
+                raise UserError(
+                    f"scale_rewards: expected no {name} beside it, since the scale is that of the rewards as they were "
+                    f"played; got {getattr(options, name)}"
+                )
         try:
             replay = ReplayBuffer.online(
-                spec,
+                task.spec,
                 c.replay_steps,
                 options.lanes(algorithm.needs),
                 device=device,
                 time_limit=options.time_limit,
                 frame_stack=c.frame_stack,
+                reward=reward,
                 reward_transform=transform,
             )
         except (ValueError, MemoryError) as error:
@@ -202,6 +211,7 @@ class SingleAgent:
                         device=device,
                         time_limit=options.time_limit,
                         frame_stack=algorithms.config.frame_stack,
+                        reward=played_rewards(task.reward, device),
                         reward_transform=rewards,
                     ),
                     options.online_share,
@@ -264,6 +274,11 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         given = self.env.step(action)
         self.frames.append(drawn(self.env.render))
         return given
+
+
+def played_rewards(reward: LearnedReward | None, device: str) -> PlayedRewards | None:
+    """The learned reward of the steps that are played; None for the environment's."""
+    return None if reward is None else PlayedRewards(reward.to(device), reward.discount, device)
 
 
 def reward_transform(name: str, data: Recorded | None = None) -> RewardMap | None:

@@ -24,7 +24,9 @@ from herdbook.experiments.domains import domain_for, domain_of
 from herdbook.experiments.environments import as_recorded, environment_record, same_record, trusted, with_arguments
 from herdbook.experiments.opponents import opponents_of
 from herdbook.experiments.options import RunOptions, literal_pairs
+from herdbook.experiments.rewards import named_reward
 from herdbook.experiments.settings import Setting, settings_for
+from herdbook.irl.rewards import LearnedReward
 
 Named = str | Path | Data
 """A dataset: what `load_dataset` takes, or episodes."""
@@ -93,6 +95,7 @@ def _environment_task(algorithm: type[Any], options: RunOptions, source: Environ
         environment=source,
         references=references,
         opponents=opponents,
+        reward=_reward(options, spec, "--env"),
         max_steps=options.max_steps,
     )
 
@@ -119,15 +122,23 @@ def _dataset_task(algorithm: type[Any], options: RunOptions, dataset: Named, sou
     place = with_arguments(recorded if source is None else as_recorded(source, recorded), arguments)
     if recorded is not None and not same_record(environment_record(place), environment_record(recorded)):
         references = None  # those of the dataset's environment say nothing about another one
+    spec = domain.bounded(domain.data_spec(given), options.action_bounds)
+    reward = _reward(options, spec, given.source)
     return Task(
         domain=domain,
-        data=Recorded(given=given, episodes=domain.transformed(given, options.reward_transform)),
-        spec=domain.bounded(domain.data_spec(given), options.action_bounds),
+        data=Recorded(given=given, episodes=domain.transformed(given, options.reward_transform, reward)),
+        reward=reward,
+        spec=spec,
         environment=place,
         references=references,
         opponents=opponents_of(options),
         max_steps=options.max_steps,
     )
+
+
+def _reward(options: RunOptions, spec: Any, where: str) -> LearnedReward | None:
+    """The learned reward that a run learns from, without its shaping; None for the rewards as they are."""
+    return None if options.reward is None else named_reward(options.reward, spec=spec, where=where).unshaped()
 
 
 def settings_of(

@@ -28,7 +28,7 @@ from herdbook.core.runs import (
 )
 from herdbook.core.threads import default_threads, keep_threads, multiplications_of, usable_cores
 from herdbook.experiments.build import build_algorithm, choose_device
-from herdbook.experiments.catalogue import UserError, config_class, nearest, needs_of
+from herdbook.experiments.catalogue import ALGORITHMS, UserError, config_class, nearest, needs_of
 from herdbook.experiments.domain import Networks, Task
 from herdbook.experiments.environments import (
     environment_from_record,
@@ -55,6 +55,7 @@ from herdbook.experiments.records import (
     without_schedules,
 )
 from herdbook.experiments.restore import algorithm_of, resolve
+from herdbook.experiments.rewards import keep_reward, rewards_written, write_rewards
 from herdbook.experiments.settings import Setting
 from herdbook.experiments.tasks import (
     Named,
@@ -118,7 +119,7 @@ def train(
     if "learn" in run_options:
         learn = run_options["learn"]
         run_options["learn"] = (learn,) if isinstance(learn, str) else tuple(learn)
-    for path in ("run_dir", "data_dir", "others"):
+    for path in ("run_dir", "data_dir", "others", "reward"):
         if run_options.get(path) is not None:
             run_options[path] = str(run_options[path])
     if dataset is not None:
@@ -230,7 +231,10 @@ def start(
             (run.path / "config.json").unlink()  # nothing has begun; the same command may be given again
             raise
         keep_opponents(run, task.opponents)
+        keep_reward(run, task.reward)
         trainer.run(run, options, reporter)
+        if needs.reward:
+            write_rewards(run, algorithm, networks)
     return Run(run.path)
 
 
@@ -304,6 +308,10 @@ def resume(
             check_length(run.path / name, size)
         if rates:
             raise UserError(f"set: expected more steps beside it, {run.path} is finished at step {last}")
+        if algorithm is not None or run.algorithm in ALGORITHMS:
+            _, chosen = algorithm_of(run, algorithm)
+            if needs_of(chosen).reward and not rewards_written(run):  # a kill may have come before them
+                write_rewards(run, chosen, networks)
         return run, False
     _, chosen = algorithm_of(run, algorithm)
     check_networks(run, networks)
@@ -340,7 +348,10 @@ def resume(
             run.update_config(**record)
         if restart:
             trainer.notices += [f"the lines of before are kept in {kept}" for kept in run.set_aside()]
+        keep_reward(run, task.reward)
         trainer.run(run, options, reporter)
+        if needs_of(chosen).reward:
+            write_rewards(run, chosen, networks)
     return Run(run.path), True
 
 

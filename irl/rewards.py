@@ -10,6 +10,7 @@ are the moments of member k over the transitions that it was learned from.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -217,6 +218,16 @@ class LearnedReward:
             if not alike(own, theirs):
                 raise RewardError(f"{where}: expected the {name} {own} of the reward function, got {theirs}")
 
+    def to(self, device: str | torch.device) -> Self:
+        """The same reward function on a device."""
+        return replace(self, members=tuple(tree_map(lambda value: value.to(device), one) for one in self.members))
+
+    def digest(self) -> str:
+        """A hash of all parameters, spaces and settings, hexadecimal; `about` does not count."""
+        tree, tensors = encode(self._state())
+        text = json.dumps(tree, sort_keys=True).encode()
+        return hashlib.sha256(text + safetensors.torch.save(tensors)).hexdigest()
+
     def unshaped(self) -> Self:
         """g of eq. 1, without the shaping h."""
         if not self.design.shaped:
@@ -231,20 +242,21 @@ class LearnedReward:
         """Write `reward.safetensors` and `reward.json` to a directory, which is created; returns it."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        state = {
+        tree, tensors = encode({**self._state(), "about": dict(self.about)})
+        safetensors.torch.save_file(tensors, directory / TENSORS)
+        header = {"format": FORMAT, "sha256": digest(directory / TENSORS), **tree}
+        (directory / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False) + "\n")
+        return directory
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "design": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self.design).items()},
             "spec": spec_state(self.spec),
             "discount": self.discount,
             "standardise": self.standardise,
             "members": [dict(parameters) for parameters in self.members],
             "moments": [list(pair) for pair in self.moments],
-            "about": dict(self.about),
         }
-        tree, tensors = encode(state)
-        safetensors.torch.save_file(tensors, directory / TENSORS)
-        header = {"format": FORMAT, "sha256": digest(directory / TENSORS), **tree}
-        (directory / HEADER).write_text(json.dumps(header, indent=1, allow_nan=False) + "\n")
-        return directory
 
 
 def load_reward(directory: str | Path, *, device: str | torch.device = "cpu") -> LearnedReward:
