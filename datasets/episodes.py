@@ -138,6 +138,11 @@ class Episodes(Recorded["Episodes"]):
             **{"episode_metadata": metadata if any(metadata) else (), **fields},
         )
 
+    @property
+    def num_sampled(self) -> int:
+        """Number of steps that a replay samples: those in `mask`."""
+        return self.num_steps if self.mask is None else int(self.mask.sum())
+
     def returns(self) -> Array:
         """Undiscounted return of each episode. `[episodes]` float64"""
         return np.add.reduceat(self.rewards, self.offsets[:-1])

@@ -48,7 +48,7 @@ class Recorded:
     """The dataset of a run."""
 
     given: Data
-    """As it was loaded."""
+    """As it was loaded, or the demonstrations that the run chooses among it."""
     episodes: Data
     """With the run's own transform of rewards."""
 
@@ -103,8 +103,11 @@ class Domain(Protocol):
     def check_actions(self, spec: Any, needs: Needs, algorithm: str) -> None:
         """Raise ValueError for actions that the algorithm cannot take."""
 
-    def cautions(self, task: Task, config: Config) -> list[str]:
-        """Notices about what an algorithm would learn in a task that its user may not expect."""
+    def cautions(self, task: Task, config: Config, plays: bool) -> list[str]:
+        """Notices about what an algorithm would learn in a task that its user may not expect.
+
+        plays: True if it interacts while it learns, so that a dataset of the task holds demonstrations.
+        """
 
     def environment_spec(
         self, source: EnvironmentSource, observation_keys: tuple[str, ...] | None, opponents: Mapping[str, Any]
@@ -122,6 +125,9 @@ class Domain(Protocol):
 
     def spec_from_state(self, state: Mapping[str, Any]) -> Any:
         """The inverse of `spec_state`."""
+
+    def chosen(self, data: Data, options: RunOptions) -> Data:
+        """The part of a dataset that the run learns from."""
 
     def transformed(self, data: Data, transform: str, reward: Any) -> Data:
         """Episodes with the run's learned reward, if it is not None, and then its transform of rewards."""

@@ -56,11 +56,13 @@ class ManyAgents:
             )
         if options.online_steps:
             raise UserError(f"online_steps: expected 0 for data of many agents, got {options.online_steps}")
+        for name, value in options.part_of_data.items():
+            raise UserError(f"{name}: expected none for data of many agents, got {value}")
 
     def check_actions(self, spec: JointSpec, needs: Needs, algorithm: str) -> None:
         """Nothing to check: the constructor of each algorithm raises ValueError and names the algorithms that fit."""
 
-    def cautions(self, task: Task, config: Config) -> list[str]:
+    def cautions(self, task: Task, config: Config, plays: bool) -> list[str]:
         source = task.environment if task.data is None else task.data.given.environment
         record = environment_record(source) if config.team_reward else None
         sides = None if record is None else sides_of(record["id"], task.spec.agents)
@@ -99,6 +101,9 @@ class ManyAgents:
 
     def spec_from_state(self, state: Mapping[str, Any]) -> JointSpec:
         return joint_spec_from_state(state)
+
+    def chosen(self, data: JointEpisodes, options: RunOptions) -> JointEpisodes:
+        return data  # `check_options` refuses to choose a part
 
     def transformed(self, data: JointEpisodes, transform: str, reward: Any) -> JointEpisodes:
         return data  # `check_options` refuses every transform and learned reward

@@ -17,6 +17,7 @@ _APPLIES: dict[str, Callable[[Needs], bool]] = {
     "always": lambda needs: True,
     "data": lambda needs: bool(needs.data),
     "one agent": lambda needs: needs.agents == "one",
+    "data of one agent": lambda needs: bool(needs.data) and needs.agents == "one",
     "many agents": lambda needs: needs.agents == "many",
     "fine-tuning": lambda needs: needs.agents == "one" and needs.environment is not True and not needs.demonstrations,
     "environments": lambda needs: bool(needs.environment) or needs.agents == "one",
@@ -47,6 +48,13 @@ class RunOptions:
     dataset: str | None = _option(None, "data", "data")
     """A Minari id (D4RL/pointmaze/umaze-v2), a recipe (classic/pendulum), a D4RL or d3rlpy file (.hdf5, .h5), or a
     Minari directory."""
+    demonstrations: int | None = _option(None, "data", "data of one agent", low=1)
+    """Number of the dataset's episodes that are learned from, the first ones. The default is all of them."""
+    subsample: int = _option(1, "data", "data of one agent", low=1)
+    """Learn from every K-th step of each episode, its first step among them. The default is every step."""
+    min_return: float | None = _option(None, "data", "data of one agent")
+    """Leave out the episodes with a lower return, before the first ones are counted. Returns are sums of the rewards in
+    the dataset."""
     steps: int = _option(100_000, "run", low=0)
     """Number of updates; for an algorithm that learns in an environment, environment steps of each seed."""
     online_steps: int = _option(0, "fine_tuning", "fine-tuning", low=0)
@@ -137,8 +145,19 @@ class RunOptions:
         check(0 < updates < math.inf, "online_updates", "a finite number above 0", updates)
         check(noise is None or 0 <= noise < math.inf, "online_noise", "a finite number of 0 or more", noise)
         check(share is None or 0 <= share <= 1, "online_share", "a number in [0, 1]", share)
+        least = self.min_return
+        check(least is None or math.isfinite(least), "min_return", "a finite number", least)
         check_bounds(self.action_bounds)
         literal_pairs(self.env_kwargs)
+
+    @property
+    def part_of_data(self) -> dict[str, Any]:
+        """The options that choose a part of the dataset and are not at their defaults, by name."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name in ("demonstrations", "subsample", "min_return") and getattr(self, f.name) != f.default
+        }
 
     @property
     def total_steps(self) -> int:

@@ -58,6 +58,8 @@ def check_task(
         raise UserError(f"{name} learns in an environment: give --env, not --dataset")
     if named is None and needs.data is True:
         raise UserError(f"{name} learns from a dataset: give --dataset (dataset= in Python)")
+    for part, value in options.part_of_data.items() if named is None else ():
+        raise UserError(f"{part}: expected a dataset beside it, of which {value} chooses a part; got none")
     plays = needs.plays(named is not None, config.online)
     if plays and options.online_steps:
         raise UserError(
@@ -117,6 +119,7 @@ def _dataset_task(algorithm: type[Any], options: RunOptions, dataset: Named, sou
         given = dataset
     domain = domain_of(given)
     check_domain(algorithm, domain)
+    given = domain.chosen(given, options)  # first, so that the spec's statistics are those of what is learned from
     arguments = literal_pairs(options.env_kwargs)
     recorded, references = given.environment, find_references(given.reference_scores, given.environment)
     place = with_arguments(recorded if source is None else as_recorded(source, recorded), arguments)
@@ -219,7 +222,7 @@ def check_dataset(run: Run, task: Task) -> None:
 
 
 def dataset_record(task: Task) -> dict[str, Any] | None:
-    """The record of a dataset in config.json; `given` describes it before the run's own transform of rewards."""
+    """The record of a dataset in config.json; `given` is without the run's own transform of rewards."""
     if task.data is None:
         return None
     episodes, given = task.data.episodes, task.data.given
