@@ -52,6 +52,13 @@ class Config:
         """Apply the function `require` to this config."""
         require(self, **bounds)
 
+    def require_one_of(self, **choices: tuple[str | None, ...]) -> None:
+        """Raise ValueError unless each of these fields has one of the values that are named for it."""
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                listed = ", ".join(map(str, allowed))
+                raise ValueError(f"{type(self).__name__}: expected {name} among {listed}, got {value!r}")
+
     def expect_together(self, switch: str, length: str) -> None:
         """Raise ValueError unless a schedule has a length if and only if it is on. `for_run` fills in the length."""
         on, value, name = getattr(self, switch), getattr(self, length), type(self).__name__

@@ -312,14 +312,30 @@ class DeterministicActor(Head):
 
 
 class SquashedGaussianActor(Head):
-    """tanh-Gaussian policy of SAC; log σ is clamped to [−20, 2] (Haarnoja et al. 2018)."""
+    """tanh-Gaussian policy of SAC; log σ is clamped to [−20, 2] (Haarnoja et al. 2018).
 
-    def __init__(self, space: spaces.Space[Any], action_size: int, hidden_sizes: Sequence[int]) -> None:
+    log_std_range: other bounds of log σ.
+    smooth: log σ is mapped into the bounds by a tanh instead of clamped, as in many later implementations of SAC.
+    """
+
+    def __init__(
+        self,
+        space: spaces.Space[Any],
+        action_size: int,
+        hidden_sizes: Sequence[int],
+        *,
+        log_std_range: tuple[float, float] = (-20, 2),
+        smooth: bool = False,
+    ) -> None:
         super().__init__(space, 2 * action_size, hidden_sizes)
+        self.low, self.high = log_std_range
+        self.smooth = smooth
 
     def forward(self, observations: Tree) -> SquashedNormal:  # type: ignore[override]
         mean, log_std = super().forward(observations).chunk(2, -1)
-        return SquashedNormal(mean, log_std.clamp(-20, 2))
+        if self.smooth:
+            log_std = self.low + (self.high - self.low) * (log_std.tanh() + 1) / 2
+        return SquashedNormal(mean, log_std if self.smooth else log_std.clamp(self.low, self.high))
 
 
 class GaussianActor(Head):

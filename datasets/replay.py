@@ -60,6 +60,7 @@ class ReplayBuffer(Growing):
         )
         self._drawable = None if episodes.mask is None else put(np.flatnonzero(episodes.mask))
         self._returns_to_go: Tensor | None = put(_returns_to_go(episodes))
+        self._initial_rows: Tensor | None = put(episodes.step_rows[episodes.offsets[:-1]])
         self._rings: Rings | None = None
         self._lanes = 1
         self.frame_stack = 2**31
@@ -110,7 +111,7 @@ class ReplayBuffer(Growing):
             last=zeros(torch.bool),
             positions=zeros(torch.int32),
         )
-        self._drawable = self._returns_to_go = None
+        self._drawable = self._returns_to_go = self._initial_rows = None
         self._played_rewards, self._reward_transform = reward, reward_transform
         self._tables = {name: tree_map(Table, getattr(self, f"_{name}")) for name in ("observations", *_STEP_TABLES)}
         self._rings, self._lanes, self.frame_stack = Rings(capacity, lanes, frame_stack), lanes, frame_stack
@@ -147,6 +148,15 @@ class ReplayBuffer(Growing):
     def nbytes(self) -> int:
         """Bytes of all tables; offline on the CPU, this includes the dataset's arrays."""
         return table_bytes([self._observations, *(getattr(self, f"_{name}") for name in _STEP_TABLES)])
+
+    def initial_observations(self) -> Tree:
+        """The first observation of every episode of the dataset, leaves `[episodes, …]`; subsampling drops none.
+
+        Raises TypeError online, where the first steps of an episode may have been overwritten.
+        """
+        if self._initial_rows is None:
+            raise TypeError("an online replay does not keep the first observation of every episode")
+        return gathered(self._observations, self._initial_rows)
 
     # --- sampling: draw, then gather ---------------------------------------------------------------------------------
 

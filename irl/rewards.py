@@ -2,17 +2,19 @@
 
     f(s, a, s′) = g(s, a) + γ (1 − terminated) h(s′) − h(s)        (1)  shaped: Fu et al. 2018, arXiv:1710.11248, eq. 4
     r(s, a, s′) = mean_k (r_k(s, a, s′) − μ_k) / σ_k               (2)  ensembles: Christiano et al. 2017, section 2.2.3
+    r(s, a, s′) = Q(s, a) − γ (1 − terminated) V(s′)               (3)  of a soft Q-function: Garg et al. 2021
 
 g is linear (no hidden layers) or a perceptron, of the state, the next state, state and action, or the whole transition.
 γ (1 − terminated) are the `discounts` of the transitions, so that shaping and the policy have the same γ. μ_k and σ_k
-are the moments of member k over the transitions that it was learned from.
+are the moments of member k over the transitions that it was learned from. V of (3) is exact for discrete actions,
+α log Σ_a exp(Q(s′, a) / α), and an estimate for continuous ones, see `SoftQReward`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +28,8 @@ from gymnasium import Space, spaces
 from torch import Tensor, nn
 
 from herdbook.core.checkpoint import decode, digest, encode
-from herdbook.core.learner import Parameters
-from herdbook.core.networks import MLP, Activation, Encoder
+from herdbook.core.learner import Learner, Parameters
+from herdbook.core.networks import MLP, Activation, Critic, Encoder, Head, SquashedGaussianActor
 from herdbook.core.policy import Scaling
 from herdbook.core.spaces import alike
 from herdbook.core.specs import spec_from_state, spec_state
@@ -36,7 +38,7 @@ from herdbook.core.types import Array, Spec, Transitions, Tree, tree_leaves, tre
 RewardInputs = Literal["state", "next_state", "state_action", "transition"]
 """What a reward depends on: s; s′; s and a; s, a and s′."""
 TENSORS, HEADER, FORMAT = "reward.safetensors", "reward.json", 1
-_ACTIVATIONS: dict[str, Activation] = {"relu": torch.relu, "tanh": torch.tanh}
+_ACTIVATIONS: dict[str, Activation] = {"relu": torch.relu, "tanh": torch.tanh, "elu": F.elu}
 
 
 class RewardError(ValueError):
@@ -45,22 +47,37 @@ class RewardError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardDesign:
-    """The form of a reward function. Raises ValueError for unknown inputs or activations."""
+    """The form of a reward function. Raises ValueError for unknown inputs or activations.
+
+    The implicit reward of a soft Q-function, eq. 3, depends on the whole transition: `RewardDesign.soft_q`.
+    """
 
     inputs: RewardInputs = "state_action"
     hidden_sizes: tuple[int, ...] = (64, 64)  # of g; none: g is linear in the encoded inputs
     shaped: bool = False  # add γ h(s′) − h(s), eq. 1
     shaping_sizes: tuple[int, ...] = (64, 64)  # hidden layers of h
-    activation: Literal["relu", "tanh"] = "relu"
+    activation: Literal["relu", "tanh", "elu"] = "relu"
+    form: Literal["network", "soft_q"] = "network"  # g, or the implicit reward of a soft Q-function
+    temperature: float = 1.0  # α of a soft Q-function; no effect on continuous actions
+    critics: int = 1  # Q-functions of a soft Q-function, of which the smallest counts
 
     def __post_init__(self) -> None:
         if self.inputs not in RewardInputs.__args__:  # type: ignore[attr-defined]
             raise ValueError(f"inputs: expected state, next_state, state_action or transition, got {self.inputs!r}")
         if self.activation not in _ACTIVATIONS:
             raise ValueError(f"activation: expected {' or '.join(_ACTIVATIONS)}, got {self.activation!r}")
+        if self.form == "soft_q" and (self.inputs != "transition" or self.shaped):
+            raise ValueError(f"soft_q: expected the inputs transition and no shaping, got {self.inputs!r}, {self.shaped}")
 
-    def build(self, scaling: Scaling) -> RewardNetwork | ShapedReward:
+    @classmethod
+    def soft_q(cls, **fields: Any) -> Self:
+        """The implicit reward of a soft Q-function, eq. 3. fields: the sizes and the activation of its networks, α, …"""
+        return cls(form="soft_q", inputs="transition", **fields)
+
+    def build(self, scaling: Scaling) -> RewardNetwork | ShapedReward | SoftQReward:
         """The module, with torch's default initialisation, for transitions in the units of `scaling`."""
+        if self.form == "soft_q":
+            return SoftQReward(self, scaling)
         base = RewardNetwork(self, scaling)
         if not self.shaped:
             return base
@@ -123,6 +140,49 @@ class ShapedReward(nn.Module):
         return self.base(transitions) + shaping  # type: ignore[no-any-return]  # eq. 1
 
 
+class SoftQReward(nn.Module):
+    """The implicit reward of eq. 3: transitions in the networks' units, `[B, …]` → rewards [B].
+
+    With continuous actions the reward shall be a function of the transition, so V(s′) is not sampled: it is estimated as
+    Q(s′, μ(s′)) at the mode μ of the policy, without the entropy α H(π(·|s′)), which is small at the temperatures of
+    imitation learning.
+    """
+
+    def __init__(self, design: RewardDesign, scaling: Scaling) -> None:
+        super().__init__()
+        space, size, hidden = scaling.observation_space, scaling.action_size, design.hidden_sizes
+        self.temperature = design.temperature
+        self.critic: Head | Critic
+        self.actor: SquashedGaussianActor | None = None
+        if scaling.discrete:
+            activation = _ACTIVATIONS[design.activation]
+            self.critic = Head(space, size, hidden, copies=design.critics, activation=activation)
+        else:
+            self.critic = Critic(space, size, hidden, copies=design.critics)
+            self.actor = SquashedGaussianActor(space, size, hidden)
+
+    def forward(self, transitions: Transitions) -> Tensor:
+        observations, following = transitions.observations, transitions.next_observations
+        if self.actor is None:
+            q = self.critic(observations).amin(0).gather(-1, transitions.actions.unsqueeze(-1)).squeeze(-1)  # [B]
+            value = soft_value(self.critic(following).amin(0), self.temperature)  # [B]
+        else:
+            q = self.critic(observations, transitions.actions).amin(0)  # [B]
+            value = self.critic(following, self.actor(following).mode()).amin(0)  # [B]
+        return implicit_reward(q, value, transitions.discounts)
+
+
+def soft_value(q: Tensor, temperature: float) -> Tensor:
+    """V(s) = α log Σ_a exp(Q(s, a) / α). q: [*B, n] → [*B]."""
+    value: Tensor = temperature * (q / temperature).logsumexp(-1)
+    return value
+
+
+def implicit_reward(q: Tensor, next_value: Tensor, discounts: Tensor) -> Tensor:
+    """Eq. 3. q: Q(s, a) [*C, B]; next_value: V(s′) [B]; discounts: γ (1 − terminated) [B] → [*C, B]."""
+    return q - discounts * next_value
+
+
 def shaping_term(potential: Tensor, next_potential: Tensor, discounts: Tensor) -> Tensor:
     """The shaping of eq. 1. potential: h(s); next_potential: h(s′); discounts: γ (1 − terminated); all [B] → [B]."""
     return discounts * next_potential - potential
@@ -155,8 +215,13 @@ class LearnedReward:
             raise ValueError(f"expected standard deviations above 0, got {[std for _, std in self.moments]}")
         device = next(iter(self.members[0].values())).device
         scaling = Scaling(self.spec, standardise=self.standardise, device=device)
+        module = self.design.build(scaling).to(device)
+        expected = {name: tuple(value.shape) for name, value in module.named_parameters()}
+        for member in self.members:
+            if (found := {name: tuple(value.shape) for name, value in member.items()}) != expected:
+                raise ValueError(f"expected members with the parameters {expected} of the design, got {found}")
         object.__setattr__(self, "_scaling", scaling)
-        object.__setattr__(self, "_module", self.design.build(scaling).to(device))
+        object.__setattr__(self, "_module", module)
 
     @torch.no_grad()
     def __call__(self, transitions: Transitions) -> Tensor:
@@ -257,6 +322,13 @@ class LearnedReward:
             "members": [dict(parameters) for parameters in self.members],
             "moments": [list(pair) for pair in self.moments],
         }
+
+
+def joined_parameters(learner: Learner, names: Iterable[str], seed_index: int) -> Parameters:
+    """Copies of one seed's parameters of several networks, `critic.…`, as those of one module that holds them all."""
+    return {
+        f"{name}.{key}": value.clone() for name in names for key, value in learner.parameters_of(name, seed_index).items()
+    }
 
 
 def load_reward(directory: str | Path, *, device: str | torch.device = "cpu") -> LearnedReward:
