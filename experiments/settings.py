@@ -210,6 +210,38 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     *(
         Setting(
+            algorithm="iq_learn",
+            patterns=patterns,
+            config={"temperature": temperature},
+            source="offline, the authors' code, Div99/IQ-Learn, scripts/run_offline.sh",
+        )
+        for patterns, temperature in ((("CartPole-v*", "LunarLander-v*"), 0.001), (("Acrobot-v*",), 0.01))
+    ),
+    *(
+        Setting(
+            algorithm="iq_learn",
+            patterns=patterns,
+            config={
+                "online": True,
+                "value_term": value_term,
+                "chi2": "both",
+                "temperature": temperature,
+                "tau": 0.005,
+                "hidden_sizes": (256, 256),
+                "critic_lr": 3e-4,
+                "actor_lr": 3e-5,
+                "batch_size": 256,
+            },
+            source="online, the authors' code, Div99/IQ-Learn, scripts/run_mujoco.sh",
+        )
+        for patterns, value_term, temperature in (
+            (("Hopper-v*", "Walker2d-v*"), "initial", 0.01),
+            (("HalfCheetah-v*",), "all", 0.01),
+            (("Ant-v*",), "all", 0.001),
+        )
+    ),
+    *(
+        Setting(
             algorithm=name,
             **_GAMES,
             config={"frame_stack": 4, "hidden_sizes": (512,), "batch_size": 32},

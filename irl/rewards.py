@@ -67,11 +67,13 @@ class RewardDesign:
         if self.activation not in _ACTIVATIONS:
             raise ValueError(f"activation: expected {' or '.join(_ACTIVATIONS)}, got {self.activation!r}")
         if self.form == "soft_q" and (self.inputs != "transition" or self.shaped):
-            raise ValueError(f"soft_q: expected the inputs transition and no shaping, got {self.inputs!r}, {self.shaped}")
+            raise ValueError(
+                f"soft_q: expected the inputs transition and no shaping, got {self.inputs!r}, {self.shaped}"
+            )
 
     @classmethod
     def soft_q(cls, **fields: Any) -> Self:
-        """The implicit reward of a soft Q-function, eq. 3. fields: the sizes and the activation of its networks, α, …"""
+        """The implicit reward of a soft Q-function, eq. 3; `fields` are those of its networks, and α."""
         return cls(form="soft_q", inputs="transition", **fields)
 
     def build(self, scaling: Scaling) -> RewardNetwork | ShapedReward | SoftQReward:
@@ -143,7 +145,7 @@ class ShapedReward(nn.Module):
 class SoftQReward(nn.Module):
     """The implicit reward of eq. 3: transitions in the networks' units, `[B, …]` → rewards [B].
 
-    With continuous actions the reward shall be a function of the transition, so V(s′) is not sampled: it is estimated as
+    A reward must be a function of the transition, so with continuous actions V(s′) is not sampled. It is estimated as
     Q(s′, μ(s′)) at the mode μ of the policy, without the entropy α H(π(·|s′)), which is small at the temperatures of
     imitation learning.
     """
@@ -327,7 +329,9 @@ class LearnedReward:
 def joined_parameters(learner: Learner, names: Iterable[str], seed_index: int) -> Parameters:
     """Copies of one seed's parameters of several networks, `critic.…`, as those of one module that holds them all."""
     return {
-        f"{name}.{key}": value.clone() for name in names for key, value in learner.parameters_of(name, seed_index).items()
+        f"{name}.{key}": value.clone()
+        for name in names
+        for key, value in learner.parameters_of(name, seed_index).items()
     }
 
 
