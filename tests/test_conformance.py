@@ -23,7 +23,8 @@ from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_class
 
-NAMES = sorted(n for n, where in ALGORITHMS.items() if where.startswith(("herdbook.offline.", "herdbook.online.")))
+FAMILIES = ("herdbook.offline.", "herdbook.online.", "herdbook.irl.")
+NAMES = sorted(name for name, where in ALGORITHMS.items() if where.startswith(FAMILIES))
 ON_POLICY = [name for name in NAMES if algorithm_class(name).needs.on_policy]
 """They train one seed at a time."""
 BATCHED = [name for name in NAMES if name not in ON_POLICY]
@@ -37,8 +38,10 @@ SMALL = {
     "target_period": 3,
     "epochs": 2,
     "critic_epochs": 2,
+    "actor_warmup_steps": 0,
+    "evaluate_by": "mode",
 }
-"""Fields that make any algorithm fast, where it has them."""
+"""Fields that make any algorithm fast and its evaluated policy deterministic, where it has them."""
 STABLE = {"normalise_observations": True, "scale_rewards": True}
 SLOWED = {"max_grad_norm": 0.05, "decay_lr": True, "decay_steps": 2_000}
 NOISY = {"parameter_noise": 0.2}
@@ -64,6 +67,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "a2c": [{"normalise_observations": True, "scale_rewards": True, "decay_lr": True, "decay_steps": 500}],
     "trpo": [{"normalise_observations": True, "scale_rewards": True}],
     "reinforce": [{**STABLE, "max_grad_norm": 0.05}, {"baseline": False}],
+    "iq_learn": [
+        {"value_term": "initial", "chi2": "none", "standardise_observations": True},
+        {"online": True, "value_term": "all", "chi2": "both", "tau": 0.01, "critics": 2},
+    ],
+    "ls_iq": [{"policy_term": "replay", "cap_entropy": False, "standardise_observations": True, "critics": 2}],
+    "sqil": [{"tune_temperature": False}],
 }
 """Further settings under which the learner does something else."""
 
@@ -176,7 +185,8 @@ class Trial:
         known = {field.name for field in dataclasses.fields(config)}
         small = {key: value for key, value in SMALL.items() if key in known}
         self.spec = episodes.spec()
-        self.algorithm = cls(config(**{**small, **changes}), self.spec, **setup)
+        shown = {"demonstrations": ReplayBuffer(episodes)} if cls.needs.demonstrations else {}
+        self.algorithm = cls(config(**{**small, **changes}), self.spec, **shown, **setup)
         self.replay: Any = Played(self.spec) if name in ON_POLICY else ReplayBuffer(episodes)
         self.generators = [torch.Generator().manual_seed(100 + seed) for seed in self.algorithm.learner.seeds]
         if self.algorithm.needs.follows and self.algorithm.follows is not None:
@@ -537,6 +547,14 @@ BAD = {
     "backtracks": [0],
     "shrinkage": [0.0, 1.1],
     "critic_epochs": [0],
+    "value_term": ["both", None],
+    "chi2": ["all", None],
+    "chi2_scale": [0.0],
+    "critics": [0],
+    "evaluate_by": ["mean"],
+    "regularisation": [0.0],
+    "policy_term": ["all", None],
+    "actor_warmup_steps": [-1],
 }
 
 

@@ -337,6 +337,60 @@ SOURCES: dict[str, Source] = {
             "initial_std": (1.0, 0.61),
         },
     ),
+    # Div99/IQ-Learn, iq_learn: conf/config.yaml, conf/method/iq.yaml, conf/env/cartpole.yaml, agent/softq_models.py
+    # (OfflineQNetwork) and scripts/run_offline.sh; actor's rate: scripts/run_mujoco.sh
+    "iq_learn": Source(
+        same={
+            "value_term": "expert",
+            "chi2": "expert",
+            "chi2_scale": 0.5,
+            "temperature": 0.001,
+            "discount": 0.99,
+            "tau": None,
+            "critics": 1,
+            "batch_size": 32,
+            "critic_lr": 1e-4,
+            "actor_lr": 3e-5,
+            "hidden_sizes": (64, 64),
+            "evaluate_by": None,
+            "warmup_steps": 1_280,
+            "updates_per_step": 1.0,
+        },
+        differs={"replay_steps": (500_000, 25_000)},
+        own={"online": False, "standardise_observations": False},
+    ),
+    # robfiras/ls-iq: examples/01_LSIQ/04_episode_25/lsiq_experiments.py and 02_episode_5/launcher.py
+    "ls_iq": Source(
+        same={
+            "regularisation": 0.5,
+            "policy_term": "value",
+            "temperature": 1e-3,
+            "critics": 1,
+            "batch_size": 256,
+            "critic_lr": 3e-4,
+            "actor_lr": 3e-5,
+            "warmup_steps": 10_000,
+            "actor_warmup_steps": 15_000,
+            "updates_per_step": 1.0,
+            "replay_steps": 1_000_000,
+            **WIDE,
+            **SOFT,
+        },
+        differs={"cap_entropy": (True, False)},
+        own={"standardise_observations": False},
+    ),
+    # Reddy et al. 2020, arXiv:1905.11108, algorithm 1: soft Q-learning at α = 1; the rest is that of `sac`
+    "sqil": Source(
+        same={
+            "temperature": 1.0,
+            "tune_temperature": True,
+            "batch_size": 128,
+            "lr": 3e-4,
+            **{name: of("sac")[name] for name in ("warmup_steps", "updates_per_step", "replay_steps")},
+            **WIDE,
+            **SOFT,
+        }
+    ),
     "independent_q": Source(
         same=EPYMARL,
         differs={**EPYMARL_DIFFERS, "reward_centring": (False, True), "team_reward": (False, True)},
