@@ -38,6 +38,7 @@ class Needs:
     acting: tuple[str, ...] = ()  # networks that its policies read, whose parameters are sent to worker processes
     goes_online: bool = False  # its method `go_online()` is called once before fine-tuning in an environment
     reward: bool = False  # learns a reward function, which its method `reward(seed_index)` returns
+    dynamics: bool = False  # reads the transition probabilities of a tabular environment, passed as `mdp`
     online_noise: float = 0.0  # σ of the noise on a deterministic policy's Box actions in fine-tuning, per half range
 
     def __post_init__(self) -> None:
@@ -66,13 +67,16 @@ class Needs:
             raise ValueError(f"Needs: expected acting as a tuple of names, got {self.acting!r}")
         if not 0 <= self.online_noise < math.inf:
             raise ValueError(f"Needs: expected online_noise >= 0 and finite, got {self.online_noise}")
+        if self.dynamics and self.agents != "one":
+            raise ValueError("Needs: expected agents='one' beside dynamics=True, got 'many'")
         if self.environment and self.interaction == "episodes" and not self.acting:
             raise ValueError("Needs: expected acting=(…), the networks that play whole episodes; got none")
 
     @property
     def demonstrations(self) -> bool:
         """True if its constructor takes the replay of the dataset, or None, as `demonstrations`."""
-        return bool(self.data) and (self.environment is True or (self.data is True and bool(self.environment)))
+        plays_too = self.environment is True or (self.data is True and bool(self.environment))
+        return bool(self.data) and (plays_too or self.dynamics)
 
     @property
     def on_policy(self) -> bool:

@@ -42,12 +42,14 @@ def build_algorithm(
     networks: Networks | None = None,
     compile: str = "off",
     demonstrations: Any = None,
+    mdp: Any = None,
 ) -> Any:
     """Construct an algorithm for the spaces of `spec`: one of all seeds, or a `SeedBySeed`.
 
     Seeds train one by one where the algorithm `plays`, or is fine-tuned later, and where it cannot train them together.
     `networks` and `compile` are passed only where they are used, so that a user's own class need not know them;
-    `demonstrations`, a replay or None, is passed where `needs.demonstrations`.
+    `demonstrations`, a replay or None, is passed where `needs.demonstrations`, and `mdp`, an `MDP` or None, where
+    `needs.dynamics`.
 
     Raises UserError if it cannot learn in these spaces.
     """
@@ -57,6 +59,8 @@ def build_algorithm(
         optional["compile"] = True
     if needs.demonstrations:
         optional["demonstrations"] = demonstrations
+    if needs.dynamics:
+        optional["mdp"] = mdp
     try:
         domain_for(needs).check_actions(spec, needs, algorithm.__name__)
         if plays or config.recurrent or not needs.seeds_together:

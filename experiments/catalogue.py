@@ -39,6 +39,8 @@ ALGORITHMS = {
     "matd3": "herdbook.marl.matd3:MATD3",
     "matd3_bc": "herdbook.marl.matd3_bc:MATD3BC",
     "qmix_cql": "herdbook.marl.qmix_cql:QMIXCQL",
+    "maxent_irl": "herdbook.irl.maxent_irl:MaxEntIRL",
+    "mce_irl": "herdbook.irl.mce_irl:MCEIRL",
 }
 SUMMARIES = {
     "bc": "behaviour cloning, continuous or discrete",
@@ -67,6 +69,8 @@ SUMMARIES = {
     "matd3": "MADDPG with twin delayed critics (Ackermann et al. 2019)",
     "matd3_bc": "MATD3 with behaviour cloning, many agents, from a dataset",
     "qmix_cql": "QMIX with conservative Q-learning, many agents, from a dataset",
+    "maxent_irl": "maximum entropy inverse RL, known dynamics (Ziebart et al. 2008)",
+    "mce_irl": "maximum causal entropy inverse RL, known dynamics (Ziebart 2010)",
 }
 
 

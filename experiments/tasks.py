@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import herdbook.tabular.environment  # noqa: F401  # importing it registers our environments
 from herdbook.core.book import Evaluate
 from herdbook.core.config import Config
 from herdbook.core.environments import EnvironmentSource, EnvironmentUnavailable, describe_environment
@@ -27,6 +26,8 @@ from herdbook.experiments.options import RunOptions, literal_pairs
 from herdbook.experiments.rewards import named_reward
 from herdbook.experiments.settings import Setting, settings_for
 from herdbook.irl.rewards import LearnedReward
+from herdbook.tabular.environment import model_of  # importing it registers our environments
+from herdbook.tabular.mdp import MDP
 
 Named = str | Path | Data
 """A dataset: what `load_dataset` takes, or episodes."""
@@ -178,6 +179,19 @@ def trusted_task(task: Task, given: bool) -> Task:
     if task.environment is None:
         raise UserError(f"{task.source}: names no environment to learn in; name one with --env")
     return replace(task, environment=trusted(task.environment, given))
+
+
+def known_model(task: Task, given: bool) -> MDP:
+    """The `MDP` of the task's environment, whose rewards and discount the algorithm does not read.
+
+    Raises UserError where there is no environment, or none whose model is known.
+    """
+    if task.environment is None:
+        raise UserError(f"{task.source}: names no environment, whose transition probabilities are needed; give --env")
+    try:
+        return model_of(trusted_task(task, given).place, discount=1.0)
+    except ValueError as error:  # EnvironmentUnavailable too
+        raise UserError(str(error)) from error
 
 
 def make_evaluation(

@@ -62,6 +62,7 @@ from herdbook.experiments.tasks import (
     check_dataset,
     check_task,
     dataset_record,
+    known_model,
     load_task,
     make_evaluation,
     settings_of,
@@ -424,6 +425,7 @@ class _Trainer:
             networks=networks,
             compile=options.compile,
             demonstrations=replay,
+            mdp=known_model(task, env_given or options.env is not None) if needs.dynamics else None,
         )
         env_given = env_given or options.env is not None
         self.evaluate, notice = make_evaluation(

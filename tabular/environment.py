@@ -6,6 +6,7 @@ Importing this module registers `herdbook/GridWorld-v0` and `herdbook/Maze-v0`; 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import gymnasium
@@ -13,6 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from herdbook.core.environments import EnvironmentSource, make_environment
 from herdbook.tabular.gridworld import GOAL, MOVES, PIT, GridWorld, random_maze
 from herdbook.tabular.mdp import MDP
 
@@ -145,6 +147,26 @@ class MazeEnv(GridWorldEnv):
 
     def __init__(self, rows: int = 5, columns: int = 5, maze_seed: int = 0, **options: Any) -> None:
         super().__init__(random_maze(rows, columns, np.random.default_rng(maze_seed)), **options)
+
+
+def model_of(source: EnvironmentSource, *, discount: float) -> MDP:
+    """The MDP of an environment with a known model: an `MDPEnv`, a gridworld, or one that `MDP.from_gymnasium` reads.
+
+    Time limits and other wrappers are not part of it. Raises EnvironmentUnavailable where the environment cannot be
+    made, and ValueError if its model is not known or its observations are not the states.
+    """
+    env = make_environment(source)
+    try:
+        inner = env.unwrapped
+        if not isinstance(env.observation_space, spaces.Discrete):
+            raise ValueError(f"{inner}: expected states as Discrete observations, got {env.observation_space}")
+        if isinstance(inner, GridWorldEnv):
+            return inner.grid.mdp(discount=discount)
+        if isinstance(inner, MDPEnv):
+            return replace(inner.mdp, discount=discount)
+        return MDP.from_gymnasium(env, discount=discount)
+    finally:
+        env.close()
 
 
 for _name, _class in {"GridWorld": GridWorldEnv, "Maze": MazeEnv}.items():

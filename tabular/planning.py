@@ -201,8 +201,15 @@ def occupancy(mdp: MDP, policy: ArrayLike) -> Floats:
     """The occupancy measure d_π(s, a) = Σ_t γᵗ P(s_t = s, a_t = a), eq. 7. policy: [S, A] → [S, A].
 
     It is 0 in terminal states, sums to 1 / (1 − γ) if there are none, and satisfies Σ d(s, a) r(s, a) = Σ μ(s) V^π(s).
+    Over a finite horizon, the policy is one per step, [T, S, A], and the sum is over t = 0 … T − 1.
+
     Raises ValueError as `evaluate_policy` does, but with γ = 1 episodes need only end from the states that are reached.
     """
+    if np.ndim(policy) == 3:
+        policies, states = np.asarray(policy, np.float64), visitation(mdp, policy)[:-1]
+        weights = mdp.discount ** np.arange(len(policies))
+        summed: Floats = np.einsum("t,ts,tsa->sa", weights, np.where(mdp.ends, 0.0, states), policies)
+        return summed
     pi = check_policy(mdp, policy)
     chain = _chain(mdp, pi)
     inside, steps = _within(mdp, chain, _closure(mdp.initial > 0, chain.T))
