@@ -38,14 +38,15 @@ def oracle(first: Array, second: Array) -> Array:
 def mistaken(first: Array, second: Array, uniform: Array, *, error: float = 0.1) -> Array:
     """The oracle's label, flipped where `uniform` is below `error`."""
     label = oracle(first, second)
-    given: Array = np.where(uniform < error, 1 - label, label)
-    return given
+    flipped: Array = np.where(uniform < error, 1 - label, label)
+    return flipped
 
 
 def noisy(first: Array, second: Array, uniform: Array, *, beta: float = 1.0) -> Array:
     """Labels 0 or 1 by the Bradley-Terry model: 1 where `uniform` is below σ(β (Σ r₂ − Σ r₁))."""
     difference = np.clip(beta * (second.sum(1) - first.sum(1)), -500, 500)  # exp overflows beyond 709
-    return (uniform < 1 / (1 + np.exp(-difference))).astype(np.float64)
+    label: Array = (uniform < 1 / (1 + np.exp(-difference))).astype(np.float64)
+    return label
 
 
 def myopic(first: Array, second: Array, *, gamma: float = 0.9) -> Array:
@@ -132,7 +133,7 @@ def labelled_pairs(
             break
     else:
         raise DataError(
-            f"{episodes.source}: expected {pairs} labels, got {count}: {teacher} answers too few of {_ROUNDS * pairs} pairs"
+            f"{episodes.source}: expected {pairs} labels, got {count} for {_ROUNDS * pairs} pairs: {teacher} answers too few"
         )
     numbers, starts, labels = (np.concatenate(parts)[:pairs] for parts in zip(*found, strict=True))
     if (labels == 0.5).all():

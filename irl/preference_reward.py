@@ -34,7 +34,7 @@ _BOOTSTRAP = 201  # stream of randomness from which the pairs of each member are
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceRewardConfig(Config):
-    """Settings of reward learning from preferences; the defaults are those of B-Pref (docs/algorithms.md)."""
+    """Settings of reward learning from preferences; the defaults and their sources are in docs/algorithms.md."""
 
     algorithm: ClassVar[str] = "preference_reward"
     teacher: PairSource = "oracle"  # simulated teacher who labels the pairs, or stored: the pairs in the dataset
@@ -44,9 +44,9 @@ class PreferenceRewardConfig(Config):
     members: int = 3  # reward functions in the ensemble, eq. 3
     bootstrap: bool = True  # each member learns from its own sample of the pairs, with replacement
     discount: float = 1.0  # γ in the sums of eq. 1
-    batch_size: int = 128  # pairs per update, for each member
+    batch_size: int = 64  # pairs per update, for each member
     lr: float = 3e-4  # learning rate
-    hidden_sizes: tuple[int, ...] = (256, 256)  # widths of the hidden layers of each member
+    hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the hidden layers of each member
     standardise_observations: bool = True  # networks see (s − μ) / (σ + 1e-3), μ and σ of the dataset; vectors only
 
     def __post_init__(self) -> None:
