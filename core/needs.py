@@ -37,8 +37,10 @@ class Needs:
     follows: bool = False  # its attribute `follows` receives every environment step once; None: no statistics are kept
     acting: tuple[str, ...] = ()  # networks that its policies read, whose parameters are sent to worker processes
     goes_online: bool = False  # its method `go_online()` is called once before fine-tuning in an environment
+    preferences: bool = False  # learns from pairs of segments of the dataset, which is passed as `demonstrations`
     reward: bool = False  # learns a reward function, which its method `reward(seed_index)` returns
     dynamics: bool = False  # reads the transition probabilities of a tabular environment, passed as `mdp`
+    policy: bool = True  # learns a policy, which its method `policy(seed_index)` returns; else nothing is evaluated
     online_noise: float = 0.0  # σ of the noise on a deterministic policy's Box actions in fine-tuning, per half range
 
     def __post_init__(self) -> None:
@@ -65,6 +67,10 @@ class Needs:
             raise ValueError(f"Needs: expected environment=True beside interaction={self.interaction!r}, got False")
         if not isinstance(self.acting, tuple):
             raise ValueError(f"Needs: expected acting as a tuple of names, got {self.acting!r}")
+        if self.preferences and (self.data is not True or self.environment):
+            raise ValueError("Needs: expected data=True and no environment beside preferences=True")
+        if not self.policy and (not self.reward or self.environment):
+            raise ValueError("Needs: expected reward=True and no environment beside policy=False")
         if not 0 <= self.online_noise < math.inf:
             raise ValueError(f"Needs: expected online_noise >= 0 and finite, got {self.online_noise}")
         if self.dynamics and self.agents != "one":
@@ -75,8 +81,8 @@ class Needs:
     @property
     def demonstrations(self) -> bool:
         """True if its constructor takes the replay of the dataset, or None, as `demonstrations`."""
-        plays_too = self.environment is True or (self.data is True and bool(self.environment))
-        return bool(self.data) and (plays_too or self.dynamics)
+        beside = self.environment is True or (self.data is True and bool(self.environment))
+        return bool(self.data) and (beside or self.preferences or self.dynamics)
 
     @property
     def on_policy(self) -> bool:

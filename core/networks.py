@@ -250,10 +250,11 @@ class Head(nn.Module):
         self.encoder = Encoder(space)
         self.mlp = MLP(self.encoder.size, outputs, hidden_sizes, copies=copies, activation=activation)
 
-    def forward(self, observations: Tree) -> Tensor:
+    def forward(self, observations: Tree, kept: Tensor | None = None) -> Tensor:
+        """kept: as in `MLP.forward`."""
         # The encoder would return a vector unchanged.
         features = observations if self.encoder.kind == "vector" else self.encoder(observations)
-        return self.mlp(features)  # type: ignore[no-any-return]  # torch's is untyped
+        return self.mlp(features, kept)  # type: ignore[no-any-return]  # torch's is untyped
 
 
 class StateValue(Head):
@@ -262,7 +263,7 @@ class StateValue(Head):
     def __init__(self, space: spaces.Space[Any], hidden_sizes: Sequence[int]) -> None:
         super().__init__(space, 1, hidden_sizes)
 
-    def forward(self, observations: Tree) -> Tensor:
+    def forward(self, observations: Tree) -> Tensor:  # type: ignore[override]
         return super().forward(observations).squeeze(-1)
 
 
@@ -307,8 +308,8 @@ class Critic(JointHead):
 class DeterministicActor(Head):
     """tanh policy of DDPG and TD3: [B, …] → actions [B, A] in [−1, 1]."""
 
-    def forward(self, observations: Tree) -> Tensor:
-        return super().forward(observations).tanh()
+    def forward(self, observations: Tree, kept: Tensor | None = None) -> Tensor:
+        return super().forward(observations, kept).tanh()
 
 
 class SquashedGaussianActor(Head):
@@ -386,7 +387,7 @@ class OnPolicyValue(Head):
         super().__init__(space, 1, hidden_sizes, activation=torch.tanh)
         orthogonal_(self.mlp, last_gain=1.0)
 
-    def forward(self, observations: Tree) -> Tensor:
+    def forward(self, observations: Tree) -> Tensor:  # type: ignore[override]
         return super().forward(observations).squeeze(-1)
 
 

@@ -19,6 +19,7 @@ from herdbook.core.spaces import cast
 from herdbook.core.types import Array, Spec, Tree
 from herdbook.datasets import validation
 from herdbook.datasets.layout import offsets_of, positions_in_episodes, row_offsets
+from herdbook.datasets.preferences import PreferencePairs
 from herdbook.datasets.recorded import Recorded, digest, joined, space_text, summary
 from herdbook.datasets.validation import DataError, located
 
@@ -62,6 +63,8 @@ class Episodes(Recorded["Episodes"]):
     """Changes of the recorded values, in order: `"rewards: minus_one"`."""
     mask: Array | None = None
     """`[steps]` bool: the steps that a replay samples; None: all."""
+    preferences: PreferencePairs | None = None
+    """Labelled pairs of segments of these episodes."""
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -93,6 +96,12 @@ class Episodes(Recorded["Episodes"]):
                 wanted, came = f"{self.num_steps} steps with at least one True", f"shape {self.mask.shape} with"
                 raise DataError(f"{source}: expected a mask of {wanted}, got {came} {int(self.mask.sum())}")
         self._check_metadata()
+        if self.preferences is not None:
+            self.preferences.check_inside(source, self.lengths())
+
+    def _of_episodes(self, chosen: Array) -> dict[str, Any]:
+        pairs = None if self.preferences is None else self.preferences.selected(chosen, len(self))
+        return {**super()._of_episodes(chosen), "preferences": pairs}
 
     def _truncated_at_open_ends(self) -> Array:
         last = self.offsets[1:] - 1
@@ -176,7 +185,8 @@ class Episodes(Recorded["Episodes"]):
     def concat(self, *others: Episodes) -> Episodes:
         """These episodes followed by those of `others`.
 
-        Environment and reference scores are kept if all parts agree. Notes in `transforms` and `learned_by` are joined.
+        Environment and reference scores are kept if all parts agree. Notes in `transforms`, `learned_by` and
+        preferences are joined.
         A part without a mask counts as all True. Raises DataError unless spaces, observation keys and reward transforms
         are equal.
         """
@@ -200,6 +210,7 @@ class Episodes(Recorded["Episodes"]):
             **{name: joined(self.source, name, [getattr(p, name) for p in parts]) for name in recorded},
             mask=None if all(p.mask is None for p in parts) else np.concatenate(masks),
             transforms=(*(note for _, note in notes), *self._reward_transforms()),
+            preferences=_joined_preferences(parts),
             **self._followed_by(others),
         )
 
@@ -243,10 +254,22 @@ class Episodes(Recorded["Episodes"]):
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of every array and of both spaces."""
+        """SHA-256 (hex) of every array and of both spaces; preferences are no part of it."""
         arrays = self._arrays(("observations", "actions", "rewards", "terminated", "truncated", "offsets", "mask"))
         parts = (("observation", self.observation_space), ("action", self.action_space))
         return digest(arrays, [f"{name} {space_text(part)};" for name, part in parts])
+
+
+def _joined_preferences(parts: tuple[Episodes, ...]) -> PreferencePairs | None:
+    """The pairs of all parts, numbered as the concatenated episodes."""
+    found: PreferencePairs | None = None
+    shift = 0
+    for part in parts:
+        if part.preferences is not None:
+            moved = part.preferences.shifted(shift)
+            found = moved if found is None else found.joined(moved)
+        shift += len(part)
+    return found
 
 
 def _check_episode(source: str, number: int, item: Mapping[str, Any], length: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium import Space, spaces
 
 from herdbook.core.environments import EnvironmentSpec, make_environment, registered_only
@@ -15,10 +16,13 @@ from herdbook.datasets.d4rl import over_d4rl_horizon
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.layout import row_offsets
 from herdbook.datasets.learned import learned_metadata, read_learned
+from herdbook.datasets.preferences import PreferencePairs, pairs_from_record
 from herdbook.datasets.validation import bounded_actions, located
 
 TRANSFORMS = "herdbook_transforms"
 """The metadata key that keeps `Episodes.transforms`."""
+PREFERENCES = "herdbook_preferences"
+"""The metadata key of preference pairs: {"format": 1, "episodes", "starts", "lengths", "labels", "labelled_by"}."""
 
 
 def read_minari(
@@ -79,7 +83,32 @@ def read_minari(
         source=source,
         transforms=(*metadata.get(TRANSFORMS, ()), *notes),
         learned_by=read_learned(source, metadata),
+        preferences=pairs_from_record(source, metadata[PREFERENCES]) if PREFERENCES in metadata else None,
     )
+
+
+def save_preferences(pairs: PreferencePairs, dataset: str | Path, *, data_dir: str | Path | None = None) -> Path:
+    """Store preference pairs in the metadata of a Minari dataset on this machine, in place of earlier ones.
+
+    The recorded steps do not change. In plain Minari, the pairs are
+    `minari.load_dataset(id).storage.metadata["herdbook_preferences"]`, in the form of `PreferencePairs.record`; other
+    programs store them with `storage.update_metadata`. Returns the folder of the dataset.
+
+    Raises DataError if there is no such dataset of one agent, if a segment does not lie within an episode, and for a
+    dataset of Minari before 0.5, which has no metadata.json.
+    """
+    from minari.dataset.minari_storage import MinariStorage
+
+    folder, metadata = storage.read_metadata(dataset, data_dir=data_dir)
+    if not (folder / storage.MINARI_FILES[0]).is_file() or storage.JOINT in metadata:
+        raise DataError(
+            f"{dataset}: expected a dataset of one agent with {storage.MINARI_FILES[0]} (Minari 0.5 or later)"
+        )
+    stored = MinariStorage.read(folder)
+    episodes = stored.get_episode_metadata(range(stored.total_episodes))
+    pairs.check_inside(str(dataset), np.array([episode["total_steps"] for episode in episodes]))
+    stored.update_metadata({PREFERENCES: pairs.record()})
+    return folder
 
 
 def environment_of(source: str, metadata: Mapping[str, Any]) -> EnvironmentSpec | None:
@@ -131,6 +160,8 @@ def write_minari(episodes: Episodes, dataset_id: str, *, data_dir: str | Path | 
         known["env_spec"] = environment_json(episodes.environment)
     if episodes.transforms:
         known[TRANSFORMS] = list(episodes.transforms)
+    if episodes.preferences is not None:
+        known[PREFERENCES] = episodes.preferences.record()
     columns = [
         *storage.space_columns(space, "observations", unflatten_batch(space, episodes.observations), extra=1),
         storage.Column("actions", episodes.actions),

@@ -81,8 +81,8 @@ class Recorded(ABC, Generic[E]):
         return replace(
             self,
             **self._at(steps, rows),
+            **self._of_episodes(chosen),
             offsets=offsets_of(lengths),
-            episode_metadata=tuple(self.episode_metadata[i] for i in chosen) if self.episode_metadata else (),
         )
 
     def split(self, fraction: float, generator: np.random.Generator | None = None) -> tuple[Self, Self]:
@@ -114,6 +114,10 @@ class Recorded(ABC, Generic[E]):
         """Each field at these steps or rows; None for absent fields."""
         places = {**dict.fromkeys(self.step_fields, steps), **dict.fromkeys(self.row_fields, rows)}
         return {name: indexed(getattr(self, name), place) for name, place in places.items()}
+
+    def _of_episodes(self, chosen: Array) -> dict[str, Any]:
+        """The fields about whole episodes for the episodes with these numbers."""
+        return {"episode_metadata": tuple(self.episode_metadata[i] for i in chosen) if self.episode_metadata else ()}
 
     def _arrays(self, names: Iterable[str]) -> Iterator[tuple[str, Array]]:
         """(name for messages, array) of each array in these fields."""

@@ -32,7 +32,8 @@ class ReplayBuffer(Growing):
     """Uniform sampling of transitions and segments; implements `core.types.Replay`.
 
     `ReplayBuffer(episodes)` is offline; `ReplayBuffer.online(spec, …)` begins empty and grows by `extend` and `add`. On
-    the CPU an offline replay shares the memory of its `Episodes`. Its length is the number of steps to sample from.
+    the CPU an offline replay shares the memory of its `Episodes`, which are its `episodes` (None online). Its length is
+    the number of steps to sample from.
 
     time_limit: "terminal" zeroes the discount of a truncated step; "bootstrap" does not.
 
@@ -62,6 +63,7 @@ class ReplayBuffer(Growing):
         self._returns_to_go: Tensor | None = put(_returns_to_go(episodes))
         self._initial_rows: Tensor | None = put(episodes.step_rows[episodes.offsets[:-1]])
         self._rings: Rings | None = None
+        self.episodes: Episodes | None = episodes
         self._lanes = 1
         self.frame_stack = 2**31
 
@@ -111,7 +113,7 @@ class ReplayBuffer(Growing):
             last=zeros(torch.bool),
             positions=zeros(torch.int32),
         )
-        self._drawable = self._returns_to_go = self._initial_rows = None
+        self._drawable = self._returns_to_go = self._initial_rows = self.episodes = None
         self._played_rewards, self._reward_transform = reward, reward_transform
         self._tables = {name: tree_map(Table, getattr(self, f"_{name}")) for name in ("observations", *_STEP_TABLES)}
         self._rings, self._lanes, self.frame_stack = Rings(capacity, lanes, frame_stack), lanes, frame_stack

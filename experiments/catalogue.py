@@ -20,6 +20,8 @@ ALGORITHMS = {
     "discrete_cql": "herdbook.offline.discrete_cql:DiscreteCQL",
     "td3_bc": "herdbook.offline.td3_bc:TD3BC",
     "iql": "herdbook.offline.iql:IQL",
+    "preference_reward": "herdbook.irl.preference_reward:PreferenceReward",
+    "cpl": "herdbook.irl.cpl:CPL",
     "dqn": "herdbook.online.dqn:DQN",
     "ddpg": "herdbook.online.ddpg:DDPG",
     "td3": "herdbook.online.td3:TD3",
@@ -50,6 +52,8 @@ SUMMARIES = {
     "discrete_cql": "conservative Q-learning, discrete (Kumar et al. 2020)",
     "td3_bc": "TD3 with behaviour cloning (Fujimoto & Gu 2021)",
     "iql": "implicit Q-learning (Kostrikov et al. 2021)",
+    "preference_reward": "a reward ensemble from preferences (Christiano et al. 2017), no policy",
+    "cpl": "contrastive preference learning: a policy from preferences (Hejna et al. 2024)",
     "dqn": "deep Q-learning: double, dueling, prioritised, n-step (Mnih et al. 2015)",
     "ddpg": "deterministic policy gradients (Lillicrap et al. 2016)",
     "td3": "twin delayed DDPG (Fujimoto et al. 2018)",
@@ -118,6 +122,7 @@ def needs_of(algorithm: type[Any]) -> Needs:
         "round_steps": bool(found.environment) and found.interaction != "episodes",
         "go_online": found.goes_online,
         "reward": found.reward,
+        "policy": found.policy,
     }
     for method, wanted in expected.items():
         if wanted is not (method in dir(algorithm)):

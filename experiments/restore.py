@@ -63,7 +63,10 @@ class Restored:
     seed_index: int
 
     def policy(self, *, deterministic: bool = True) -> Policy:
-        """The policy of the seed that the checkpoint was chosen for."""
+        """The policy of the seed that the checkpoint was chosen for. Raises UserError where none was learned."""
+        if not self.algorithm.needs.policy:
+            name = self.algorithm.config.algorithm
+            raise UserError(f"{name} learns a reward and no policy; train a policy on it with --reward RUN")
         policy: Policy = self.algorithm.policy(self.seed_index, deterministic=deterministic)
         return policy
 

@@ -66,6 +66,8 @@ def check_task(
         raise UserError(
             f"online_steps: expected 0, all steps of {name} are those of an environment; got {options.online_steps}"
         )
+    if needs.preferences and options.online_steps:
+        raise UserError(f"online_steps: expected 0, {name} learns from pairs of segments; got {options.online_steps}")
     source = env or options.env
     if plays and source is None and named is None:
         raise UserError("expected --env (env= in Python), an environment to learn in; got none")
@@ -202,6 +204,8 @@ def make_evaluation(
     `required`: the user named the environment, so that failing to make it is an error. Otherwise it is the dataset's,
     of which only what is registered is made.
     """
+    if not algorithm.needs.policy:
+        return None, "a reward is learned and no policy, so nothing is evaluated; train one on it with --reward"
     if episodes == 0:
         return None, None
     if task.environment is None:
