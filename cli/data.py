@@ -1,4 +1,4 @@
-"""`herdbook data list|show|make|convert`."""
+"""`herdbook data list|show|make|convert|relabel`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,26 @@ class ConvertArguments:
     """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
 
 
-_COMMANDS = ("list", "show", "make", "convert")
+@dataclass(frozen=True, kw_only=True)
+class RelabelArguments:
+    """Write a dataset with the rewards of a learned reward, on which every offline algorithm can train."""
+
+    dataset: tyro.conf.Positional[str]
+    """The dataset to read: a Minari id or directory, a recipe, or a D4RL or d3rlpy file (.hdf5, .h5)."""
+    out: tyro.conf.Positional[str]
+    """Minari id of the new dataset, for example me/hopper/learned-v0."""
+    reward: str
+    """The learned reward: a directory with reward.json, or a run that learned one."""
+    seed: int | None = None
+    """Seed of the run whose reward is used. It can be left out if the run has one seed."""
+    shaped: bool = False
+    """Keep the shaping of a shaped reward (AIRL), with the discount of its run. The default is the reward without
+    it, which is the part that transfers."""
+    data_dir: str | None = None
+    """Directory of the Minari datasets. The default is Minari's own, then the user's cache."""
+
+
+_COMMANDS = ("list", "show", "make", "convert", "relabel")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -64,7 +83,8 @@ def run(arguments: Sequence[str]) -> int:
             "  list     list the datasets on this machine, and the recipes\n"
             "  show     show what is in a dataset\n"
             "  make     make the dataset of a recipe (needs no network)\n"
-            "  convert  convert a dataset, for example a D4RL file, to a Minari dataset"
+            "  convert  convert a dataset, for example a D4RL file, to a Minari dataset\n"
+            "  relabel  write a dataset with the rewards of a learned reward"
         )
         return 0 if arguments else 2
     command, words = arguments[0], arguments[1:]
@@ -76,6 +96,8 @@ def run(arguments: Sequence[str]) -> int:
         _make(parse(MakeArguments, words, "data make"))
     elif command == "convert":
         _convert(parse(ConvertArguments, words, "data convert"))
+    elif command == "relabel":
+        _relabel(parse(RelabelArguments, words, "data relabel"))
     else:
         raise UserError(
             f"unknown command data {command!r}{nearest(command, _COMMANDS)}; there are {', '.join(_COMMANDS)}"
@@ -167,3 +189,21 @@ def _convert(parsed: ConvertArguments) -> None:
     episodes = load_dataset(parsed.dataset, data_dir=parsed.data_dir, episode_steps=parsed.episode_steps)
     folder = domain_of(episodes).write(episodes, parsed.out, parsed.data_dir)
     show(f"{parsed.out}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, in {folder}")
+
+
+def _relabel(parsed: RelabelArguments) -> None:
+    from herdbook.experiments.relabel import relabel_dataset
+
+    episodes, folder = relabel_dataset(
+        parsed.dataset,
+        parsed.out,
+        parsed.reward,
+        seed=parsed.seed,
+        shaped=parsed.shaped,
+        data_dir=parsed.data_dir,
+    )
+    mean, rewards = episodes.returns().mean(), episodes.rewards
+    show(
+        f"{parsed.out}: {len(episodes):,} episodes, {episodes.num_steps:,} steps, learned rewards from "
+        f"{rewards.min():.3g} to {rewards.max():.3g}, mean return {mean:.1f}, in {folder}"
+    )

@@ -27,7 +27,7 @@ COMMANDS = {
     "eval": "evaluate the policies of a run in its environment",
     "collect": "write a policy's episodes, trained or random, as a Minari dataset",
     "compare": "table with intervals and learning curves of several runs",
-    "data": "list, show, make and convert datasets",
+    "data": "list, show, make, convert and relabel datasets",
     "list": "list algorithms, environments or settings",
 }
 SPINS = "1000"

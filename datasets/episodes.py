@@ -196,7 +196,7 @@ class Episodes(Recorded["Episodes"]):
                 mine, theirs = getattr(self, name), getattr(other, name)
                 if mine != theirs:
                     raise DataError(f"{other.source}: expected {name} {mine} as in {self.source}, got {theirs}")
-            mine, theirs = self._reward_transforms(), other._reward_transforms()
+            mine, theirs = self.reward_transforms(), other.reward_transforms()
             if mine != theirs:
                 advice = "transform the rewards after concatenating"
                 raise DataError(
@@ -209,12 +209,12 @@ class Episodes(Recorded["Episodes"]):
             self,
             **{name: joined(self.source, name, [getattr(p, name) for p in parts]) for name in recorded},
             mask=None if all(p.mask is None for p in parts) else np.concatenate(masks),
-            transforms=(*(note for _, note in notes), *self._reward_transforms()),
+            transforms=(*(note for _, note in notes), *self.reward_transforms()),
             preferences=_joined_preferences(parts),
             **self._followed_by(others),
         )
 
-    def _reward_transforms(self) -> tuple[str, ...]:
+    def reward_transforms(self) -> tuple[str, ...]:
         """The transforms of rewards; the other entries are notes on how the data were read."""
         return tuple(t for t in self.transforms if t.startswith(_REWARDS))
 

@@ -350,7 +350,7 @@ ORDER = {
         {"build"},
         {"restore"},
         {"opponents", "rewards"},
-        {"collect", "evaluate", "tasks", "video"},
+        {"collect", "evaluate", "relabel", "tasks", "video"},
         {"train"},
         {"recipes"},
     ),
