@@ -1,7 +1,7 @@
 """Discriminators of adversarial imitation: their loss, the rewards from their logits, and the gradient penalty.
 
     D(s, a) = 1 / (1 + e^−z), the probability that (s, a) is the expert's; z: the logit
-    L = −mean_E log D − mean_π log(1 − D)                                           (1)  Ho & Ermon 2016, eq. 15
+    L = −mean_E log D − mean_π log(1 − D)                                           (1)  Ho & Ermon 2016, eq. 16
     r = −log(1 − D)   or   log D   or   z = log D − log(1 − D)                      (2)
     P = mean (‖∇z(x̂)‖ − 1)²,   x̂ = u x_E + (1 − u) x_π,   u ~ U[0, 1]              (3)  Gulrajani et al. 2017, eq. 3
 
