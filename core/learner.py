@@ -320,14 +320,14 @@ class Learner:
             "generators": [g.get_state() for g in self.generators],
         }
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if the state is of another algorithm, other networks or other seeds."""
+        _check_same(self.state_dict(), state)
+
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave.
-
-        Raises:
-            ValueError: the state is of another algorithm, other networks or other seeds; nothing is changed then.
-        """
-        _check_same(self.state_dict(), state)
+        """Restore what `state_dict` gave. Raises ValueError as `check`, and changes nothing then."""
+        self.check(state)
         lead: Callable[[Tensor], Tensor] = (lambda x: x) if self.batched else (lambda x: x.squeeze(0))
         for ours, theirs in ((self.params.frozen, state["online"]), (self.params.target, state["target"])):
             for name, parameters in ours.items():

@@ -45,6 +45,7 @@ class ReplayBuffer(Growing):
     ) -> None:
         check_memory(episodes.nbytes if torch.device(device).type != "cpu" else 0, device, "the dataset")
         put = functools.partial(to_table, device=device)
+        self.spaces = (episodes.observation_space, episodes.action_space)  # of observations and of actions
         steps = episodes.num_steps
         last = np.zeros(steps, dtype=np.bool_)
         last[episodes.offsets[1:] - 1] = True
@@ -98,6 +99,7 @@ class ReplayBuffer(Growing):
         step_bytes = action_bytes + 8 + 4 + 3 + 4 + 4  # row, reward, three flags, position, continuation
         check_memory(n_rows * row_bytes + n_steps * step_bytes, device, f"{capacity} steps")
         self = cls.__new__(cls)
+        self.spaces = (spec.observation_space, actions)
 
         def zeros(dtype: torch.dtype) -> Tensor:
             return torch.zeros(n_steps, dtype=dtype, device=device)
@@ -159,6 +161,13 @@ class ReplayBuffer(Growing):
         if self._initial_rows is None:
             raise TypeError("an online replay does not keep the first observation of every episode")
         return gathered(self._observations, self._initial_rows)
+
+    def episode_ends(self) -> tuple[Tensor, Tensor]:
+        """Lengths `[episodes]` int64 and `terminated` `[episodes]` of whole episodes, sampled or not. Offline only."""
+        if self._rings is not None:
+            raise TypeError("the rings of an online replay hold parts of episodes")
+        ends = self._last.nonzero().squeeze(-1)
+        return self._positions[ends].long() + 1, self._terminated[ends]
 
     # --- sampling: draw, then gather ---------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.load import load_dataset
@@ -42,7 +43,7 @@ def relabel_dataset(
     learned = named_reward(directory, spec=episodes.spec(), where=episodes.source)
     if not shaped:
         learned = learned.unshaped()
-    record = {
+    record: dict[str, Any] = {
         "dataset": episodes.source,
         "directory": str(directory),
         "digest": learned.digest(),

@@ -34,6 +34,7 @@ from herdbook.core.policy import Scaling
 from herdbook.core.spaces import alike
 from herdbook.core.specs import spec_from_state, spec_state
 from herdbook.core.types import Array, Spec, Transitions, Tree, tree_leaves, tree_map
+from herdbook.irl.discriminator import RewardConvention, check_convention, imitation_reward
 
 RewardInputs = Literal["state", "next_state", "state_action", "transition"]
 """What a reward depends on: s; s′; s and a; s, a and s′."""
@@ -60,6 +61,7 @@ class RewardDesign:
     form: Literal["network", "soft_q"] = "network"  # g, or the implicit reward of a soft Q-function
     temperature: float = 1.0  # α of a soft Q-function; no effect on continuous actions
     critics: int = 1  # Q-functions of a soft Q-function, of which the smallest counts
+    convention: RewardConvention = "logit"  # reward of a discriminator, whose logit the module gives
 
     def __post_init__(self) -> None:
         if self.inputs not in RewardInputs.__args__:  # type: ignore[attr-defined]
@@ -70,6 +72,7 @@ class RewardDesign:
             raise ValueError(
                 f"soft_q: expected the inputs transition and no shaping, got {self.inputs!r}, {self.shaped}"
             )
+        check_convention(self.convention)
 
     @classmethod
     def soft_q(cls, **fields: Any) -> Self:
@@ -87,7 +90,7 @@ class RewardDesign:
 
 
 class RewardNetwork(nn.Module):
-    """g: transitions in the networks' units, `[B, …]` → rewards [B]."""
+    """g: transitions in the networks' units, `[B, …]` → rewards [B], or logits of a discriminator."""
 
     def __init__(self, design: RewardDesign, scaling: Scaling) -> None:
         super().__init__()
@@ -98,8 +101,10 @@ class RewardNetwork(nn.Module):
         activation = _ACTIVATIONS[design.activation]
         self.head = MLP(parts * self.encoder.size + acting, 1, design.hidden_sizes, activation=activation)
 
-    def forward(self, transitions: Transitions) -> Tensor:
-        return self.head(self.features(transitions)).squeeze(-1)  # type: ignore[no-any-return]
+    def forward(self, inputs: Transitions | Tensor) -> Tensor:
+        """`inputs` may also be the `features` of transitions, by which a gradient penalty differentiates."""
+        features = inputs if isinstance(inputs, Tensor) else self.features(inputs)
+        return self.head(features).squeeze(-1)  # type: ignore[no-any-return]
 
     def features(self, transitions: Transitions) -> Tensor:
         """The encoded inputs of g, [B, K]; discrete states and actions are one-hot."""
@@ -234,7 +239,8 @@ class LearnedReward:
     def each(self, transitions: Transitions) -> Tensor:
         """The normalised rewards of all members, [members, B]."""
         scaled, call = self._scaling(transitions), cast(Any, torch.func.functional_call)
-        values = torch.stack([call(self._module, parameters, (scaled,)) for parameters in self.members])
+        outputs = torch.stack([call(self._module, parameters, (scaled,)) for parameters in self.members])
+        values = imitation_reward(outputs, self.design.convention)
         if not self.moments:
             return values
         mean, std = torch.tensor(self.moments, device=values.device).T[..., None]  # [members, 1] each

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_class
+from herdbook.online.ppo import PPOConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "algorithms.md"
 
@@ -390,6 +391,39 @@ SOURCES: dict[str, Source] = {
             **WIDE,
             **SOFT,
         }
+    ),
+    # openai/imitation: scripts/imitate_mj.py and policyopt/imitation.py, whose policy step is TRPO's
+    "gail": Source(
+        same={
+            "reward_convention": "-log(1-D)",
+            "reward_inputs": "state_action",
+            "hidden_sizes": (100, 100),
+            "standardise_observations": True,
+        },
+        differs={"discriminator_updates": (8, 1), "lr": (1e-3, 1e-2)},
+        own={
+            "ppo": PPOConfig(discount=0.995, trace=0.97, hidden_sizes=(100, 100)),
+            "batch_size": 256,
+            "gradient_penalty": 0.0,
+            "old_rollouts": 0,
+            "allow_variable_horizon": False,
+        },
+    ),
+    # Fu et al. 2018 and justinjfu/inverse_rl: models/airl_state.py, models/architectures.py and scripts/ant_irl.py
+    "airl": Source(
+        same={
+            "policy_reward": "f - log pi",
+            "reward_inputs": "state_action",
+            "hidden_sizes": (32, 32),
+            "shaped": True,
+            "shaping_sizes": (32, 32),
+            "discriminator_updates": 10,
+            "batch_size": 64,
+            "lr": 1e-3,
+            "old_rollouts": 20,
+        },
+        differs={"standardise_observations": (True, False)},
+        own={"ppo": PPOConfig(), "allow_variable_horizon": False},
     ),
     "independent_q": Source(
         same=EPYMARL,
