@@ -349,7 +349,7 @@ ORDER = {
         {"domains"},
         {"build"},
         {"restore"},
-        {"opponents", "rewards"},
+        {"experts", "opponents", "rewards"},
         {"collect", "evaluate", "tasks", "video"},
         {"train"},
         {"recipes"},
