@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from herdbook.core import checkpoint
 from herdbook.core.networks import Ensemble
+from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.spaces import flat_space
 from herdbook.core.types import Segments, Spec, Step, Steps, to_numpy, tree_map
 from herdbook.datasets.episodes import Episodes
@@ -23,7 +24,8 @@ from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_class
 
-NAMES = sorted(n for n, where in ALGORITHMS.items() if where.startswith(("herdbook.offline.", "herdbook.online.")))
+FAMILIES = ("herdbook.offline.", "herdbook.online.", "herdbook.irl.")
+NAMES = sorted(name for name, where in ALGORITHMS.items() if where.startswith(FAMILIES))
 ON_POLICY = [name for name in NAMES if algorithm_class(name).needs.on_policy]
 """They train one seed at a time."""
 BATCHED = [name for name in NAMES if name not in ON_POLICY]
@@ -176,6 +178,10 @@ class Trial:
         known = {field.name for field in dataclasses.fields(config)}
         small = {key: value for key, value in SMALL.items() if key in known}
         self.spec = episodes.spec()
+        if cls.needs.demonstrations:
+            setup["demonstrations"] = ReplayBuffer(episodes)
+        if cls.needs.expert:
+            setup["expert"] = RandomPolicy(self.spec.action_space)
         self.algorithm = cls(config(**{**small, **changes}), self.spec, **setup)
         self.replay: Any = Played(self.spec) if name in ON_POLICY else ReplayBuffer(episodes)
         self.generators = [torch.Generator().manual_seed(100 + seed) for seed in self.algorithm.learner.seeds]
@@ -537,6 +543,8 @@ BAD = {
     "backtracks": [0],
     "shrinkage": [0.0, 1.1],
     "critic_epochs": [0],
+    "iteration_steps": [0],
+    "beta_steps": [-1],
 }
 
 
