@@ -36,6 +36,8 @@ class ResumeArguments:
     """module:Class, required for a run of your own algorithm."""
     env: str | None = None
     """module:callable, required for a run in your own environment. It keeps the arguments that the run began with."""
+    expert: str | None = None
+    """module:callable, required for a run that asks your own expert."""
     dataset: str | None = None
     """Path or id of the dataset, if it was moved. Its content must be unchanged."""
     data_dir: str | None = None
@@ -69,6 +71,7 @@ def run(arguments: Sequence[str]) -> int:
         online_steps=parsed.online_steps,
         algorithm=parsed.algorithm,
         env=parsed.env,
+        expert=parsed.expert,
         dataset=parsed.dataset,
         data_dir=parsed.data_dir,
         device=parsed.device,

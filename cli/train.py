@@ -97,6 +97,8 @@ class _Command:
             defaults["dataset"] = tyro.MISSING
         if self.needs.environment is True and self.needs.data is not True:
             defaults["env"] = tyro.MISSING
+        if self.needs.expert:
+            defaults["expert"] = tyro.MISSING
         groups = self._groups(defaults)
         short = tyro.conf.OmitArgPrefixes
         # An inner algorithm's options keep their prefix, as in --ppo.lr; tyro then shows the others without a title.

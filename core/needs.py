@@ -41,6 +41,7 @@ class Needs:
     reward: bool = False  # learns a reward function, which its method `reward(seed_index)` returns
     dynamics: bool = False  # reads the transition probabilities of a tabular environment, passed as `mdp`
     policy: bool = True  # learns a policy, which its method `policy(seed_index)` returns; else nothing is evaluated
+    expert: bool = False  # asks another policy for its actions, which is passed as `expert`
     online_noise: float = 0.0  # σ of the noise on a deterministic policy's Box actions in fine-tuning, per half range
 
     def __post_init__(self) -> None:
@@ -65,6 +66,8 @@ class Needs:
             raise ValueError(f"Needs: expected 1 <= num_envs <= max_envs, got {self.num_envs} and {self.max_envs}")
         if self.interaction != "steps" and not self.environment:
             raise ValueError(f"Needs: expected environment=True beside interaction={self.interaction!r}, got False")
+        if self.expert and (self.environment is not True or self.agents == "many"):
+            raise ValueError("Needs: expected environment=True and one agent beside expert=True")
         if not isinstance(self.acting, tuple):
             raise ValueError(f"Needs: expected acting as a tuple of names, got {self.acting!r}")
         if self.preferences and (self.data is not True or self.environment):

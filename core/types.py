@@ -148,6 +148,7 @@ class Distribution(Protocol):
     def log_prob(self, actions: Tree) -> Tensor: ...
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Maps raw observations to raw actions; the carry is the memory of recurrent networks, contexts and planners."""
 

@@ -133,7 +133,8 @@ def labelled_pairs(
             break
     else:
         raise DataError(
-            f"{episodes.source}: expected {pairs} labels, got {count} for {_ROUNDS * pairs} pairs: {teacher} answers too few"
+            f"{episodes.source}: expected {pairs} labels, got {count} for {_ROUNDS * pairs} pairs: {teacher} answers "
+            "too few"
         )
     numbers, starts, labels = (np.concatenate(parts)[:pairs] for parts in zip(*found, strict=True))
     if (labels == 0.5).all():

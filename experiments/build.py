@@ -10,6 +10,7 @@ import torch
 from herdbook.core.config import Config
 from herdbook.core.needs import Needs
 from herdbook.core.seeds import SeedBySeed
+from herdbook.core.types import Policy
 from herdbook.experiments.catalogue import UserError, needs_of
 from herdbook.experiments.domain import Domain, Networks
 from herdbook.experiments.domains import domain_for
@@ -43,13 +44,14 @@ def build_algorithm(
     compile: str = "off",
     demonstrations: Any = None,
     mdp: Any = None,
+    expert: Policy | None = None,
 ) -> Any:
     """Construct an algorithm for the spaces of `spec`: one of all seeds, or a `SeedBySeed`.
 
     Seeds train one by one where the algorithm `plays`, or is fine-tuned later, and where it cannot train them together.
     `networks` and `compile` are passed only where they are used, so that a user's own class need not know them;
-    `demonstrations`, a replay or None, is passed where `needs.demonstrations`, and `mdp`, an `MDP` or None, where
-    `needs.dynamics`.
+    `demonstrations`, a replay or None, is passed where `needs.demonstrations`, `mdp`, an `MDP` or None, where
+    `needs.dynamics`, and `expert`, a policy or None, where `needs.expert`.
 
     Raises UserError if it cannot learn in these spaces.
     """
@@ -61,6 +63,8 @@ def build_algorithm(
         optional["demonstrations"] = demonstrations
     if needs.dynamics:
         optional["mdp"] = mdp
+    if needs.expert:
+        optional["expert"] = expert
     try:
         domain_for(needs).check_actions(spec, needs, algorithm.__name__)
         if plays or config.recurrent or not needs.seeds_together:

@@ -36,6 +36,7 @@ ALGORITHMS = {
     "sqil": "herdbook.irl.sqil:SQIL",
     "gail": "herdbook.irl.gail:GAIL",
     "airl": "herdbook.irl.airl:AIRL",
+    "dagger": "herdbook.irl.dagger:DAgger",
     "independent_q": "herdbook.marl.independent_q:IndependentQ",
     "vdn": "herdbook.marl.vdn:VDN",
     "qmix": "herdbook.marl.qmix:QMIX",
@@ -70,6 +71,7 @@ SUMMARIES = {
     "sqil": "soft Q imitation learning from demonstrations (Reddy et al. 2020)",
     "gail": "generative adversarial imitation learning on PPO (Ho & Ermon 2016)",
     "airl": "adversarial inverse reinforcement learning on PPO (Fu et al. 2018)",
+    "dagger": "behaviour cloning in the states that the learner visits, labelled by an expert (Ross et al. 2011)",
     "independent_q": "independent Q-learning, many agents (Tan 1993; Mnih et al. 2015)",
     "vdn": "value decomposition, many agents (Sunehag et al. 2018)",
     "qmix": "monotonic value mixing, many agents (Rashid et al. 2018)",
@@ -92,14 +94,14 @@ def algorithm_class(name: str) -> type[Any]:
     Raises UserError for an unknown name (with the nearest) and for what cannot be imported.
     """
     if name in ALGORITHMS:
-        return typing.cast(type[Any], _import(ALGORITHMS[name]))
+        return typing.cast(type[Any], import_name(ALGORITHMS[name]))
     if ":" not in name:
         raise UserError(
             f"unknown algorithm {name!r}{nearest(name, ALGORITHMS)}; there are {', '.join(ALGORITHMS)}, "
             "or name your own as module:Class"
         )
     try:
-        found = _import(name)
+        found = import_name(name)
     except (ImportError, ValueError) as error:  # ValueError: no name before the colon
         raise UserError(f"{name}: cannot be imported: {error}") from error
     except AttributeError as error:
@@ -161,7 +163,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _import(name: str) -> Any:
+def import_name(name: str) -> Any:
+    """The object `module:name`. Raises ImportError, AttributeError or ValueError if there is none."""
     module, _, attribute = name.partition(":")
     found: Any = importlib.import_module(module)
     for part in attribute.split("."):

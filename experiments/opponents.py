@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from herdbook.core.runs import Run
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.options import RunOptions
 from herdbook.experiments.records import OTHERS
-from herdbook.experiments.restore import Restored, restore
+from herdbook.experiments.restore import Restored, copy_checkpoint, restore
 
 
 class RunPlayer:
@@ -37,13 +36,7 @@ class RunPlayer:
 
     def move(self, folder: Path) -> None:
         """Copy the checkpoint to `folder` and play from there, since the run may go on or be deleted."""
-        run, copy = Run(self.path), folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(copy, ignore_errors=True)
-        (copy / "checkpoints").mkdir(parents=True)
-        shutil.copy(run.path / "config.json", copy)
-        source = run.checkpoints.path(self.step)
-        shutil.copytree(source, copy / "checkpoints" / source.name)
-        copy.rename(folder)
+        copy_checkpoint(Run(self.path), self.step, folder)
         self.path = str(folder)
 
     def reset(self) -> None:

@@ -18,6 +18,7 @@ _APPLIES: dict[str, Callable[[Needs], bool]] = {
     "data": lambda needs: bool(needs.data),
     "one agent": lambda needs: needs.agents == "one",
     "data of one agent": lambda needs: bool(needs.data) and needs.agents == "one",
+    "expert": lambda needs: needs.expert,
     "many agents": lambda needs: needs.agents == "many",
     "fine-tuning": lambda needs: needs.agents == "one" and needs.environment is not True and not needs.demonstrations,
     "environments": lambda needs: bool(needs.environment) or needs.agents == "one",
@@ -113,6 +114,9 @@ class RunOptions:
     """Policy of the other agents: random (uniform legal actions), or the directory of a run."""
     others_step: int | None = _option(None, "environment", "many agents")
     """Checkpoint of that run, which is copied into this run. The default is its last one."""
+    expert: str | None = _option(None, "environment", "expert")
+    """The expert that labels states: the directory of a run, whose policy is copied into this run, a recipe with a
+    scripted controller (classic/cartpole, classic/pendulum), or module:callable, which returns a policy."""
     log_every: int | None = _option(None, "run", low=1)
     """Steps between log lines. The default is 1 % of the steps, at most 1000."""
     evaluate_every: int | None = _option(None, "evaluation", low=1)

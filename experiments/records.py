@@ -16,6 +16,7 @@ from herdbook.experiments.options import RESERVED, RunOptions
 
 OTHERS = "others"  # the folder of a run for the policies of its opponents
 REWARD = "reward"  # the folder of a run for the learned reward that it learns from
+EXPERT = "expert"  # the folder of a run for the policy of its expert
 
 
 def build_config(config_class: type[Any], values: Mapping[str, Any]) -> Any:
@@ -187,20 +188,35 @@ def merge(options: RunOptions, **changes: Any) -> RunOptions:
     return replace(options, **{name: value for name, value in changes.items() if value is not None})
 
 
+def is_run(path: str) -> bool:
+    """True if there is a run at `path`."""
+    return (Path(path).expanduser() / "config.json").is_file()
+
+
+def is_code(name: str) -> bool:
+    """True if an expert is named as `module:callable`, or as the `python:Name` of a policy that was given as one."""
+    return ":" in name and not Path(name).exists()
+
+
 def absolute(options: RunOptions) -> RunOptions:
     """Options with absolute paths, so that a run can be resumed from another working directory."""
     dataset = None if options.dataset is None else local_path(options.dataset)
     return replace(
         options,
-        others=options.others if options.others == "random" else str(Path(options.others).expanduser().resolve()),
+        others=options.others if options.others == "random" else _resolved(options.others),
+        expert=_resolved(options.expert) if options.expert is not None and is_run(options.expert) else options.expert,
         dataset=options.dataset if dataset is None else str(dataset.resolve()),
-        reward=None if options.reward is None else str(Path(options.reward).expanduser().resolve()),
-        data_dir=None if options.data_dir is None else str(Path(options.data_dir).expanduser().resolve()),
+        reward=None if options.reward is None else _resolved(options.reward),
+        data_dir=None if options.data_dir is None else _resolved(options.data_dir),
     )
 
 
+def _resolved(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
 def options_of(run: Run) -> RunOptions:
-    """The options of a run; opponents and learned reward come from its own directory. Raises RunError for bad ones."""
+    """The options of a run; what was copied into its directory comes from there. Raises RunError for bad ones."""
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in run.options.items()
@@ -210,6 +226,8 @@ def options_of(run: Run) -> RunOptions:
         known["others"] = str(run.path / OTHERS)
     if (run.path / REWARD).is_dir():
         known["reward"] = str(run.path / REWARD)
+    if (run.path / EXPERT).is_dir():
+        known["expert"] = str(run.path / EXPERT)
     try:
         return RunOptions(**known)
     except (UserError, TypeError) as error:

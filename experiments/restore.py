@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def restore(
     except (ValueError, KeyError, RuntimeError) as error:
         raise RunError(f"{run.checkpoints.path(at)}: does not fit {name}: {error}") from error
     return Restored(algorithm=built, domain=domain, spec=spec, step=at, seed_index=run.seeds.index(seed))
+
+
+def copy_checkpoint(run: Run, step: int, folder: Path) -> None:
+    """Copy one checkpoint of a run, and its config.json, to a new folder, because the run may go on or be deleted."""
+    copy = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(copy, ignore_errors=True)
+    (copy / "checkpoints").mkdir(parents=True)
+    shutil.copy(run.path / "config.json", copy)
+    source = run.checkpoints.path(step)
+    shutil.copytree(source, copy / "checkpoints" / source.name)
+    copy.rename(folder)
 
 
 def seed_of(run: Run, seed: int | None) -> int:

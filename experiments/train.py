@@ -27,6 +27,7 @@ from herdbook.core.runs import (
     refuse_existing_run,
 )
 from herdbook.core.threads import default_threads, keep_threads, multiplications_of, usable_cores
+from herdbook.core.types import Policy
 from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import ALGORITHMS, UserError, config_class, nearest, needs_of
 from herdbook.experiments.domain import Networks, Task
@@ -36,6 +37,7 @@ from herdbook.experiments.environments import (
     own_environment,
     same_record,
 )
+from herdbook.experiments.experts import check_expert, expert_again, expert_name, find_expert
 from herdbook.experiments.opponents import keep_opponents
 from herdbook.experiments.options import RunOptions, as_words, literal_pairs
 from herdbook.experiments.records import (
@@ -82,6 +84,7 @@ def train(
     env_kwargs: Mapping[str, Any] | None = None,
     config: Any = None,
     networks: Networks | None = None,
+    expert: str | Path | Policy | None = None,
     quiet: bool = False,
     **options: Any,
 ) -> Run:
@@ -95,6 +98,7 @@ def train(
         env_kwargs: Keyword arguments of the environment.
         config: The config, if `algorithm` is a name or a class.
         networks: The user's own modules, by the names that the algorithm gives them.
+        expert: For an algorithm that asks an expert: a run, a recipe, `module:callable`, or a policy.
         quiet: Show no progress.
         options: Fields of `RunOptions` (`steps=`, `seeds=`, `run_dir=`, …) and, if no config is given, fields of the
             algorithm's config.
@@ -130,6 +134,8 @@ def train(
     if env_kwargs:
         run_options["env_kwargs"] = as_words(env_kwargs)
     given: dict[str, Any] = {"dataset": dataset, "env": None if isinstance(env, str) else env}
+    if expert is not None:
+        run_options["expert"] = expert_name(expert)
     asked = build_config(config_class(chosen), values) if config is None else config
     check_start(chosen, asked, RunOptions(**run_options), **given)  # before a dataset is fetched
     applied: list[Setting] | None = None
@@ -141,6 +147,7 @@ def train(
         run_options = {key: value for row in applied for key, value in row.run.items()} | run_options
         config = build_config(config_class(chosen), values)
     given |= {"networks": networks, "applied": applied, "quiet": quiet}
+    given["expert"] = None if isinstance(expert, (str, Path)) else expert
     return start(name, chosen, config, RunOptions(**run_options), **given)
 
 
@@ -156,6 +163,7 @@ def check_start(
     check_run(options)
     if options.run_dir is not None:
         refuse_existing_run(options.run_dir)
+    check_expert(algorithm, options.expert)
     named, _ = check_task(algorithm, config, options, dataset, env)
     if named is not None:
         try_named_environment(algorithm, options, env)
@@ -181,6 +189,7 @@ def start(
     dataset: Named | None = None,
     env: EnvironmentSource | None = None,
     networks: Networks | None = None,
+    expert: Policy | None = None,
     applied: Sequence[Setting] | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -202,7 +211,7 @@ def start(
     if path is not None:
         refuse_existing_run(path)
     task = load_task(algorithm, config, options, dataset, env)
-    trainer = _Trainer(algorithm, config, options, task, device, networks, env is not None)
+    trainer = _Trainer(algorithm, config, options, task, device, networks, env is not None, expert)
     for row in _set_aside(name, algorithm, config, options, task) if applied is None else ():
         trainer.notices.append(f"settings that do not apply beside a config of your own: {row}")
     path = path or next_free_directory("runs", options.name or _slug(f"{name}-{task.source}"))
@@ -231,8 +240,7 @@ def start(
         except BaseException:
             (run.path / "config.json").unlink()  # nothing has begun; the same command may be given again
             raise
-        keep_opponents(run, task.opponents)
-        keep_reward(run, task.reward)
+        trainer.keep_others(run)
         trainer.run(run, options, reporter)
         if needs.reward:
             write_rewards(run, algorithm, networks)
@@ -258,6 +266,7 @@ def resume(
     dataset: Named | None = None,
     env: EnvironmentSource | None = None,
     networks: Networks | None = None,
+    expert: str | Path | Policy | None = None,
     device: str | None = None,
     data_dir: str | None = None,
     workers: int | None = 0,
@@ -274,10 +283,10 @@ def resume(
     `RunOptions` for that (`online_noise`, `num_envs`, …). `rates` are learning rates from here on, by the names of the
     config; config.json holds them, and their old values under `changes`.
 
-    A user's own algorithm, environment, networks and `Episodes` must be given again, because code that a run directory
-    names is not imported. `workers` is that of `RunOptions`; None takes the number that the run began with. With
-    `restart`, a run whose checkpoints are gone begins anew at step 0; its old lines are kept in files beside the new
-    ones. Returns the run, and whether there was anything to do.
+    A user's own algorithm, environment, networks, expert and `Episodes` must be given again, because code that a run
+    directory names is not imported. `workers` is that of `RunOptions`; None takes the number that the run began with.
+    With `restart`, a run whose checkpoints are gone begins anew at step 0; its old lines are kept in files beside the
+    new ones. Returns the run, and whether there was anything to do.
 
     Raises RunError if the dataset, the algorithm or the shapes differ from those of the run, or if its checkpoints are
     gone; CheckpointError if its last checkpoint is damaged, also for a finished run.
@@ -324,6 +333,7 @@ def resume(
         options = merge(options, num_envs=options.lanes(needs_of(chosen)))
     options = merge(options, device=device, data_dir=data_dir, workers=workers)
     check_run(options)
+    own_expert = expert_again(run, options.expert, expert)
     resolved = choose_device(options.device)
     with locked(run.path):
         task = load_task(chosen, config, options, dataset, _environment(run, options, env))
@@ -333,10 +343,10 @@ def resume(
         if options.steps != begun.steps:
             config, told = with_length(config, begun.steps, options.steps)
             notices += told
-        trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None)
+        trainer = _Trainer(chosen, config, options, task, resolved, networks, env is not None, own_expert)
         trainer.notices += notices
         reporter = trainer.reporter(run, options.total_steps, quiet)
-        keep_opponents(run, task.opponents)  # a kill may have come before them
+        trainer.keep_others(run)  # a kill may have come before them
         record: dict[str, Any] = {"config": config_values(config), "changes": []} if restart else {}
         if options.total_steps != begun.total_steps:
             names = ("steps", "online_steps", *(_FINE_TUNING if begins else ()))
@@ -349,7 +359,6 @@ def resume(
             run.update_config(**record)
         if restart:
             trainer.notices += [f"the lines of before are kept in {kept}" for kept in run.set_aside()]
-        keep_reward(run, task.reward)
         trainer.run(run, options, reporter)
         if needs_of(chosen).reward:
             write_rewards(run, chosen, networks)
@@ -408,6 +417,7 @@ class _Trainer:
         device: str,
         networks: Networks | None,
         env_given: bool,
+        expert: Policy | None,
     ) -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
@@ -415,6 +425,7 @@ class _Trainer:
         self.options, self.device, self.task = options, device, task
         self.plays = needs.plays(task.data is not None, config.online)
         replay: Any = None if task.data is None else domain.dataset_replay(task, algorithm, options, device)
+        self.expert = None if options.expert is None else find_expert(options.expert, expert, task, device)
         self.algorithm = build_algorithm(
             algorithm,
             config,
@@ -426,6 +437,7 @@ class _Trainer:
             compile=options.compile,
             demonstrations=replay,
             mdp=known_model(task, env_given or options.env is not None) if needs.dynamics else None,
+            expert=None if self.expert is None else self.expert.policy,
         )
         env_given = env_given or options.env is not None
         self.evaluate, notice = make_evaluation(
@@ -455,6 +467,13 @@ class _Trainer:
             torch.set_num_threads(min(threads, torch.get_num_threads()))  # which OMP_NUM_THREADS may limit
             self.notices.append(f"threads: {torch.get_num_threads()} (chosen from the cores, workers and networks)")
         self.extra = {"config": config_values(config), "spec": domain.spec_state(task.spec)}
+
+    def keep_others(self, run: Run) -> None:
+        """Copy into the run's directory what it needs of other runs: opponents, a learned reward, an expert."""
+        keep_opponents(run, self.task.opponents)
+        keep_reward(run, self.task.reward)
+        if self.expert is not None:
+            self.expert.keep(run)
 
     def reporter(self, run: Run, steps: int, quiet: bool) -> Reporter:
         """The reporter of a run up to step `steps`. Raises UserError if Weights & Biases does not start."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from herdbook.core import checkpoint
 from herdbook.core.config import Config
 from herdbook.core.networks import Ensemble
+from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.spaces import flat_space
 from herdbook.core.types import Segments, Spec, Step, Steps, to_numpy, tree_map
 from herdbook.datasets.episodes import Episodes
@@ -206,6 +207,8 @@ class Trial:
         if cls.needs.demonstrations:
             setup["demonstrations"] = ReplayBuffer(episodes)
         self.spec = episodes.spec()
+        if cls.needs.expert:
+            setup["expert"] = RandomPolicy(self.spec.action_space)
         self.algorithm = cls(dataclasses.replace(small(config_class(cls)()), **changes), self.spec, **setup)
         self.replay: Any = Played(self.spec) if name in ON_POLICY else ReplayBuffer(episodes)
         self.generators = [torch.Generator().manual_seed(100 + seed) for seed in self.algorithm.learner.seeds]
@@ -580,6 +583,8 @@ BAD = {
     "gradient_penalty": [-1.0],
     "old_rollouts": [-1],
     "shaping_sizes": [(0,)],
+    "iteration_steps": [0],
+    "beta_steps": [-1],
 }
 
 

@@ -165,6 +165,11 @@ SOURCES: dict[str, Source] = {
             **OFFLINE,
         }
     ),
+    # Ross et al. 2011, section 3.1, for β; imitation 1.0.1, algorithms/dagger.py, for the steps of an iteration; BC
+    "dagger": Source(
+        same={"beta_steps": 1, "iteration_steps": 500, **of("bc", without={"frame_stack", "standardise_observations"})},
+        own={"updates_per_step": 1.0, "replay_steps": 1_000_000},
+    ),
     # Mnih et al. 2015, table 1 (steps of 4 frames); van Hasselt et al. 2016; Wang et al. 2016; Schaul et al. 2016
     "dqn": Source(
         same={

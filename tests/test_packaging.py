@@ -349,7 +349,7 @@ ORDER = {
         {"domains"},
         {"build"},
         {"restore"},
-        {"opponents", "rewards"},
+        {"experts", "opponents", "rewards"},
         {"collect", "evaluate", "relabel", "tasks", "video"},
         {"train"},
         {"recipes"},
