@@ -138,12 +138,20 @@ class SAC:
 
     def update(self, batch: Transitions) -> Metrics:
         batch = self.units(batch)
+        return self.update_critic(batch) | self.update_actor(batch)
+
+    def update_critic(self, batch: Transitions) -> Metrics:
+        """The first part of an update, from a batch in the units of the networks."""
         self.learner.rate_scale = decayed(self.config, self.learner.updates)
         self.learner.updates += 1
         size, dims = shape = batch.actions.shape[-2:]  # [B, A]
         between = [] if batch.between is None else [self.learner.normal(size, self.config.n_step - 1, dims)]
-        metrics = self.learner.step("critic", self.critic_objective, batch, self.learner.normal(*shape), *between)
-        metrics |= self.learner.step(self.actor_optimisers, self.actor_objective, batch, self.learner.normal(*shape))
+        return self.learner.step("critic", self.critic_objective, batch, self.learner.normal(*shape), *between)
+
+    def update_actor(self, batch: Transitions) -> Metrics:
+        """The second part, which moves the targets too; it may have other transitions than the first one."""
+        noise = self.learner.normal(*batch.actions.shape[-2:])
+        metrics = self.learner.step(self.actor_optimisers, self.actor_objective, batch, noise)
         self.learner.move_targets(self.config.tau)
         return metrics
 

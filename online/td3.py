@@ -98,12 +98,20 @@ class TD3:
 
     def update(self, batch: Transitions) -> Metrics:
         batch = self.units(batch)
+        return self.update_critic(batch) | self.update_actor(batch)
+
+    def update_critic(self, batch: Transitions) -> Metrics:
+        """The first part of an update, from a batch in the units of the networks."""
         self.learner.rate_scale = decayed(self.config, self.learner.updates)
         self.learner.updates += 1
         noise = self.learner.normal(*batch.actions.shape[-2:])
-        metrics = self.learner.step("critic", self.critic_objective, batch, noise)
+        return self.learner.step("critic", self.critic_objective, batch, noise)
+
+    def update_actor(self, batch: Transitions) -> Metrics:
+        """The second part, which moves the targets too; it may have other transitions than the first one."""
+        metrics: Metrics = {}
         if self.learner.updates % self.config.policy_delay == 0:
-            metrics |= self.learner.step("actor", self.actor_objective, batch)
+            metrics = self.learner.step("actor", self.actor_objective, batch)
             self.learner.move_targets(self.config.tau)
         if self.noise is not None:
             metrics |= self.noise.adapt(batch.observations)
