@@ -215,7 +215,7 @@ SETTINGS: tuple[Setting, ...] = (
             config={"temperature": temperature},
             source="offline, the authors' code, Div99/IQ-Learn, scripts/run_offline.sh",
         )
-        for patterns, temperature in ((("CartPole-v*", "LunarLander-v*"), 0.001), (("Acrobot-v*",), 0.01))
+        for patterns, temperature in ((("CartPole-v1", "LunarLander-v3"), 0.001), (("Acrobot-v1",), 0.01))
     ),
     *(
         Setting(

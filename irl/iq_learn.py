@@ -220,9 +220,8 @@ class IQLearn:
         `evaluate_by` says otherwise of the policy of the evaluation, which is the `deterministic` one; `step` has no
         effect.
         """
-        by_mode = (
-            deterministic and (self.config.evaluate_by or ("sample" if self.scaling.discrete else "mode")) == "mode"
-        )
+        usual = "sample" if self.scaling.discrete else "mode"
+        by_mode = deterministic and (self.config.evaluate_by or usual) == "mode"
         if self.scaling.discrete:
             critic, temperature = self.learner.parameters_of("critic", seed_index), self.config.temperature
             return FeedForwardPolicy(

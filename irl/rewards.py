@@ -358,7 +358,8 @@ def load_reward(directory: str | Path, *, device: str | torch.device = "cpu") ->
             design=RewardDesign(**design),
             spec=spec_from_state(state["spec"]),
             discount=float(state["discount"]),
-            members=tuple(tree_map(lambda value: value.to(device), member) for member in state["members"]),
+            # Copied, because the rounding of a product can depend on how its factors are aligned in memory.
+            members=tuple(tree_map(lambda value: value.to(device, copy=True), member) for member in state["members"]),
             standardise=bool(state["standardise"]),
             moments=tuple((mean, std) for mean, std in state["moments"]),
             about=state["about"],
