@@ -150,7 +150,7 @@ def test_a_reward_of_other_spaces_is_refused() -> None:
 def test_unknown_designs_are_refused() -> None:
     with pytest.raises(ValueError, match="inputs: expected state"):
         RewardDesign(inputs="action")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="activation: expected relu, tanh or elu|relu or tanh or elu"):
+    with pytest.raises(ValueError, match="activation: expected relu or tanh or elu, got 'gelu'"):
         RewardDesign(activation="gelu")  # type: ignore[arg-type]
 
 

@@ -29,11 +29,12 @@ ATARI = {"dqn", "discrete_cql", "discrete_bcq", "bc"}
 MAZES = ("UMaze", "Open", "Medium", "Large")
 DIVERSE = [f"{maze}_Diverse_{goals}" for maze in MAZES[1:] for goals in ("G", "GR")]
 TABLE: dict[str, set[str]] = {
-    "CartPole-v1": {"dqn", "a2c", "ppo"},
-    "Acrobot-v1": {"dqn", "ppo"},
-    "LunarLander-v3": {"dqn"},
+    "CartPole-v1": {"dqn", "a2c", "ppo", "iq_learn"},
+    "Acrobot-v1": {"dqn", "ppo", "iq_learn"},
+    "LunarLander-v3": {"dqn", "iq_learn"},
     "Pendulum-v1": {"cql", "ppo"},
-    **{f"{robot}-v{n}": {"iql"} for robot in ("HalfCheetah", "Hopper", "Walker2d") for n in (2, 3, 4, 5)},
+    **{f"{robot}-v{n}": {"iql", "iq_learn"} for robot in ("HalfCheetah", "Hopper", "Walker2d") for n in (2, 3, 4, 5)},
+    **{f"Ant-v{n}": {"iq_learn"} for n in (2, 3, 4, 5)},
     **{f"AdroitHand{task}-v{n}": {"iql"} for task in ("Pen", "Door", "Hammer", "Relocate") for n in (1, 2)},
     "FrankaKitchen-v1": {"iql"},
     **{f"AntMaze_{maze}-v{n}": {"iql"} for maze in (*MAZES, *DIVERSE) for n in (3, 4, 5)},
