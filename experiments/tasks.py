@@ -26,7 +26,7 @@ from herdbook.experiments.options import RunOptions, literal_pairs
 from herdbook.experiments.rewards import named_reward
 from herdbook.experiments.settings import Setting, settings_for
 from herdbook.irl.rewards import LearnedReward
-from herdbook.tabular.environment import model_of  # importing it registers our environments
+from herdbook.tabular.environment import model_of
 from herdbook.tabular.mdp import MDP
 
 Named = str | Path | Data

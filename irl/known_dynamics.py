@@ -1,4 +1,4 @@
-"""What tabular inverse RL shares: soft planning, occupancies of demonstrations, gradient steps on a reward.
+"""Tabular inverse RL with known dynamics: soft planning, occupancies of demonstrations, gradient steps on a reward.
 
     Q_t(s, a) = r(s, a) + γ G(V_{t+1})(s, a),   V_t = log Σ_a exp Q_t(·, a),   π_t = exp(Q_t − V_t)     (1)
     L(r)      = Σ d_D(s, a) r(s, a) − Σ_t Σ_s ν_t(s) V_t(s)                                             (2)

@@ -483,6 +483,18 @@ SOURCES: dict[str, Source] = {
         differs={"target_period": (1, 200), "tau": (0.005, 1.0)},
         own={"alpha": 1.0, "centralised": True, "joint_actions": None},
     ),
+    # The paper gives neither a discount nor a step size; the form of the reward is its own.
+    "maxent_irl": Source(
+        same={"inputs": "state", "hidden_sizes": ()},
+        differs={"discount": (0.99, 1.0)},
+        own={"horizon": None, "lr": 0.01},
+    ),
+    # HumanCompatibleAI/imitation 1.0, src/imitation/algorithms/mce_irl.py: MCEIRL.__init__
+    "mce_irl": Source(
+        same={"inputs": "state", "lr": 0.01},
+        differs={"discount": (0.99, 1.0)},
+        own={"horizon": None, "hidden_sizes": ()},
+    ),
 }
 
 

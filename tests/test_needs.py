@@ -37,6 +37,7 @@ from herdbook.online.sac import SAC, SACConfig
         ({"environment": True, "acting": "actor"}, "expected acting as a tuple of names, got 'actor'"),
         ({"data": True, "expert": True}, "expected environment=True and one agent beside expert=True"),
         ({"environment": True, "agents": "many", "expert": True}, "expected environment=True and one agent beside exp"),
+        ({"data": True, "dynamics": True, "agents": "many"}, "expected agents='one' beside dynamics=True, got 'many'"),
         ({"data": True, "online_noise": -1.0}, "expected online_noise >= 0 and finite, got -1.0"),
     ],
 )
@@ -259,6 +260,7 @@ def test_the_catalogue_declares_what_its_folders_say() -> None:
     for name, target in ALGORITHMS.items():
         needs, folder = needs_of(algorithm_class(name)), target.split(".")[1]
         assert (needs.agents == "many") is (folder == "marl"), name
+        assert needs.dynamics is (name in {"maxent_irl", "mce_irl"}), name
         if folder == "irl":  # some play and some do not
             continue
         assert (needs.environment is True) is (folder == "online" or (folder == "marl" and not needs.data)), name

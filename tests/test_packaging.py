@@ -26,8 +26,8 @@ LAYERS = (
 )
 RANK = {folder: rank for rank, layer in enumerate(LAYERS) for folder in layer}
 FAMILIES = LAYERS[3] | LAYERS[4]
-CONSTRUCTORS, CONSTRUCTED = {"irl", "meta"}, {"online", "offline"}
-"""Who may import a class of another family, and from which: inner loops and behaviour policies are built, no more."""
+CONSTRUCTORS, CONSTRUCTED = {"irl", "meta"}, {"online", "offline", "tabular"}
+"""Who may import a class of another family, and from which: inner loops, policies and MDPs are built, no more."""
 UPWARDS = {"datasets/recipes/recipe.py": "datasets may not import herdbook.experiments.recipes"}
 """The one import up the layers, where it is used: who trains a recipe's policies knows the algorithms."""
 NO_PACKAGE = {"src", "tests", "examples", "benchmarks", "docs"}
@@ -279,6 +279,7 @@ def violations(folder: str, source: str) -> list[str]:
         ("irl", "from herdbook.meta.rl2 import RL2"),
         ("irl", "from herdbook.online.ppo import PPO\nclass Mine(PPO):\n    pass"),
         ("irl", "from herdbook.online.ppo import PPO\nclass Mine(Generic[PPO]):\n    pass"),
+        ("irl", "from herdbook.tabular.mdp import MDP\nclass Mine(MDP):\n    pass"),
     ],
 )
 def test_the_import_rules_catch_a_violation(folder: str, source: str) -> None:
@@ -294,6 +295,7 @@ def test_the_import_rules_catch_a_violation(folder: str, source: str) -> None:
         ("offline", "from herdbook.online.sac import temperature_loss"),
         ("marl", "from herdbook.offline.cql import conservative_penalty"),
         ("irl", "from herdbook.online.ppo import PPO, PPOConfig\nagent = PPO(PPOConfig())"),
+        ("irl", "from herdbook.tabular.mdp import MDP"),
         ("meta", "from herdbook.offline.iql import IQL, expectile_loss"),
         ("cli", 'CATALOGUE = {"cql": "herdbook.offline.cql:CQL"}\nfrom herdbook.offline.cql import CQL'),
     ],
