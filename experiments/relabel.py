@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.load import load_dataset
@@ -43,16 +42,17 @@ def relabel_dataset(
     learned = named_reward(directory, spec=episodes.spec(), where=episodes.source)
     if not shaped:
         learned = learned.unshaped()
-    record: dict[str, Any] = {
+    digest = learned.digest()
+    record = {
         "dataset": episodes.source,
         "directory": str(directory),
-        "digest": learned.digest(),
+        "digest": digest,
         "inputs": learned.design.inputs,
         "shaped": learned.design.shaped,
         "discount": learned.discount,
         "about": dict(learned.about),
     }
     shaping = f", shaped with discount {learned.discount:g}" if learned.design.shaped else ""
-    text = f"learned ({directory}, digest {record['digest'][:12]}{shaping})"
+    text = f"learned ({directory}, digest {digest[:12]}{shaping})"
     relabelled = relabel(episodes, learned, discount=learned.discount, description=text)
     return relabelled, write_minari(relabelled, out, data_dir=data_dir, **{RECORD: record})
