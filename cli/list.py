@@ -36,10 +36,12 @@ def _environments() -> None:
 
     import gymnasium
 
+    import herdbook.irl.environments
     import herdbook.tabular.environment
     from herdbook.core.registry import joint_names
 
     gymnasium.register_envs(herdbook.tabular.environment)
+    gymnasium.register_envs(herdbook.irl.environments)
     if importlib.util.find_spec("gymnasium_robotics") is not None:
         import gymnasium_robotics
 

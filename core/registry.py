@@ -30,7 +30,9 @@ _EXTRAS = {  # module → herdbook's extra that installs it
     "cv2": "atari",
     "Box2D": "box2d",
 }
-_PLUGINS = (  # ids → package that registers them when imported
+_PLUGINS = (  # ids → package or module that registers them when imported
+    (r"herdbook/(GridWorld|Maze)-", "herdbook.tabular.environment"),
+    (r"herdbook/(PointMass|FixedHorizonCartPole)-", "herdbook.irl.environments"),
     (r"(Fetch|HandReach|HandManipulate|AntMaze|PointMaze|Adroit|FrankaKitchen)", "gymnasium_robotics"),
     (r"ALE/", "ale_py"),
     (r"Meta-World/", "metaworld"),
@@ -126,7 +128,7 @@ def cause(error: BaseException, when: str = "") -> str:
 
 
 def register_plugin(name: str) -> None:
-    """Import the package that registers this id, if known. Raises EnvironmentUnavailable if it cannot be imported."""
+    """Import what registers this id, if known. Raises EnvironmentUnavailable if it cannot be imported."""
     for pattern, package in _PLUGINS:
         if re.match(pattern, name) and name not in gymnasium.registry:
             try:

@@ -10,7 +10,6 @@ from typing import Any
 
 from gymnasium.envs.registration import EnvSpec
 
-import herdbook.tabular.environment  # noqa: F401  # importing it registers our environments
 from herdbook.core.environments import (
     EnvironmentSource,
     EnvironmentSpec,

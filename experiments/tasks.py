@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import herdbook.irl.environments  # importing these registers our environments, so that a wrong name finds a near one
+import herdbook.tabular.environment  # noqa: F401
 from herdbook.core.book import Evaluate
 from herdbook.core.config import Config
 from herdbook.core.environments import EnvironmentSource, EnvironmentUnavailable, describe_environment

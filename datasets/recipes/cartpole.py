@@ -1,4 +1,7 @@
-"""`classic/cartpole`: a scripted balancing controller in CartPole-v1, mixed with random actions."""
+"""`classic/cartpole`: a scripted balancing controller in CartPole-v1, mixed with random actions.
+
+`classic/cartpole/expert` and `classic/fixed-horizon-cartpole/expert` hold the controller without random actions.
+"""
 
 from __future__ import annotations
 
@@ -45,3 +48,22 @@ CARTPOLE = Recipe(
     behaviours=behaviours,
     reference_scores=ReferenceScores(20.0, 500.0, OWN_SCORES),
 )
+
+
+def expert() -> Sequence[Behaviour]:
+    """The controller without random actions."""
+    return [Behaviour(CartPoleController(), episodes=100, metadata={})]
+
+
+def _expert_recipe(name: str, environment: str, minimum: float) -> Recipe:
+    return Recipe(
+        id=f"herdbook/classic/{name}/expert-v0",
+        description=f"{environment}: scripted balancing, 100 episodes of 500 steps",
+        environment=EnvironmentSpec(id=environment),
+        behaviours=expert,
+        reference_scores=ReferenceScores(minimum, 500.0, OWN_SCORES),
+    )
+
+
+CARTPOLE_EXPERT = _expert_recipe("cartpole", "CartPole-v1", 20.0)
+FIXED_HORIZON_EXPERT = _expert_recipe("fixed-horizon-cartpole", "herdbook/FixedHorizonCartPole-v0", 30.0)

@@ -41,7 +41,7 @@ class NoisyControl:
     """The distribution of a scripted controller's actions in a Box.
 
     Uniform over the box with probability `random_fraction`, else a Gaussian around the controller's action, truncated
-    to the box. `control`, `low`, `high`: [B, A].
+    to the box; with `std` 0, that is the controller's action itself. `control`, `low`, `high`: [B, A].
     """
 
     control: Tensor
@@ -59,9 +59,11 @@ class NoisyControl:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """[B, A]"""
         u, v = torch.rand((2, *self.control.shape), generator=generator).to(self.control)
-        below, above = self._tails()
-        inside = torch.special.ndtri((below + u.double() * (above - below)).clamp(1e-12, 1 - 1e-12))
-        noisy = torch.clamp(self.control + self.std * inside.to(self.control), self.low, self.high)
+        noisy = self.control
+        if self.std > 0:
+            below, above = self._tails()
+            inside = torch.special.ndtri((below + u.double() * (above - below)).clamp(1e-12, 1 - 1e-12))
+            noisy = torch.clamp(self.control + self.std * inside.to(self.control), self.low, self.high)
         random = torch.rand(self.control.shape[:-1], generator=generator).to(self.control) < self.random_fraction
         return torch.where(random.unsqueeze(-1), self.low + v * (self.high - self.low), noisy)
 
@@ -70,7 +72,9 @@ class NoisyControl:
         return self.control
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Log-density of the mixture at actions [B, A] within the box. [B]"""
+        """Log-density of the mixture at actions [B, A] within the box. [B] Raises ValueError for a `std` of 0."""
+        if self.std == 0:
+            raise ValueError("expected std > 0 for a density, got 0")
         below, above = self._tails()
         z = (actions - self.control).double() / self.std
         gaussian = -0.5 * (z.square() + math.log(2 * math.pi)) - math.log(self.std) - (above - below).log()
