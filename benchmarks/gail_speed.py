@@ -45,6 +45,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 task = json.loads(sys.argv[2])
 ppo, pair, data = task["ppo"], task["pair"], dict(np.load(task["data"]))
+del data["ends"]
 env = make_vec_env(task["env"], task["num_envs"], seed=0)
 policy = PPO(
     "MlpPolicy", env, seed=0, device="cpu", n_steps=ppo["rollout_steps"], batch_size=ppo["batch_size"],
@@ -61,7 +62,7 @@ def clock(number):
 
 with tempfile.TemporaryDirectory() as folder:
     trainer = GAIL(
-        demonstrations=Transitions(infos=np.array([{}] * len(data["acts"])), **{k: v for k, v in data.items() if k != "ends"}),
+        demonstrations=Transitions(infos=np.array([{}] * len(data["acts"])), **data),
         demo_batch_size=pair["batch_size"] // 2, gen_replay_buffer_capacity=steps,
         n_disc_updates_per_round=pair["discriminator_updates"], venv=env, gen_algo=policy,
         reward_net=BasicRewardNet(env.observation_space, env.action_space, hid_sizes=tuple(pair["hidden_sizes"])),
