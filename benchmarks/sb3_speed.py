@@ -122,18 +122,18 @@ print(json.dumps({"rate": (last["step"] - first["step"]) / (last["seconds"] - fi
 
 
 @contextmanager
-def sb3_python(given: str | None) -> Iterator[str]:
-    """The Python of an environment that has stable-baselines3."""
+def peer_python(given: str | None, *packages: str) -> Iterator[str]:
+    """The Python of an environment that has these packages; unless one is given, it is created and then removed."""
     if given is not None:
         yield given
         return
     with tempfile.TemporaryDirectory() as folder:
-        print(f"installing {SB3} into {folder}", file=sys.stderr)
+        print(f"installing {packages[0]} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
         python = str(Path(folder) / "bin" / "python")
         torch = f"torch=={version('torch').partition('+')[0]}"  # the same on both sides
         subprocess.run([python, "-m", "pip", "install", "--quiet", torch], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", SB3, "gymnasium[mujoco]"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
         yield python
 
 
@@ -160,7 +160,7 @@ def main() -> None:
     print(f"{platform.platform()}, {os.cpu_count()} cores, torch {version('torch')}\n")
     print("| algorithm | environment | copies | threads | herdbook, steps/s | stable-baselines3's | ratio (range) |")
     print("|---|---|---|---|---|---|---|")
-    with sb3_python(options.sb3_python) as python:
+    with peer_python(options.sb3_python, SB3, "gymnasium[mujoco]") as python:
         for name, threads in itertools.product(options.tasks, options.threads):
             task = {**TASKS[name], "steps": int(TASKS[name]["steps"] * options.scale), "threads": threads}
             pairs = []
