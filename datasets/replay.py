@@ -149,6 +149,19 @@ class ReplayBuffer(Growing):
         return self._rings
 
     @property
+    def terminated_share(self) -> float:
+        """Share of the steps that end their episode with a discount of 0; 0 if there are no steps.
+
+        In a subsampled dataset, it is the share of all steps of the full episodes, not of those that can be sampled.
+        """
+        ends = self._terminated if self.time_limit == "bootstrap" else self._terminated | self._truncated
+        stored = [ends.cpu().numpy()]  # counts several times as fast as a tensor
+        if self._rings is not None:
+            first, last = self._rings.first_entry, self._rings.first_entry + len(self)
+            stored = [stored[0][first:last], stored[0][: max(last - len(ends), 0)]]
+        return sum(map(np.count_nonzero, stored)) / max(sum(map(len, stored)), 1)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tables; offline on the CPU, this includes the dataset's arrays."""
         return table_bytes([self._observations, *(getattr(self, f"_{name}") for name in _STEP_TABLES)])

@@ -13,6 +13,8 @@ import pytest
 
 from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_class
 from herdbook.online.ppo import PPOConfig
+from herdbook.online.sac import SACConfig
+from herdbook.online.td3 import TD3Config
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "algorithms.md"
 
@@ -429,6 +431,33 @@ SOURCES: dict[str, Source] = {
         },
         differs={"standardise_observations": (True, False)},
         own={"ppo": PPOConfig(), "allow_variable_horizon": False},
+    ),
+    # google-research/google-research, dac/{lfd_training_worker,ddpg_td3,gail}.py
+    "dac": Source(
+        same={
+            "agent": "td3",
+            "td3": TD3Config(
+                discount=0.99,
+                tau=0.005,
+                actor_lr=1e-3,
+                critic_lr=1e-3,
+                hidden_sizes=(400, 300),
+                batch_size=100,
+                max_grad_norm=40.0,
+                exploration_noise=0.1,
+                warmup_steps=1_000,
+                updates_per_step=1.0,
+                **TD3_NOISE,
+            ),
+            "absorbing": True,
+            "reward_convention": "logit",
+            "reward_inputs": "state_action",
+            "hidden_sizes": (256, 256),
+            "lr": 1e-3,
+            "gradient_penalty": 10.0,
+            "halving_steps": 100_000,
+        },
+        own={"sac": SACConfig(), "allow_variable_horizon": False},
     ),
     "independent_q": Source(
         same=EPYMARL,
