@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from herdbook.cli.main import main
 from herdbook.experiments.catalogue import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +80,23 @@ def test_the_example_runs_as_it_says(example: str, environment: dict[str, str], 
     command = [sys.executable, "-W", "error", *shlex.split(line)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{example}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", ["docs/inverse-rl.md", "docs/multi-agent.md"])
+def test_every_option_in_an_indented_command_exists(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [shlex.split(line) for line in re.findall(r"^    herdbook (.+)$", text, re.MULTILINE)]
+    assert commands
+    known: dict[tuple[str, ...], str] = {}
+    for words in commands:
+        name = tuple(words[: 2 if words[0] in ("train", "data", "reward") else 1])
+        if name not in known:
+            with pytest.raises(SystemExit) as left:
+                main([*name, "--help"])
+            assert left.value.code == 0, name
+            known[name] = capsys.readouterr().out
+        for option in (word for word in words if word.startswith("--")):
+            assert f"{option} " in known[name], f"{page}: herdbook {' '.join(words)}: there is no {option}"
 
 
 def test_custom_algorithms_are_short() -> None:
