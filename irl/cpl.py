@@ -25,9 +25,10 @@ from herdbook.core.needs import Needs
 from herdbook.core.networks import DeterministicActor, Head, dropout
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.preferences import agreement, masked_mean, preference_loss, segment_advantage
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Spec, Tree
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.irl.pairs import PairBatch, PairSource, check_teacher, present, table_of
+from herdbook.irl.pairs import PAIR_SOURCES, PairBatch, PairSource, present, table_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class CPLConfig(Config):
     def __post_init__(self) -> None:
         self.require(pairs=COUNT, segment_length=COUNT, batch_size=COUNT, hidden_sizes=COUNT, lr=POSITIVE)
         self.require(alpha=POSITIVE, bias=FRACTION, discount=UNIT, dropout=(0, 0.99), cloning_updates=NOT_NEGATIVE)
-        check_teacher(self)
+        self.require_one_of(teacher=PAIR_SOURCES)
 
 
 def log_likelihood(actions: Tensor, data_actions: Tensor) -> Tensor:
@@ -77,6 +78,7 @@ class CPL:
         self, config: CPLConfig, spec: Spec, *, demonstrations: ReplayBuffer | None = None, **setup: Unpack[Setup]
     ) -> None:
         self.config = c = config
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size = spec.observation_space, self.scaling.action_size
         head = Head if self.scaling.discrete else DeterministicActor

@@ -20,6 +20,7 @@ from herdbook.datasets.teachers import TEACHERS, labelled_pairs
 
 PairSource = Literal["oracle", "mistake", "noisy", "skip", "myopic", "equal", "stored"]
 """A simulated teacher of `datasets.teachers`, or the pairs that are stored in the dataset."""
+PAIR_SOURCES = (*TEACHERS, "stored")
 _PAIRS = 200  # stream of randomness from which the pairs of one seed are drawn and labelled
 _CHUNK = 64  # pairs that are gathered at once where all are read
 
@@ -42,14 +43,6 @@ class PairConfig(Protocol):
     def pairs(self) -> int: ...
     @property
     def segment_length(self) -> int: ...
-
-
-def check_teacher(config: PairConfig) -> None:
-    """Raise ValueError unless the teacher of a config is a `PairSource`."""
-    if config.teacher not in (known := (*TEACHERS, "stored")):
-        raise ValueError(
-            f"{type(config).__name__}: expected teacher as one of {', '.join(known)}, got {config.teacher!r}"
-        )
 
 
 def transitions(segments: Segments, discount: float) -> Transitions:

@@ -1,12 +1,14 @@
 """A reward ensemble from preferences (Christiano et al. 2017, arXiv:1706.03741), without a policy.
 
     P(1 ≺ 2) = σ(Σ_t γᵗ r_k(s²_t, a²_t) − Σ_t γᵗ r_k(s¹_t, a¹_t))                          (1)
-    L_k = −mean (1 − p) log P(2 ≺ 1) + p log P(1 ≺ 2)                                      (2)
+    L_k = −mean (1 − p) log P(2 ≺ 1) + p log P(1 ≺ 2)  +  κ (mean r_k)²                    (2)
     r = mean_k (r_k − μ_k) / σ_k                                                           (3)
 
 The label p is the probability that the second segment is preferred. Each member k has its own initial weights and its
-own bootstrap of the pairs. μ_k and σ_k are moments over all steps of the pairs. A policy is trained on r afterwards;
-with IQL this is P-IQL (Hejna et al. 2024, arXiv:2310.13639).
+own bootstrap of the pairs. A constant added to r_k changes no probability of segments of one length. The term with κ
+fixes it; without that term, Adam would follow the rounding errors of a gradient that is zero. μ_k and σ_k are moments
+over all steps of the pairs. A policy is trained on r afterwards; with IQL this is P-IQL (Hejna et al. 2024,
+arXiv:2310.13639).
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from herdbook.core.config import COUNT, POSITIVE, UNIT, Config
+from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Parameters, Params, Setup
 from herdbook.core.needs import Needs
 from herdbook.core.policy import Scaling
-from herdbook.core.preferences import agreement, preference_loss, segment_sum
+from herdbook.core.preferences import agreement, masked_mean, preference_loss, segment_sum
 from herdbook.core.random import generator
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Spec, Transitions, tree_map
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.irl.pairs import PairBatch, PairSource, check_teacher, present, table_of, transitions
+from herdbook.irl.pairs import PAIR_SOURCES, PairBatch, PairSource, present, table_of, transitions
 from herdbook.irl.rewards import LearnedReward, RewardDesign, RewardInputs
 
 _BOOTSTRAP = 201  # stream of randomness from which the pairs of each member are drawn
@@ -44,6 +47,7 @@ class PreferenceRewardConfig(Config):
     members: int = 3  # reward functions in the ensemble, eq. 3
     bootstrap: bool = True  # each member learns from its own sample of the pairs, with replacement
     discount: float = 1.0  # γ in the sums of eq. 1
+    anchor: float = 0.01  # κ of eq. 2
     batch_size: int = 64  # pairs per update, for each member
     lr: float = 3e-4  # learning rate
     hidden_sizes: tuple[int, ...] = (64, 64)  # widths of the hidden layers of each member
@@ -51,9 +55,8 @@ class PreferenceRewardConfig(Config):
 
     def __post_init__(self) -> None:
         self.require(pairs=COUNT, segment_length=COUNT, members=COUNT, batch_size=COUNT, hidden_sizes=COUNT)
-        self.require(discount=UNIT, lr=POSITIVE)
-        check_teacher(self)
-        RewardDesign(inputs=self.inputs)
+        self.require(discount=UNIT, lr=POSITIVE, anchor=NOT_NEGATIVE)
+        self.require_one_of(teacher=PAIR_SOURCES, inputs=("state", "next_state", "state_action", "transition"))
 
 
 class PreferenceReward:
@@ -71,6 +74,7 @@ class PreferenceReward:
     ) -> None:
         self.config = c = config
         self.spec = spec
+        check_action_space(spec.action_space, self.needs.actions, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         self.design = RewardDesign(inputs=c.inputs, hidden_sizes=c.hidden_sizes)
         self.names = tuple(f"member_{number}" for number in range(c.members))
@@ -111,14 +115,17 @@ class PreferenceReward:
 
     def objective(self, params: Params, steps: Transitions, mask: Tensor, labels: Tensor) -> tuple[Tensor, Metrics]:
         """steps, mask: [members, B, 2, T, …]; labels: [members, B]."""
+        c = self.config
         losses, shares = [], []
         for member, name in enumerate(self.names):
             rewards = self.learner.networks[name](params[name], tree_map(lambda x, m=member: x[m], steps))  # [B, 2, T]
-            first, second = segment_sum(rewards, mask[member], discount=self.config.discount).unbind(-1)  # [B] each
-            losses.append(preference_loss(first, second, labels[member]).mean())  # eqs. 1 and 2
+            first, second = segment_sum(rewards, mask[member], discount=c.discount).unbind(-1)  # [B] each
+            constant = masked_mean(rewards, mask[member])
+            loss = preference_loss(first, second, labels[member]).mean() + c.anchor * constant.square()  # eqs. 1 and 2
+            losses.append(loss)
             shares.append(agreement(first, second, labels[member]))
-        loss = torch.stack(losses)
-        return loss.sum(), {"loss/member": loss.mean(), "accuracy": torch.stack(shares).mean()}
+        every = torch.stack(losses)
+        return every.sum(), {"loss/member": every.mean(), "accuracy": torch.stack(shares).mean()}
 
     def reward(self, seed_index: int = 0) -> LearnedReward:
         """Eq. 3, with the moments over the steps of the seed's pairs."""

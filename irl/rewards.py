@@ -197,7 +197,7 @@ def shaping_term(potential: Tensor, next_potential: Tensor, discounts: Tensor) -
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedReward:
-    """A learned reward function: raw transitions `[B, …]` → rewards [B], without gradients.
+    """A learned reward function: raw transitions `[*B, …]` → rewards [*B], without gradients.
 
     Implements `core.types.RewardFunction`. Several members are an ensemble, eq. 2. `spec` has the spaces and, if
     `standardise`, the statistics by which observations are standardised.
@@ -237,13 +237,14 @@ class LearnedReward:
 
     @torch.no_grad()
     def each(self, transitions: Transitions) -> Tensor:
-        """The normalised rewards of all members, [members, B]."""
+        """The normalised rewards of all members, [members, *B]."""
         scaled, call = self._scaling(transitions), cast(Any, torch.func.functional_call)
         outputs = torch.stack([call(self._module, parameters, (scaled,)) for parameters in self.members])
         values = imitation_reward(outputs, self.design.convention)
         if not self.moments:
             return values
-        mean, std = torch.tensor(self.moments, device=values.device).T[..., None]  # [members, 1] each
+        lead = (-1, *[1] * (values.dim() - 1))
+        mean, std = (part.view(lead) for part in torch.tensor(self.moments, device=values.device).unbind(1))
         normalised: Tensor = (values - mean) / std
         return normalised
 

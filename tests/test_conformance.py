@@ -28,6 +28,8 @@ from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_c
 
 FAMILIES = ("herdbook.offline.", "herdbook.online.", "herdbook.irl.")
 NAMES = sorted(name for name, where in ALGORITHMS.items() if where.startswith(FAMILIES))
+ACTING = [name for name in NAMES if algorithm_class(name).needs.policy]
+"""They learn a policy."""
 ON_POLICY = [name for name in NAMES if algorithm_class(name).needs.on_policy]
 BATCHED = [name for name in NAMES if algorithm_class(name).needs.seeds_together]
 VECTORS = ["dac"]
@@ -46,6 +48,9 @@ SMALL = {
     "evaluate_by": "mode",
     "discriminator_updates": 2,
     "allow_variable_horizon": True,
+    "pairs": 12,
+    "segment_length": 5,
+    "cloning_updates": 2,
 }
 """Fields that make any algorithm fast, its evaluated policy deterministic, or let it learn from the episodes below."""
 STABLE = {"normalise_observations": True, "scale_rewards": True}
@@ -82,6 +87,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gail": [{"gradient_penalty": 10.0, "old_rollouts": 2}, {"reward_convention": "logit", "reward_inputs": "state"}],
     "dac": [{"agent": "sac"}, {"absorbing": False, "reward_inputs": "state", "reward_convention": "-log(1-D)"}],
     "airl": [{"reward_inputs": "state", "old_rollouts": 2, "policy_reward": "f"}, {"shaped": False}],
+    "preference_reward": [{"inputs": "transition", "bootstrap": False, "teacher": "noisy", "discount": 0.9}],
+    "cpl": [{"dropout": 0.0, "teacher": "mistake"}],
 }
 """Further settings under which the learner does something else."""
 
@@ -281,8 +288,9 @@ def test_needs_are_what_it_does(name: str) -> None:
     trial, needs = Trial(name, {}), algorithm_class(name).needs
     assert trial.algorithm.needs == needs
     trial.train(3)
-    policy = trial.algorithm.policy()
-    policy(trial.step(), policy.initial(6))
+    if needs.policy:
+        policy = trial.algorithm.policy()
+        policy(trial.step(), policy.initial(6))
     assert ("follows" in vars(trial.algorithm)) is needs.follows
     for actions in ACTIONS:
         if fits(name, actions):
@@ -330,7 +338,7 @@ def test_state_round_trips_to_the_bit(
     checkpoint.save(tmp_path / "state", source.algorithm.state_dict())
     other.algorithm.load_state_dict(checkpoint.load(tmp_path / "state"))
     assert_same_bits(other.algorithm.state_dict(), source.algorithm.state_dict())
-    for index in range(len(seeds)):
+    for index in range(len(seeds) if name in ACTING else 0):
         one, two = (trial.algorithm.policy(index) for trial in (source, other))
         assert torch.equal(one(source.step(), one.initial(6))[0], two(source.step(), two.initial(6))[0])
     for _ in range(2):
@@ -371,6 +379,8 @@ def test_every_kind_of_observation_trains_and_acts(name: str, observations: str)
         assert all(bool(value.isfinite().all()) for value in metrics.values())
     after = trial.weights(last)
     assert any(not torch.equal(after[key], before[key]) for key in after if "encoder" in key or observations == "index")
+    if name not in ACTING:
+        return
     actions, _ = trial.algorithm.policy(last)(trial.step(), None)
     assert all(trial.spec.action_space.contains(action) for action in to_numpy(actions))
 
@@ -381,7 +391,7 @@ def test_every_kind_of_observation_trains_and_acts(name: str, observations: str)
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize(
     ("name", "changes", "actions"),
-    [(name, {}, actions) for name in NAMES for actions in ACTIONS if fits(name, actions)]
+    [(name, {}, actions) for name in ACTING for actions in ACTIONS if fits(name, actions)]
     + [(name, changes, own_actions(name)) for name, changes in SETTINGS if changes.keys() & {*STABLE, *NOISY}],
 )
 def test_the_policy_contract(name: str, changes: dict[str, Any], actions: str, deterministic: bool) -> None:
@@ -414,7 +424,7 @@ def test_the_policy_contract(name: str, changes: dict[str, Any], actions: str, d
         assert log_prob.shape == (6,) and bool(log_prob.isfinite().all())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ACTING)
 def test_a_deterministic_policy_acts_on_each_observation_as_if_it_were_alone(name: str) -> None:
     trial = Trial(name, {})
     policy, step = trial.algorithm.policy(), trial.step()
@@ -455,7 +465,7 @@ def test_every_option_is_tried_on_every_algorithm_that_has_it(option: str, name:
     assert default not in (None, False) or any(option in changes for changes in VARIANTS.get(name, []))
 
 
-@pytest.mark.parametrize("name", BATCHED)
+@pytest.mark.parametrize("name", [name for name in BATCHED if name in ACTING])
 def test_a_policy_follows_the_training_and_its_seed(name: str) -> None:
     known = {field.name for field in dataclasses.fields(config_class(algorithm_class(name)))}
     fast = {rate: 1e-2 for rate in ("lr", "actor_lr") if rate in known}  # enough to change a choice
@@ -588,6 +598,14 @@ BAD = {
     "shaping_sizes": [(0,)],
     "iteration_steps": [0],
     "beta_steps": [-1],
+    "pairs": [0, 1.5],
+    "segment_length": [0],
+    "members": [0],
+    "bias": [0.0, 1.1],
+    "anchor": [-0.1],
+    "cloning_updates": [-1],
+    "teacher": ["me", None],
+    "inputs": ["action", None],
 }
 
 

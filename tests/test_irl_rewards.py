@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from herdbook.core.policy import Scaling
-from herdbook.core.types import Spec, Transitions
+from herdbook.core.types import Spec, Transitions, tree_map
 from herdbook.irl.rewards import LearnedReward, RewardDesign, RewardError, load_reward, shaping_term
 
 BOX = Spec(spaces.Box(-5, 5, (2,)), spaces.Box(-2, 2, (1,)))
@@ -83,6 +83,8 @@ def test_each_member_is_normalised_before_the_mean() -> None:
     reward = reward_of(design, GRID, members=members, moments=((1.0, 1.0), (-1000.0, 1000.0)))
     assert reward.each(grid_steps()).tolist() == [[-1, 1], [1, -1]]
     assert reward(grid_steps()).tolist() == [0, 0]
+    square = tree_map(lambda x: x.expand(2, 2), grid_steps())  # as many rows as members
+    assert reward.each(square).tolist() == [[[-1, 1], [-1, 1]], [[1, -1], [1, -1]]]
     with pytest.raises(ValueError, match="expected moments for 2 members, got 1"):
         reward_of(design, GRID, members=members, moments=((0.0, 1.0),))
     with pytest.raises(ValueError, match="expected standard deviations above 0"):
