@@ -354,7 +354,6 @@ def load_reward(directory: str | Path, *, device: str | torch.device = "cpu") ->
                 f"{TENSORS} is damaged, or of another reward function (its SHA-256 is not the recorded one)"
             )
         state = decode(header, safetensors.torch.load_file(directory / TENSORS))
-        # Tensors of a file lie at any address, by which sums round differently; a copy is aligned as the original was.
         design: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in state["design"].items()}
         return LearnedReward(
             design=RewardDesign(**design),
