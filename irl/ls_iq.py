@@ -10,8 +10,8 @@
 
 Over both distributions, the χ² term of IQ-Learn makes its loss the squared Bellman errors of two fixed rewards, r_max
 for the expert and r_min for the agent. Fixed rewards bound Q, so that targets can be clipped. The expert's target is
-not bootstrapped: it is Q_max. A terminated step enters an absorbing state, in which the reward goes on for ever, worth
-r / (1 − γ). An early end is thus neither punished nor rewarded more than going on.
+not bootstrapped: it is Q_max. A terminated step enters an absorbing state, in which its reward goes on for ever: the
+rest of the episode counts as r / (1 − γ), as much as going on with the reward r would.
 
 h is capped at the expert's states: no entropy there is larger than the largest one at the agent's own states of the
 batch. An agent that has not been there yet may have a high entropy, which would raise the value of the state. (The
