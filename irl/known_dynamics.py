@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from herdbook.core.config import COUNT, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Parameters, Params, Setup, check_one_seed
 from herdbook.core.policy import Scaling
+from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Spec, Transitions
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.irl.rewards import LearnedReward, RewardDesign
@@ -358,6 +359,7 @@ class TabularIRL:
         features = known.pop("features", None)
         setup = cast(Setup, known)
         check_one_seed(config.algorithm, setup, "it trains")
+        check_action_space(spec.action_space, "discrete", config.algorithm)
         states, actions = _tables(spec)
         self.config, self.spec, self.valuation = config, spec, valuation
         self.shape = int(states.n), int(actions.n)
@@ -461,6 +463,8 @@ class TabularIRL:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave. Raises ValueError if it is of other spaces or another horizon."""
+        if not isinstance(state.get("plan"), Mapping):
+            raise ValueError(f"{self.config.algorithm}: not the state of a learner that plans: it has no plan")
         saved = {name: np.array(table.cpu().numpy(), np.float64) for name, table in state["plan"].items()}
         steps = () if self.config.horizon is None else (self.config.horizon,)
         if saved["policy"].shape != (*steps, *self.shape):

@@ -70,6 +70,7 @@ class MaxEntIRL:
     def __init__(self, config: MaxEntIRLConfig, spec: Spec, **known: Unpack[Known]) -> None:
         self.config = config
         self.irl = TabularIRL(config, spec, optimistic_value, **known)
+        self.learner = self.irl.learner
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> tuple[()]:
         """Nothing: every update sees all demonstrations."""

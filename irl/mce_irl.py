@@ -67,6 +67,7 @@ class MCEIRL:
     def __init__(self, config: MCEIRLConfig, spec: Spec, **known: Unpack[Known]) -> None:
         self.config = config
         self.irl = TabularIRL(config, spec, expected_value, **known)
+        self.learner = self.irl.learner
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> tuple[()]:
         """Nothing: every update sees all demonstrations."""

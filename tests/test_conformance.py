@@ -25,6 +25,7 @@ from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.experiments.catalogue import ALGORITHMS, algorithm_class, config_class
+from herdbook.tabular.mdp import MDP
 
 FAMILIES = ("herdbook.offline.", "herdbook.online.", "herdbook.irl.")
 NAMES = sorted(name for name, where in ALGORITHMS.items() if where.startswith(FAMILIES))
@@ -34,6 +35,8 @@ ON_POLICY = [name for name in NAMES if algorithm_class(name).needs.on_policy]
 BATCHED = [name for name in NAMES if algorithm_class(name).needs.seeds_together]
 VECTORS = ["dac"]
 """They learn from vectors alone."""
+TABLES = [name for name in NAMES if algorithm_class(name).needs.dynamics]
+"""They learn from numbered states alone, in a model."""
 SMALL = {
     "batch_size": 16,
     "hidden_sizes": (12, 12),
@@ -209,10 +212,19 @@ class Trial:
     """An algorithm with a replay and a generator for each seed."""
 
     def __init__(
-        self, name: str, changes: dict[str, Any], observations: str = "vector", actions: str | None = None, **setup: Any
+        self,
+        name: str,
+        changes: dict[str, Any],
+        observations: str | None = None,
+        actions: str | None = None,
+        **setup: Any,
     ) -> None:
-        episodes = make_episodes(observations, actions or own_actions(name))
-        cls = algorithm_class(name)
+        cls, own = algorithm_class(name), "index" if name in TABLES else "vector"
+        episodes = make_episodes(observations or own, actions or own_actions(name))
+        if cls.needs.dynamics:  # a model in which no state is terminal
+            ends = episodes.terminated | episodes.truncated
+            episodes = dataclasses.replace(episodes, terminated=np.zeros_like(ends), truncated=ends)
+            setup["mdp"] = MDP.random(5, 3, discount=1.0, generator=np.random.default_rng(3))
         if cls.needs.demonstrations:
             setup["demonstrations"] = ReplayBuffer(episodes)
         self.spec = episodes.spec()
@@ -370,7 +382,7 @@ def test_inductor_equals_eager(name: str, changes: dict[str, Any], seeds: tuple[
 
 
 @pytest.mark.parametrize("observations", ["image", "index", "mixed", "nested"])
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in VECTORS])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*VECTORS, *TABLES)])
 def test_every_kind_of_observation_trains_and_acts(name: str, observations: str) -> None:
     last = 1 if name in BATCHED else 0
     trial = Trial(name, {}, observations, seeds=(0, 1)[: last + 1])
@@ -501,7 +513,7 @@ def test_a_state_of_another_algorithm_or_shape_changes_nothing(name: str) -> Non
     strangers = [
         Trial(other, {}),
         Trial(name, {"hidden_sizes": (12, 13)}),
-        *([] if name in VECTORS else [Trial(name, {}, observations="index")]),
+        *([] if name in (*VECTORS, *TABLES) else [Trial(name, {}, observations="index")]),
         *([Trial(name, {}, seeds=(0, 1))] if name in BATCHED else []),
         *([Trial(name, {"scale_rewards": True})] if name in OPTIONS["scale_rewards"] and name not in BATCHED else []),
         Trial(name, {}, seeds=(8,)),
@@ -606,6 +618,7 @@ BAD = {
     "cloning_updates": [-1],
     "teacher": ["me", None],
     "inputs": ["action", None],
+    "horizon": [0, 1.5],
 }
 
 
