@@ -359,7 +359,8 @@ def load_reward(directory: str | Path, *, device: str | torch.device = "cpu") ->
             design=RewardDesign(**design),
             spec=spec_from_state(state["spec"]),
             discount=float(state["discount"]),
-            members=tuple(tree_map(lambda value: value.to(device), member) for member in state["members"]),
+            # Cloned, since torch's sums differ in the last bit in memory that is not aligned as its own.
+            members=tuple(tree_map(lambda value: value.clone().to(device), one) for one in state["members"]),
             standardise=bool(state["standardise"]),
             moments=tuple((mean, std) for mean, std in state["moments"]),
             about=state["about"],
