@@ -459,6 +459,30 @@ SOURCES: dict[str, Source] = {
         },
         own={"sac": SACConfig(), "allow_variable_horizon": False},
     ),
+    # rll-research/BPref: config/train_PEBBLE.yaml, reward_model.py
+    "preference_reward": Source(
+        same={"teacher": "oracle", "inputs": "state_action", "members": 3, "discount": 1.0, "lr": 3e-4},
+        differs={
+            "segment_length": (64, 50),
+            "pairs": (500, 1400),
+            "batch_size": (64, 128),
+            "bootstrap": (True, False),
+            "hidden_sizes": ((64, 64), (256, 256, 256)),
+            "standardise_observations": (True, False),
+        },
+        own={"anchor": 0.01},
+    ),
+    # jhejna/cpl: configs/mw_state_dense/cpl.yaml, research/algs/cpl.py
+    "cpl": Source(
+        same={"alpha": 0.1, "bias": 0.5, "lr": 1e-4, "batch_size": 96, "dropout": 0.25, "segment_length": 64},
+        differs={
+            "discount": (0.99, 1.0),
+            "cloning_updates": (40_000, 200_000),
+            "hidden_sizes": ((256, 256), (512, 512)),
+            "standardise_observations": (True, False),
+        },
+        own={"teacher": "oracle", "pairs": 500},
+    ),
     "independent_q": Source(
         same=EPYMARL,
         differs={**EPYMARL_DIFFERS, "reward_centring": (False, True), "team_reward": (False, True)},

@@ -333,7 +333,8 @@ def test_an_import_up_the_layers_is_made_once_and_only_where_it_is_used(repo_roo
 
 ORDER = {
     "core": (
-        {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "random", "recurrence"},
+        {"atari", "checkpoint", "config", "distributions", "logging", "moments", "needs", "preferences", "random"},
+        {"recurrence"},
         {"memory", "notices", "registry", "returns", "runs", "types", "wrappers"},
         {"seeds", "spaces", "threads", "trees"},
         {"frames", "returned"},
