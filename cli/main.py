@@ -28,6 +28,7 @@ COMMANDS = {
     "collect": "write a policy's episodes, trained or random, as a Minari dataset",
     "compare": "table with intervals and learning curves of several runs",
     "data": "list, show, make, convert and relabel datasets",
+    "reward": "judge a learned reward by fresh policies, correlations and the EPIC distance",
     "list": "list algorithms, environments or settings",
 }
 SPINS = "1000"

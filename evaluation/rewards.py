@@ -69,12 +69,8 @@ def judge(
     notices: list[str] = []
     if changed := episodes.reward_transforms():
         notices.append(f"the recorded rewards are not the environment's: {', '.join(changed)}")
-    steps = np.arange(episodes.num_steps) if episodes.mask is None else np.flatnonzero(episodes.mask)
-
-    def values(function: RewardFunction) -> FloatArray:
-        return rewards_of(function, transitions_of(episodes, steps, discount=discount, device=device))
-
-    learned, recorded = values(reward), episodes.rewards[steps]
+    learned = step_rewards(reward, episodes, discount=discount, device=device)
+    recorded = step_rewards(None, episodes, discount=discount)
     linear, ranks, epic = None, None, None
     sides = {"learned": learned, "true": recorded}
     constant = [name for name, side in sides.items() if np.ptp(side) <= SINGLE * np.abs(side).max()]
@@ -85,7 +81,7 @@ def judge(
     if true is None:
         notices.append("the EPIC distance needs the true reward as a function of any transition: it was not computed")
     else:
-        off = np.abs(values(true) - recorded)
+        off = np.abs(step_rewards(true, episodes, discount=discount, device=device) - recorded)
         if off.max() > 1e-3 * max(1.0, float(np.abs(recorded).max())):
             told = "the correlations use the recorded rewards, the EPIC distance uses the function"
             notices.append(f"the true reward function differs from the recorded rewards by up to {off.max():g}: {told}")
@@ -99,16 +95,26 @@ def judge(
             notices.append(f"the {which} reward is zero up to shaping: its EPIC distance is undefined")
     return RewardReport(
         dataset=episodes.source,
-        steps=len(steps),
+        steps=len(recorded),
         pearson=linear,
         spearman=ranks,
         epic=epic,
         discount=discount,
-        transitions=min(transitions, len(steps)),
+        transitions=min(transitions, len(recorded)),
         samples=samples,
         seed=seed,
         notices=tuple(notices),
     )
+
+
+def step_rewards(
+    reward: RewardFunction | None, episodes: Episodes, *, discount: float, device: str | torch.device = "cpu"
+) -> FloatArray:
+    """The rewards of a function, or the recorded ones, for the steps in the mask of the episodes, [N] float64."""
+    steps = np.arange(episodes.num_steps) if episodes.mask is None else np.flatnonzero(episodes.mask)
+    if reward is None:
+        return episodes.rewards[steps]
+    return rewards_of(reward, transitions_of(episodes, steps, discount=discount, device=device))
 
 
 def draw_scatter(learned: ArrayLike, true: ArrayLike, path: str | Path, *, title: str = "") -> None:

@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from herdbook.cli.main import COMMANDS
+from herdbook.core.policy import Scaling
 from herdbook.core.runs import Run
+from herdbook.core.types import Spec
+from herdbook.datasets.minari import read_minari
+from herdbook.irl.rewards import LearnedReward, RewardDesign
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
@@ -42,9 +47,17 @@ def through_closed_pipe(*commands: tuple[object, ...]) -> list[tuple[int, str]]:
     return list(zip(json.loads(done.stdout), said, strict=True))
 
 
-def test_a_run_is_trained_resumed_evaluated_collected_and_compared(small_dataset: str) -> None:
+def save_a_reward(directory: str, spec: Spec) -> None:
+    design = RewardDesign(inputs="state", hidden_sizes=())
+    parameters = {name: torch.ones_like(value) for name, value in design.build(Scaling(spec)).named_parameters()}
+    LearnedReward(design=design, spec=spec, discount=0.9, members=(parameters,)).save(directory)
+
+
+def test_a_run_is_trained_resumed_evaluated_collected_compared_and_judged(small_dataset: str) -> None:
     small = ("--steps", 2, "--batch-size", 4, "--hidden-sizes", 4, "--eval-episodes", 1)
     there = Path(os.environ["MINARI_DATASETS_PATH"]) / small_dataset
+    save_a_reward("reward", read_minari(small_dataset).spec())
+    judged = ("--algorithm", "td3_bc", "--dataset", small_dataset, "--steps", 2, "--episodes", 1, "--out", "judged")
     commands: list[tuple[object, ...]] = [
         ("train", "td3_bc", "--dataset", small_dataset, "--run-dir", "r", *small),
         ("resume", "r", "--steps", 4),
@@ -53,11 +66,12 @@ def test_a_run_is_trained_resumed_evaluated_collected_and_compared(small_dataset
         ("compare", "r", "--out", "report"),
         ("data", "show", small_dataset),
         ("data", "convert", there, "mine/y-v0", "--data-dir", "data"),
+        ("reward", "eval", "reward", *judged, "--options", "batch_size", 4, "eval_episodes", 0),
     ]
     assert {command[0] for command in commands} == set(COMMANDS) - {"list"}
     assert through_closed_pipe(*commands) == [(0, "")] * len(commands)
     assert Run("r").checkpoints.last() == 4
-    for made in ("r.json", "data/mine/x-v0", "data/mine/y-v0", "report/report.md"):
+    for made in ("r.json", "data/mine/x-v0", "data/mine/y-v0", "report/report.md", "judged/reward_eval.json"):
         assert Path(made).exists(), made
 
 

@@ -359,9 +359,9 @@ ORDER = {
         {"build"},
         {"restore"},
         {"experts", "opponents", "rewards"},
-        {"collect", "evaluate", "relabel", "tasks", "video"},
+        {"collect", "evaluate", "relabel", "tasks", "true_rewards", "video"},
         {"train"},
-        {"recipes"},
+        {"recipes", "reward_evaluation"},
     ),
 }
 """The modules of a layer from the bottom up: each imports only modules of the sets before its own."""

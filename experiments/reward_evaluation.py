@@ -1,0 +1,151 @@
+"""Judging a learned reward by the return of fresh policies trained on it, and by correlations and the EPIC distance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from herdbook.core.environments import EnvironmentSource, ReferenceScores, whole_games
+from herdbook.core.random_policy import RandomPolicy
+from herdbook.core.runs import Run, provenance, refuse_existing_run, to_json
+from herdbook.datasets.episodes import Episodes
+from herdbook.datasets.load import load_dataset, recorded_environment
+from herdbook.evaluation.evaluate import evaluate
+from herdbook.evaluation.rewards import draw_scatter, judge, step_rewards
+from herdbook.evaluation.scores import normalised_score
+from herdbook.evaluation.statistics import t_interval
+from herdbook.experiments.catalogue import UserError, algorithm_class, needs_of
+from herdbook.experiments.environments import environment_from_record, own_environment, trusted, with_arguments
+from herdbook.experiments.evaluate import evaluate_run
+from herdbook.experiments.restore import restore
+from herdbook.experiments.rewards import named_reward, reward_directory
+from herdbook.experiments.train import train
+from herdbook.experiments.true_rewards import true_reward
+
+RESULTS, RUN, SCATTER = "reward_eval.json", "run", "rewards.png"
+
+
+def evaluate_reward(
+    reward: str | Path,
+    *,
+    out: str | Path,
+    steps: int,
+    algorithm: str = "ppo",
+    seeds: Sequence[int] = (0,),
+    env: EnvironmentSource | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    reward_seed: int | None = None,
+    episodes: int = 20,
+    eval_seed: int = 0,
+    discount: float | None = None,
+    quiet: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train fresh policies on a learned reward, evaluate them on the true one, and compare the two rewards.
+
+    Args:
+        reward: The directory of a saved reward, or a run that learned one.
+        out: A new directory for `reward_eval.json`, `rewards.png` (learned against true rewards) and `run`.
+        steps: Training steps of each policy.
+        algorithm: The algorithm of the fresh policies; one that learns from data learns from `dataset`.
+        seeds: Seeds of the fresh policies.
+        env: The environment, by default that in which the reward was learned, or that of the dataset.
+        env_kwargs: Keyword arguments of the environment.
+        dataset: The steps over which the rewards are compared; by default episodes of the random policy and of the
+            fresh ones. Its recorded rewards must be the true ones.
+        data_dir: Directory of the datasets.
+        reward_seed: The seed of a run that learned several rewards.
+        episodes: Evaluation episodes of each policy.
+        eval_seed: Episode i is reset with the seed `eval_seed + i`.
+        discount: γ of the EPIC distance, by default that of the reward.
+        quiet: Show no progress.
+        options: Further options of `train`, of the run or of the algorithm.
+
+    The reward is used without its shaping. Returns what is written to `reward_eval.json`. Raises UserError for a name
+    that is no reward or no environment, and what `train` raises.
+    """
+    out, directory = Path(out), reward_directory(reward, reward_seed)
+    if (out / RESULTS).exists():
+        raise UserError(f"{out}: holds {RESULTS} already; choose another directory")
+    refuse_existing_run(out / RUN)
+    learned = named_reward(directory).unshaped()
+    gamma = learned.discount if discount is None else discount
+    named = _environment(reward, env, dataset, data_dir)
+    source = with_arguments(named, env_kwargs or {}) or named
+    data = None if dataset is None else _dataset(dataset, data_dir)
+    if data is not None:
+        named_reward(directory, spec=data.spec(), where=data.source)
+    learns = needs_of(algorithm_class(algorithm)).data
+    if learns is True and data is None:
+        raise UserError(f"{algorithm} learns from data: expected --dataset, got none")
+    run = train(
+        algorithm,
+        env=source,
+        dataset=data if learns else None,
+        reward=directory,
+        steps=steps,
+        seeds=tuple(seeds),
+        run_dir=out / RUN,
+        quiet=quiet,
+        **options,
+    )
+    scores = evaluate_run(run.path, episodes=episodes, seed=eval_seed, env=source)
+    if data is None:
+        data = _rollouts(run, source, episodes, eval_seed)
+    true = true_reward(source)
+    report = judge(learned, data, true, discount=gamma)
+    means = t_interval([line["return_mean"] for line in scores["seeds"]])
+    references = scores["references"]
+    results = {
+        "reward": {"directory": str(directory), "digest": learned.digest(), "about": dict(learned.about)},
+        "algorithm": algorithm,
+        "environment": scores["environment"],
+        "steps": steps,
+        "episodes": episodes,
+        "eval_seed": eval_seed,
+        "return": {"mean": means.value, "low": means.low, "high": means.high},
+        "normalized_score": None
+        if references is None
+        else float(normalised_score(means.value, ReferenceScores(**references))),
+        "references": references,
+        "seeds": scores["seeds"],
+        "judgement": report.json(),
+        **provenance(),
+    }
+    draw_scatter(step_rewards(learned, data, discount=gamma), step_rewards(None, data, discount=gamma), out / SCATTER)
+    (out / RESULTS).write_text(json.dumps(to_json(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return results
+
+
+def _environment(
+    reward: str | Path, env: EnvironmentSource | None, dataset: str | None, data_dir: str | Path | None
+) -> EnvironmentSource:
+    """The environment that is given, else that of the run which learned the reward, else that of the dataset."""
+    if env is not None:
+        return env
+    if (Path(reward) / "config.json").is_file() and (record := Run(reward).config.get("environment")) is not None:
+        return environment_from_record(record)
+    if dataset is not None and (recorded := recorded_environment(dataset, data_dir=data_dir)) is not None:
+        return trusted(recorded, given=False)
+    raise UserError("expected --env, the environment of the fresh policies: neither the reward nor a dataset names one")
+
+
+def _dataset(name: str, data_dir: str | Path | None) -> Episodes:
+    data = load_dataset(name, data_dir=data_dir)
+    if not isinstance(data, Episodes):
+        raise UserError(f"{name}: expected a dataset of one agent, got one of many agents")
+    return data
+
+
+def _rollouts(run: Run, source: EnvironmentSource, episodes: int, seed: int) -> Episodes:
+    """Episodes of the random policy, and as many of the policy of each seed."""
+    everyone = [restore(run, None, None, each, "cpu", None) for each in run.seeds]
+    spec, place = everyone[0].spec, whole_games(own_environment(run.config["environment"], source))
+    policies = [RandomPolicy(spec.action_space), *(restored.policy() for restored in everyone)]
+    limit = run.options.get("max_steps")
+    played = [evaluate(policy, place, episodes, seed, spec=spec, max_steps=limit) for policy in policies]
+    return played[0].concat(*played[1:])

@@ -1,0 +1,141 @@
+"""`herdbook reward eval`, and the true rewards of known environments."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from herdbook.cli.main import main
+from herdbook.core.policy import Scaling
+from herdbook.core.random_policy import RandomPolicy
+from herdbook.core.runs import Run
+from herdbook.core.types import Spec
+from herdbook.datasets.load import load_dataset
+from herdbook.evaluation.epic import SampledCoverage, sampled_epic_distance
+from herdbook.evaluation.evaluate import evaluate
+from herdbook.evaluation.rewards import step_rewards
+from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.reward_evaluation import evaluate_reward
+from herdbook.experiments.true_rewards import true_reward
+from herdbook.irl.rewards import LearnedReward, RewardDesign
+
+SMALL: dict[str, Any] = {"rollout_steps": 8, "num_envs": 1, "eval_episodes": 0, "quiet": True}
+
+
+def cosine(spec: Spec) -> LearnedReward:
+    """The cosine of Pendulum's angle, shaped by a potential that must not be used."""
+    design = RewardDesign(inputs="state", hidden_sizes=(), shaped=True, shaping_sizes=())
+    parameters = {name: torch.full_like(value, 0.0) for name, value in design.build(Scaling(spec)).named_parameters()}
+    parameters["base.head.layers.0.weight"][0, 0] = 1
+    parameters["potential.head.layers.0.weight"][0, 1] = 1e3
+    return LearnedReward(design=design, spec=spec, discount=0.9, members=(parameters,), about={"from": "a test"})
+
+
+@pytest.fixture
+def saved(small_dataset: str, tmp_path: Path) -> Path:
+    return cosine(load_dataset(small_dataset).spec()).save(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("Pendulum-v1", 200),
+        ("CartPole-v1", 200),
+        ("FrozenLake-v1", 50),
+        ("herdbook/GridWorld-v0", 50),
+        ("herdbook/FixedHorizonCartPole-v0", 200),
+        ("herdbook/PointMass-v0", 100),
+    ],
+)
+def test_true_rewards_are_those_of_the_environments(name: str, steps: int) -> None:
+    if name not in gymnasium.registry:
+        pytest.importorskip("herdbook.irl.environments")
+    space = gymnasium.make(name).action_space
+    played = evaluate(RandomPolicy(space), name, 3, 0, max_steps=steps)
+    true = true_reward(name)
+    assert true is not None
+    np.testing.assert_allclose(step_rewards(true, played, discount=0.9), played.rewards, atol=2e-5)
+
+
+def test_an_impossible_transition_of_toy_text_has_the_mean_reward() -> None:
+    """FrozenLake pays 1 for the goal, 15. A move to the right from 14 slips to 10 or stays, and never goes to 13."""
+    true = true_reward("FrozenLake-v1")
+    assert true is not None
+    table = true.table  # type: ignore[attr-defined]
+    assert table[14, 2, 15] == 1 and table[14, 2, 10] == 0 and table[14, 2, 13] == pytest.approx(1 / 3)
+    assert true_reward("MountainCar-v0") is None
+
+
+def test_the_true_reward_of_cartpole_asks_for_survival() -> None:
+    """It is constant, so it has an EPIC distance only because episodes end."""
+    data = evaluate(RandomPolicy(spaces.Discrete(2)), "CartPole-v1", 5, 0)
+    true = true_reward("CartPole-v1")
+    assert true is not None
+    coverage = SampledCoverage.from_episodes(data, discount=0.99, samples=16)
+    assert sampled_epic_distance(true, lambda step: 5 * true(step), coverage) == pytest.approx(0, abs=1e-5)
+    assert sampled_epic_distance(true, lambda step: -true(step), coverage) == pytest.approx(1)
+
+
+def test_fresh_policies_are_trained_on_the_reward_and_judged_by_the_true_one(
+    small_dataset: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["reward", "eval", saved, "--env", "Pendulum-v1", "--steps", "16", "--seeds", "3", "4"]
+    words += ["--dataset", small_dataset, "--episodes", "2", "--eval-seed", "7", "--out", "judged"]
+    words += ["--options", "rollout_steps", "8", "num_envs", "1", "eval_episodes", "0"]
+    assert main([str(word) for word in words]) == 0
+    told = capsys.readouterr().out
+    results = json.loads((tmp_path / "judged/reward_eval.json").read_text())
+    run = Run("judged/run")
+    assert (run.algorithm, run.seeds, run.options["reward"]) == ("ppo", (3, 4), str(saved))
+    means = [line["return_mean"] for line in results["seeds"]]
+    assert results["return"]["mean"] == pytest.approx(np.mean(means)) and max(means) < -100
+    assert results["return"]["low"] < results["return"]["mean"] < results["return"]["high"]
+    assert [len(line["returns"]) for line in results["seeds"]] == [2, 2]
+    judged = results["judgement"]
+    assert judged["dataset"] == small_dataset and judged["steps"] == 120 and judged["discount"] == 0.9
+    assert judged["pearson"] > 0.3 and judged["spearman"] > 0.3 and 0 < judged["epic"] < 0.7 and judged["notices"] == []
+    assert results["reward"]["about"] == {"from": "a test"}
+    assert f"epic distance {judged['epic']:.3f}" in " ".join(told.split()) and "ppo, 16 steps, seeds 3, 4" in told
+    assert (tmp_path / "judged/rewards.png").stat().st_size > 1000
+    assert main([str(word) for word in words]) == 2
+    assert "holds reward_eval.json already" in capsys.readouterr().err
+
+
+def test_without_a_dataset_the_rewards_are_compared_on_played_episodes(saved: Path) -> None:
+    results = evaluate_reward(saved, out="judged", steps=8, env="Pendulum-v1", episodes=2, **SMALL)
+    assert results["judgement"]["steps"] == 2 * 2 * 200  # the random policy's and the fresh one's
+    assert results["normalized_score"] is None or results["references"] is not None
+    stored = json.loads(Path("judged/reward_eval.json").read_text())
+    assert stored["return"] == {"mean": results["return"]["mean"], "low": None, "high": None}  # one seed
+
+
+def test_an_offline_algorithm_learns_from_the_dataset(small_dataset: str, saved: Path) -> None:
+    results = evaluate_reward(
+        saved,
+        out="judged",
+        steps=2,
+        algorithm="td3_bc",
+        dataset=small_dataset,
+        episodes=1,
+        hidden_sizes=(4,),
+        quiet=True,
+    )
+    assert results["environment"]["id"] == "Pendulum-v1"  # the dataset's
+    assert Run("judged/run").config["dataset"]["source"] == small_dataset
+
+
+def test_what_is_missing_is_told_before_anything_is_trained(small_dataset: str, saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected --env, the environment of the fresh policies"):
+        evaluate_reward(saved, out="judged", steps=8, **SMALL)
+    with pytest.raises(UserError, match="td3_bc learns from data: expected --dataset, got none"):
+        evaluate_reward(saved, out="judged", steps=8, algorithm="td3_bc", env="Pendulum-v1", **SMALL)
+    with pytest.raises(UserError, match="expected a learned reward"):
+        evaluate_reward(tmp_path / "nothing", out="judged", steps=8, env="Pendulum-v1", **SMALL)
+    with pytest.raises(UserError, match="CartPole-v1|--env: expected the observation_space"):
+        evaluate_reward(saved, out="judged", steps=8, env="CartPole-v1", **SMALL)
+    assert not Path("judged").exists()
