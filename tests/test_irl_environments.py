@@ -234,10 +234,13 @@ def test_a_recipe_in_our_own_environment_is_an_ordinary_dataset(tmp_path: Any, m
 
 
 def test_torque_of_the_acrobot_by_hand() -> None:
-    # hanging at rest; second joint moving; θ₂ = π/2 at rest, θ₁ = 0: 0.6 − 1.15 < 0; first joint moving alone
+    # hanging at rest; second joint moving; θ₂ = π/2 at rest: 0.6 − 1.15 < 0; first joint moving alone;
+    # θ₂ = π/2 and θ₁ = −π/2 at rest: 0.6 − 1.15 · 0; θ₁ = −π/2 at rest: 1.15; both joints moving: 0.1 − 0.2 · 0.4
     rest = [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     moving, bent, swinging = [*rest[:5], 0.1], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0], [*rest[:4], 0.1, 0.0]
-    assert torque_sign(torch.tensor([rest, moving, bent, swinging])).tolist() == [0, 1, -1, -1]
+    level, straight, both = [0.0, -1.0, 0.0, 1.0, 0.0, 0.0], [0.0, -1.0, 1.0, 0.0, 0.0, 0.0], [*rest[:4], 0.4, 0.1]
+    observations = torch.tensor([rest, moving, bent, swinging, level, straight, both])
+    assert torque_sign(observations).tolist() == [0, 1, -1, -1, 1, 1, 1]
 
 
 def test_shortest_paths_by_hand_and_as_value_iteration_has_them() -> None:
