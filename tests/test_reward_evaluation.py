@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
 from herdbook.cli.main import main
+from herdbook.core.environments import make_environment
 from herdbook.core.policy import Scaling
 from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.runs import Run
@@ -53,9 +53,7 @@ def saved(small_dataset: str, tmp_path: Path) -> Path:
     ],
 )
 def test_true_rewards_are_those_of_the_environments(name: str, steps: int) -> None:
-    if name not in gymnasium.registry:
-        pytest.importorskip("herdbook.irl.environments")
-    space = gymnasium.make(name).action_space
+    space = make_environment(name).action_space
     played = evaluate(RandomPolicy(space), name, 3, 0, max_steps=steps)
     true = true_reward(name)
     assert true is not None
