@@ -103,11 +103,8 @@ class Domain(Protocol):
     def check_actions(self, spec: Any, needs: Needs, algorithm: str) -> None:
         """Raise ValueError for actions that the algorithm cannot take."""
 
-    def cautions(self, task: Task, config: Config, plays: bool) -> list[str]:
-        """Notices about what an algorithm would learn in a task that its user may not expect.
-
-        plays: True if it interacts while it learns, so that a dataset of the task holds demonstrations.
-        """
+    def cautions(self, task: Task, config: Config) -> list[str]:
+        """Notices about what an algorithm would learn in a task that its user may not expect."""
 
     def environment_spec(
         self, source: EnvironmentSource, observation_keys: tuple[str, ...] | None, opponents: Mapping[str, Any]

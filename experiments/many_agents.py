@@ -62,7 +62,7 @@ class ManyAgents:
     def check_actions(self, spec: JointSpec, needs: Needs, algorithm: str) -> None:
         """Nothing to check: the constructor of each algorithm raises ValueError and names the algorithms that fit."""
 
-    def cautions(self, task: Task, config: Config, plays: bool) -> list[str]:
+    def cautions(self, task: Task, config: Config) -> list[str]:
         source = task.environment if task.data is None else task.data.given.environment
         record = environment_record(source) if config.team_reward else None
         sides = None if record is None else sides_of(record["id"], task.spec.agents)

@@ -73,16 +73,8 @@ class SingleAgent:
     def check_actions(self, spec: Spec, needs: Needs, algorithm: str) -> None:
         check_action_space(spec.action_space, needs.actions, algorithm)
 
-    def cautions(self, task: Task, config: Config, plays: bool) -> list[str]:
-        if task.data is None or not plays:
-            return []
-        batch_size, steps = _batch_size(config), task.data.episodes.num_sampled
-        if batch_size is None or 2 * steps >= batch_size:
-            return []
-        return [
-            f"{steps} expert steps are fewer than half a batch of {batch_size}; they are drawn with replacement, so "
-            "each batch still holds half of each"
-        ]
+    def cautions(self, task: Task, config: Config) -> list[str]:
+        return []
 
     def environment_spec(
         self,
@@ -274,14 +266,6 @@ class SingleAgent:
 
         evaluate(policy, filmed, 1, seed, max_steps=task.max_steps, spec=task.spec)
         return films[-1].frames
-
-
-def _batch_size(config: Config) -> int | None:
-    """The field `batch_size` of a config, else that of the first inner config that has one; None without any."""
-    fields = vars(config)
-    inner = [value for value in fields.values() if isinstance(value, Config)]
-    own: int | None = fields.get("batch_size")
-    return next((size for each in inner if (size := _batch_size(each)) is not None), None) if own is None else own
 
 
 class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -448,7 +448,7 @@ class _Trainer:
             device=device,
             required=env_given,
         )
-        self.notices = [*domain.cautions(task, config, self.plays), *([] if notice is None else [notice])]
+        self.notices = [*domain.cautions(task, config), *([] if notice is None else [notice])]
         self.replay, self.replays, self.player, self.collector = replay, list[Any](), self.algorithm, None
         if options.online_steps:
             self.player, self.replays = domain.fine_tuning(task, self.algorithm, replay, options, device)

@@ -11,6 +11,7 @@ from herdbook.core.notices import notice
 from herdbook.core.spaces import alike
 from herdbook.core.types import Segments, Spec
 from herdbook.datasets.replay import ReplayBuffer
+from herdbook.irl.mixture import notice_few
 
 ADVICE = (
     "an end that depends on behaviour leaks the reward, so that a reward of one sign can look like imitation. Record "
@@ -46,11 +47,7 @@ def check_demonstrations(
             f"{algorithm}: expected demonstrations of one length that are cut off there, got {ends} of {len(lengths)} "
             f"episodes that terminate, and lengths from {shortest} to {longest}; {ADVICE}"
         )
-    if len(demonstrations) < half_batch:
-        notice(
-            f"{algorithm}: {len(demonstrations)} steps of demonstrations are fewer than half a batch, {half_batch}; "
-            "they are drawn with replacement, so that half of each batch is still the expert's"
-        )
+    notice_few(demonstrations, half_batch, algorithm)
 
 
 def required(demonstrations: ReplayBuffer | None, algorithm: str) -> ReplayBuffer:

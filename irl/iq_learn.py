@@ -37,7 +37,7 @@ from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Spec, Transitions, Tree, batch_type, tree_leaves, tree_map
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.sampling import drawn_numbers
-from herdbook.irl.mixture import half_and_half
+from herdbook.irl.mixture import half_and_half, notice_few
 from herdbook.irl.rewards import LearnedReward, RewardDesign, implicit_reward, joined_parameters, soft_value
 from herdbook.online.sac import actor_loss
 
@@ -117,6 +117,7 @@ class IQLearn:
         self.config = c = config
         self.spec, self.demonstrations = spec, demonstrations  # None where only the policy is wanted
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
+        notice_few(demonstrations if c.online else None, c.batch_size, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size, hidden, critics = spec.observation_space, self.scaling.action_size, c.hidden_sizes, c.critics
         optimisers, targets = {"critic": Adam(lr=c.critic_lr)}, () if c.tau is None else ("critic",)

@@ -35,7 +35,7 @@ from herdbook.core.networks import Critic, SquashedGaussianActor
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree
-from herdbook.irl.mixture import half_and_half
+from herdbook.irl.mixture import half_and_half, notice_few
 from herdbook.irl.rewards import LearnedReward, RewardDesign, joined_parameters
 from herdbook.online.sac import actor_loss
 
@@ -107,6 +107,7 @@ class LSIQ:
         self.config = c = config
         self.spec, self.demonstrations = spec, demonstrations  # None where only the policy is wanted
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
+        notice_few(demonstrations, c.batch_size, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size, hidden = spec.observation_space, self.scaling.action_size, c.hidden_sizes
         self.q_max = 1 / (c.regularisation * (1 - c.discount))  # eq. 1

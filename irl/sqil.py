@@ -28,7 +28,7 @@ from herdbook.core.networks import Head
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
-from herdbook.irl.mixture import half_and_half
+from herdbook.irl.mixture import half_and_half, notice_few
 from herdbook.irl.rewards import soft_value
 from herdbook.online.sac import SAC, SACConfig
 
@@ -134,6 +134,7 @@ class SQIL:
     ) -> None:
         self.config, self.demonstrations = config, demonstrations  # None where only the policy is wanted
         check_action_space(spec.action_space, self.needs.actions, config.algorithm)
+        notice_few(demonstrations, config.batch_size, config.algorithm)
         discrete = Scaling(spec).discrete
         self.agent: SoftQ | SAC = SoftQ(config, spec, **setup) if discrete else SAC(config.sac(), spec, **setup)
         self.learner = self.agent.learner

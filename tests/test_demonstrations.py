@@ -1,7 +1,6 @@
 """Demonstrations: the part of a dataset that a run chooses, what it says about it, and that resuming checks it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,14 @@ from sameness import FILES, equal
 
 import herdbook
 from herdbook.cli.main import main
-from herdbook.core.config import Config
 from herdbook.core.runs import RunError
 from herdbook.datasets.demonstrations import choose_demonstrations
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.load import load_dataset
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.experiments.catalogue import UserError
-from herdbook.experiments.domain import Recorded, Task
-from herdbook.experiments.single_agent import SingleAgent
-from herdbook.experiments.train import resume, train
+from herdbook.experiments.train import resume
 from herdbook.offline.bc import BC
-from herdbook.online.sac import SAC, SACConfig
 
 TINY: dict[str, Any] = {"steps": 6, "batch_size": 4, "hidden_sizes": (4,), "eval_episodes": 0, "quiet": True}
 
@@ -185,50 +180,15 @@ def test_resuming_checks_the_chosen_part(small_dataset: str) -> None:
 # --- few steps ------------------------------------------------------------------------------------------------------
 
 
-def config(batch_size: int) -> SACConfig:
-    return SACConfig(hidden_sizes=(4,), batch_size=batch_size, warmup_steps=10, replay_steps=100)
-
-
-INNER = config(batch_size=49)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OuterConfig(Config):
-    """Only its inner config has a batch size."""
-
-    sac: SACConfig = INNER
-
-
-class Guided(SAC):
-    """Plays beside demonstrations."""
-
-    needs = replace(SAC.needs, data=True, environment=True)
-
-    def __init__(self, config: SACConfig, spec: Any, *, demonstrations: Any = None, **setup: Any) -> None:
-        super().__init__(config, spec, **setup)
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "demonstrations", "said"),
-    [
-        (49, 6, "24 expert steps are fewer than half a batch of 49; they are drawn with replacement"),
-        (48, 6, None),  # 24 are half of it
-        (48, 5, "20 expert steps are fewer than half a batch of 48"),
-    ],
-)
+@pytest.mark.parametrize("name", ["sqil", "iq_learn", "ls_iq"])
 def test_an_expert_buffer_smaller_than_half_a_batch_is_said(
-    batch_size: int, demonstrations: int, said: str | None, small_dataset: str, capsys: pytest.CaptureFixture[str]
+    name: str, small_dataset: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    few: dict[str, Any] = {"steps": 2, "eval_episodes": 0, "demonstrations": demonstrations, "subsample": 5}
-    train(Guided, config=config(batch_size), dataset=small_dataset, env="Pendulum-v1", run_dir="run", **few)
-    printed = capsys.readouterr()
-    text = " ".join((printed.out + printed.err).split())
-    assert said in text and "each batch still holds half of each" in text if said else "expert steps" not in text
-
-
-def test_the_batch_size_of_an_inner_config_counts() -> None:
-    domain, data = SingleAgent(), choose_demonstrations(DATA)
-    task = Task(domain=domain, spec=data.spec(), data=Recorded(given=data, episodes=data))
-    assert [text[:15] for text in domain.cautions(task, OuterConfig(), plays=True)] == ["16 expert steps"]
-    assert domain.cautions(task, OuterConfig(), plays=False) == []  # all of a batch is the dataset's
-    assert domain.cautions(task, Config(), plays=True) == []
+    """24 steps are sampled of 6 episodes, 20 of 5."""
+    tiny: dict[str, Any] = {"steps": 2, "eval_episodes": 0, "quiet": True, "subsample": 5, "hidden_sizes": (4,)}
+    online = {"online": True} if name == "iq_learn" else {}
+    for number, demonstrations, batch_size in ((0, 6, 24), (1, 5, 24)):
+        chosen: dict[str, Any] = {"demonstrations": demonstrations, "batch_size": batch_size, "run_dir": str(number)}
+        herdbook.train(name, dataset=small_dataset, env="Pendulum-v1", **tiny, **chosen, **online)
+    told = [record.message for record in caplog.records if "fewer than half a batch" in record.message]
+    assert len(told) == 1 and told[0].startswith(f"{name}: 20 steps of demonstrations are fewer than half a batch, 24")
