@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor
 
+import herdbook
 from herdbook.core import checkpoint
 from herdbook.core.types import Segments, Spec, Steps, Transitions
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.rollout_buffer import RolloutBuffer
+from herdbook.experiments.train import resume
 from herdbook.irl.adversarial import transitions_of
 from herdbook.irl.airl import AIRL, AIRLConfig, airl_logit
 from herdbook.irl.gail import GAIL, GAILConfig
@@ -159,6 +162,21 @@ def test_the_gradient_penalty_changes_the_discriminator() -> None:
     assert slopes.norm(dim=-1).div(0.3).mean().item() == pytest.approx(1, abs=0.3)
 
 
+def test_interpolates_are_uniform_between_expert_and_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    gail = learner_of(GAILConfig(ppo=SMALL, discriminator_updates=20))
+    mixes, original = list[Tensor](), gail.learner.step
+
+    def step(name: str, objective: Any, *inputs: Any) -> Any:
+        mixes.append(inputs[2])
+        return original(name, objective, *inputs)
+
+    monkeypatch.setattr(gail.learner, "step", step)
+    gail.update(rollout_of())
+    mix = torch.stack(mixes)
+    assert mix.shape == (20, 128) and 0 <= mix.min() < 0.01 and 0.99 < mix.max() <= 1
+    assert mix.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
 # --- AIRL -----------------------------------------------------------------------------------------------------------
 
 
@@ -259,7 +277,21 @@ def test_a_state_only_reward_transfers_as_g() -> None:
 
 
 @pytest.mark.parametrize("config", [GAILConfig(ppo=SMALL, old_rollouts=2), AIRLConfig(ppo=SMALL, old_rollouts=2)])
-def test_training_resumes_to_the_bit_with_earlier_rollouts(config: Any, tmp_path: Any) -> None:
+def test_a_run_resumes_to_the_bit_and_writes_its_reward(config: Any, tmp_path: Path) -> None:
+    data = episodes_of([20, 20], where=(spaces.Box(-8, 8, (3,), np.float32), REAL[1]))
+    options: dict[str, Any] = {"dataset": data, "env": "Pendulum-v1", "quiet": True}
+    training: dict[str, Any] = {**options, "num_envs": 2, "eval_episodes": 1, "log_every": 32, "checkpoint_every": 32}
+    whole = herdbook.train(config, steps=160, run_dir=tmp_path / "whole", **training)
+    herdbook.train(config, steps=96, run_dir=tmp_path / "part", **training)
+    part, _ = resume(tmp_path / "part", steps=160, **options)
+    assert (part.path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+    rewards = [load_reward(run.path / "rewards" / "seed_0") for run in (whole, part)]
+    for name, value in rewards[0].members[0].items():
+        assert torch.equal(value, rewards[1].members[0][name])
+
+
+@pytest.mark.parametrize("config", [GAILConfig(ppo=SMALL, old_rollouts=2), AIRLConfig(ppo=SMALL, old_rollouts=2)])
+def test_training_resumes_to_the_bit_with_earlier_rollouts(config: Any, tmp_path: Path) -> None:
     one, other = learner_of(config), learner_of(config)
     for seed in (1, 2, 3):
         one.update(rollout_of(seed=seed))
@@ -345,7 +377,7 @@ def test_a_wrong_choice_is_named() -> None:
         AIRLConfig(batch_size=7)
 
 
-def test_the_saved_reward_has_its_convention(tmp_path: Any) -> None:
+def test_the_saved_reward_has_its_convention(tmp_path: Path) -> None:
     gail = learner_of(GAILConfig(ppo=SMALL, reward_convention="log D"))
     reward, steps = load_reward(gail.reward().save(tmp_path)), transitions_of(rollout_of(), 0.9)
     assert reward.about == {"algorithm": "gail", "reward_convention": "log D"}
