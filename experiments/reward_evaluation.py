@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ from herdbook.evaluation.rewards import draw_scatter, judge, step_rewards
 from herdbook.evaluation.scores import normalised_score
 from herdbook.evaluation.statistics import t_interval
 from herdbook.experiments.catalogue import UserError, algorithm_class, needs_of
-from herdbook.experiments.environments import environment_from_record, own_environment, trusted, with_arguments
+from herdbook.experiments.environments import (
+    environment_from_record,
+    environment_record,
+    own_environment,
+    same_record,
+    trusted,
+    with_arguments,
+)
 from herdbook.experiments.evaluate import evaluate_run
 from herdbook.experiments.restore import restore
 from herdbook.experiments.rewards import named_reward, reward_directory
@@ -99,7 +107,7 @@ def evaluate_reward(
     true = true_reward(source)
     report = judge(learned, data, true, discount=gamma)
     means = t_interval([line["return_mean"] for line in scores["seeds"]])
-    references = scores["references"]
+    references = scores["references"] or _references(data, scores["environment"])
     results = {
         "reward": {"directory": str(directory), "digest": learned.digest(), "about": dict(learned.about)},
         "algorithm": algorithm,
@@ -139,6 +147,12 @@ def _dataset(name: str, data_dir: str | Path | None) -> Episodes:
     if not isinstance(data, Episodes):
         raise UserError(f"{name}: expected a dataset of one agent, got one of many agents")
     return data
+
+
+def _references(data: Episodes, environment: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The references of a dataset that was recorded in this environment."""
+    recorded = environment_record(data.environment)
+    return asdict(data.reference_scores) if data.reference_scores and same_record(recorded, environment) else None
 
 
 def _rollouts(run: Run, source: EnvironmentSource, episodes: int, seed: int) -> Episodes:

@@ -1,6 +1,7 @@
 """`herdbook reward eval`, and the true rewards of known environments."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from gymnasium import spaces
 
 from herdbook.cli.main import main
-from herdbook.core.environments import make_environment
+from herdbook.core.environments import ReferenceScores, make_environment
 from herdbook.core.policy import Scaling
 from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.runs import Run
 from herdbook.core.types import Spec
 from herdbook.datasets.load import load_dataset
+from herdbook.datasets.minari import write_minari
 from herdbook.evaluation.epic import SampledCoverage, sampled_epic_distance
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.rewards import step_rewards
@@ -112,19 +114,21 @@ def test_without_a_dataset_the_rewards_are_compared_on_played_episodes(saved: Pa
     assert stored["return"] == {"mean": results["return"]["mean"], "low": None, "high": None}  # one seed
 
 
-def test_an_offline_algorithm_learns_from_the_dataset(small_dataset: str, saved: Path) -> None:
-    results = evaluate_reward(
-        saved,
-        out="judged",
-        steps=2,
-        algorithm="td3_bc",
-        dataset=small_dataset,
-        episodes=1,
-        hidden_sizes=(4,),
-        quiet=True,
-    )
+def test_an_offline_algorithm_learns_from_the_dataset_whose_references_count_in_its_environment(
+    small_dataset: str, saved: Path, tmp_path: Path
+) -> None:
+    data = load_dataset(small_dataset)
+    scored = replace(data, reference_scores=ReferenceScores(-100.0, 0.0, "a test"))
+    folder = write_minari(scored, "mine/scored-v0", data_dir=tmp_path / "minari")
+    options: dict[str, Any] = {"algorithm": "td3_bc", "hidden_sizes": (4,), "episodes": 1, "quiet": True}
+    results = evaluate_reward(saved, out="judged", steps=2, dataset=str(folder), **options)
     assert results["environment"]["id"] == "Pendulum-v1"  # the dataset's
-    assert Run("judged/run").config["dataset"]["source"] == small_dataset
+    assert Run("judged/run").config["dataset"]["source"] == "mine/scored-v0"
+    assert results["references"] == {"minimum": -100, "maximum": 0, "source": "a test"}
+    assert results["normalized_score"] == pytest.approx(100 + results["return"]["mean"])
+    kwargs = {"g": 5.0}
+    other = evaluate_reward(saved, out="other", steps=2, dataset=str(folder), env_kwargs=kwargs, **options)
+    assert other["references"] is None and other["environment"]["kwargs"] == kwargs
 
 
 def test_what_is_missing_is_told_before_anything_is_trained(small_dataset: str, saved: Path, tmp_path: Path) -> None:
