@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sb3_speed import measure, sb3_python
+from sb3_speed import SB3, measure, peer_python
 from scipy import stats
 
 from herdbook.evaluation.statistics import t_interval
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--side", choices=["ours", "theirs", "both"], default="both")
     options = parser.parse_args()
     sides = ("ours", "theirs") if options.side == "both" else (options.side,)
-    with sb3_python(options.sb3_python) as python:
+    with peer_python(options.sb3_python, SB3, "gymnasium[mujoco]") as python:
         for name in options.algorithms:
             for seed in options.seeds:
                 for side in sides:
