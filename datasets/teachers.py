@@ -89,7 +89,7 @@ class Answers(NamedTuple):
 def answers(
     teacher: Teacher, first: Array, second: Array, *, mean_reward: float, generator: np.random.Generator
 ) -> Answers:
-    """What a teacher with B-Pref's settings says of N pairs. mean_reward: that of one step of the dataset.
+    """Answers of a teacher with B-Pref's settings for N pairs. mean_reward: that of one step of the dataset.
 
     Raises ValueError for an unknown teacher, and as `margin`.
     """
