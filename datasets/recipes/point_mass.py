@@ -66,5 +66,5 @@ def _recipe(barrier: str, minimum: float, maximum: float) -> Recipe:
     )
 
 
-POINT_MASS_LEFT = _recipe("left", -156.0, -30.0)
-POINT_MASS_RIGHT = _recipe("right", -156.0, -30.0)
+POINT_MASS_LEFT = _recipe("left", -159.0, -31.0)
+POINT_MASS_RIGHT = _recipe("right", -159.0, -31.0)
