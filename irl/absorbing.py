@@ -54,7 +54,7 @@ def absorbing_share(terminated_share: float) -> float:
 
 
 def absorbing_rows(count: int, share: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Which rows of a batch are absorbing, each with the probability `share`. [count] bool"""
+    """A mask of the absorbing rows of a batch, each drawn with the probability `share`. [count] bool"""
     return (torch.rand(count, generator=generator, device=generator.device) < share).to(device)
 
 
