@@ -424,7 +424,7 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(pendulum: Episodes) -> No
         ("online_replay: expected .*capacity >= lanes", {"online_replay": 2, "num_envs": 3}),
         ("online_share: expected --online-steps beside it, got 0.5", {"online_share": 0.5, "online_steps": 0}),
         ("workers: expected 0, the learner steps one agent itself; got 2", {"workers": 2}),
-        ("online_steps: random pendulum names no environment to play in; name one with --env", {"env": None}),
+        ("random pendulum: names no environment to learn in; name one with --env", {"env": None}),
     ):
         with pytest.raises(UserError, match=words):
             go(pendulum, **options)

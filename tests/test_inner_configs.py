@@ -128,7 +128,7 @@ def test_a_run_with_an_inner_config_trains_and_resumes() -> None:
 def test_the_command_keeps_the_prefix_of_inner_options(monkeypatch: pytest.MonkeyPatch) -> None:
     import herdbook.experiments.catalogue as catalogue
 
-    monkeypatch.setattr(catalogue, "_import", lambda name: Outer)
+    monkeypatch.setattr(catalogue, "import_name", lambda name: Outer)
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         main(["train", "tests.somewhere:Outer", "--help"])

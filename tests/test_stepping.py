@@ -774,7 +774,7 @@ def test_a_trained_policy_is_loaded_and_acts() -> None:
 
 
 def test_rewards_are_not_scaled_by_the_deviation_of_other_ones() -> None:
-    with pytest.raises(UserError, match="scale_rewards: expected reward_transform none beside it.*got clip"):
+    with pytest.raises(UserError, match="scale_rewards: expected no reward_transform beside it.*got clip"):
         go("dqn", scale_rewards=True, reward_transform="clip")
     assert not Path("run").exists()
 

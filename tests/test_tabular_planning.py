@@ -446,7 +446,7 @@ def test_policies_that_are_none_are_refused() -> None:
             method(HALF, [[1, 0], [1, 1], [1, 0]])
     with pytest.raises(ValueError, match=r"policy: expected \[T, 3, 2\], got shape \(3, 2\)"):
         visitation(HALF, uniform(HALF))
-    with pytest.raises(ValueError, match=r"policy: expected \[S, A\], got shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"policy: expected \[S, A\] or \[T, S, A\], got shape \(2,\)"):
         TabularPolicy([0.5, 0.5])
     with pytest.raises(ValueError, match="policy of state 0: expected probabilities, got -1.0"):
         TabularPolicy([[2, -1], [0.5, 0.5]])
