@@ -120,7 +120,7 @@ class EnvironmentSpec:
 
 
 EnvironmentSource = str | EnvironmentSpec | EnvSpec | Callable[..., Env]  # strings are ids or `module:callable`
-_WRAPPERS = ("gymnasium.wrappers.", "herdbook.core.wrappers:")
+_WRAPPERS = ("gymnasium.wrappers.", "herdbook.core.wrappers:", "herdbook.irl.wrapper:")
 
 
 def make_environment(source: EnvironmentSource, *, max_episode_steps: int | None = None, **kwargs: Any) -> Env:

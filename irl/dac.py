@@ -223,18 +223,21 @@ class DAC:
     def reward(self, seed_index: int = 0) -> LearnedReward:
         """The reward of eq. 2 in the spaces of the environment, whose states have the indicator 0.
 
-        `about` has the reward of the absorbing state, on which the function itself is not defined.
+        With absorbing states, a terminated step also has the value of what follows it, eq. 4 of irl/rewards.py.
         """
         c, parameters = self.config, dict(self.learner.parameters_of("discriminator", seed_index))
-        about: dict[str, Any] = {"algorithm": c.algorithm, "reward_convention": c.reward_convention}
         if c.absorbing:
             weight = parameters["head.layers.0.weight"]  # [H, K]
-            about["absorbing_reward"] = self.absorbing_reward()
             indicator = self.vector_size - 1
             parameters["head.layers.0.weight"] = torch.cat([weight[:, :indicator], weight[:, indicator + 1 :]], 1)
         members = ({key: value.clone() for key, value in parameters.items()},)
         return LearnedReward(
-            design=self.design, spec=self.spec, discount=c.inner.discount, members=members, about=about
+            design=self.design,
+            spec=self.spec,
+            discount=c.inner.discount,
+            members=members,
+            absorbing_reward=self.absorbing_reward() if c.absorbing else None,
+            about={"algorithm": c.algorithm, "reward_convention": c.reward_convention},
         )
 
     def policy(self, seed_index: int = 0, *, deterministic: bool = True, step: int | None = None) -> Policy:

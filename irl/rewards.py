@@ -3,11 +3,13 @@
     f(s, a, s′) = g(s, a) + γ (1 − terminated) h(s′) − h(s)        (1)  shaped: Fu et al. 2018, arXiv:1710.11248, eq. 4
     r(s, a, s′) = mean_k (r_k(s, a, s′) − μ_k) / σ_k               (2)  ensembles: Christiano et al. 2017, section 2.2.3
     r(s, a, s′) = Q(s, a) − γ (1 − terminated) V(s′)               (3)  of a soft Q-function: Garg et al. 2021
+    r(s, a, s_abs) = r(s, a) + γ r(s_abs) / (1 − γ)                (4)  with a learned reward of the absorbing state
 
 g is linear (no hidden layers) or a perceptron, of the state, the next state, state and action, or the whole transition.
 γ (1 − terminated) are the `discounts` of the transitions, so that shaping and the policy have the same γ. μ_k and σ_k
 are the moments of member k over the transitions that it was learned from. V of (3) is exact for discrete actions,
-α log Σ_a exp(Q(s′, a) / α), and an estimate for continuous ones, see `SoftQReward`.
+α log Σ_a exp(Q(s′, a) / α), and an estimate for continuous ones, see `SoftQReward`. (4) is the whole value of a
+terminated step, which a learner without absorbing states needs (Kostrikov et al. 2019, section 4.2).
 """
 
 from __future__ import annotations
@@ -209,6 +211,7 @@ class LearnedReward:
     members: tuple[Parameters, ...]
     standardise: bool = False
     moments: tuple[tuple[float, float], ...] = ()  # μ_k and σ_k of eq. 2, one pair for each member; none: 0 and 1
+    absorbing_reward: float | None = None  # of an absorbing state after termination, eq. 4; None: there is none
     about: Mapping[str, Any] = field(default_factory=dict)  # how it was learned: JSON values
     _scaling: Scaling = field(init=False, repr=False, compare=False)
     _module: nn.Module = field(init=False, repr=False, compare=False)
@@ -233,6 +236,9 @@ class LearnedReward:
     @torch.no_grad()
     def __call__(self, transitions: Transitions) -> Tensor:
         rewards: Tensor = self.each(transitions).mean(0)  # eq. 2
+        if self.absorbing_reward is not None:
+            rest = self.discount * self.absorbing_reward / (1 - self.discount)
+            rewards = rewards + rest * (transitions.discounts == 0)  # eq. 4
         return rewards
 
     @torch.no_grad()
@@ -330,6 +336,7 @@ class LearnedReward:
             "standardise": self.standardise,
             "members": [dict(parameters) for parameters in self.members],
             "moments": [list(pair) for pair in self.moments],
+            "absorbing_reward": self.absorbing_reward,
         }
 
 
@@ -363,6 +370,7 @@ def load_reward(directory: str | Path, *, device: str | torch.device = "cpu") ->
             members=tuple(tree_map(lambda value: value.to(device, copy=True), member) for member in state["members"]),
             standardise=bool(state["standardise"]),
             moments=tuple((mean, std) for mean, std in state["moments"]),
+            absorbing_reward=state.get("absorbing_reward"),
             about=state["about"],
         )
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
