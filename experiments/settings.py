@@ -240,6 +240,60 @@ SETTINGS: tuple[Setting, ...] = (
             (("Ant-v*",), "all", 0.001),
         )
     ),
+    Setting(
+        algorithm="iq_learn",
+        patterns=("Pendulum-v1",),
+        config={
+            "online": True,
+            "value_term": "all",
+            "chi2": "both",
+            "temperature": 0.01,
+            "tau": 0.005,
+            "critic_lr": 3e-4,
+            "actor_lr": 3e-4,
+            "batch_size": 64,
+            "warmup_steps": 500,
+        },
+        source="ours: docs/results/irl.md",
+    ),
+    Setting(
+        algorithm="ls_iq",
+        patterns=("Pendulum-v1",),
+        config={
+            "policy_term": "replay",
+            "critics": 2,
+            "discount": 0.95,
+            "temperature": 0.1,
+            "hidden_sizes": (64, 64),
+            "critic_lr": 1e-3,
+            "actor_lr": 1e-3,
+            "batch_size": 64,
+            "warmup_steps": 500,
+            "actor_warmup_steps": 500,
+        },
+        source="ours: docs/results/irl.md",
+    ),
+    Setting(
+        algorithm="dac",
+        patterns=("Pendulum-v1",),
+        config={"td3.hidden_sizes": (64, 64)},
+        source="ours: docs/results/irl.md",
+    ),
+    *(
+        Setting(
+            algorithm=name,
+            patterns=("Pendulum-v1",),
+            config={
+                "ppo.discount": 0.9,
+                "ppo.lr": 1e-3,
+                "ppo.normalise_observations": True,
+                "ppo.scale_rewards": True,
+                **more,
+            },
+            source="ours: docs/results/irl.md",
+        )
+        for name, more in (("gail", {}), ("airl", {"batch_size": 256}))
+    ),
     *(
         Setting(
             algorithm=name,

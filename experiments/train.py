@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from herdbook.core.book import Evaluate
-from herdbook.core.config import Config
+from herdbook.core.config import Config, flat_fields
 from herdbook.core.environments import EnvironmentSource
 from herdbook.core.fine_tuning import score_of, watched
 from herdbook.core.logging import Reporter, WandbFailed, require_wandb
@@ -250,7 +250,7 @@ def start(
 def _set_aside(name: str, algorithm: type[Any], config: Config, options: RunOptions, task: Task) -> Iterator[Setting]:
     """The settings of a task that differ from a config and options of the user's own."""
     known: dict[str, Any] = {"env_kwargs": literal_pairs(options.env_kwargs), "env": task.environment}
-    given = {**vars(options), **vars(config)}
+    given = {**vars(options), **{name: value for name, _, value in flat_fields(config)}}
     for row in settings_of(name, algorithm, dataset=task.data and task.data.given, data_dir=None, **known):
         if any(given[field] != value for field, value in row.values().items()):
             yield row

@@ -25,6 +25,7 @@ from herdbook.experiments.records import (
     with_rates,
 )
 from herdbook.experiments.train import resume
+from herdbook.irl.gail import GAILConfig
 from herdbook.online.ppo import PPO, PPOConfig
 
 
@@ -137,3 +138,16 @@ def test_the_command_keeps_the_prefix_of_inner_options(monkeypatch: pytest.Monke
     assert main(["train", "tests.somewhere:Outer", *words, "--ppo.lr", "5e-4", "--lr", "0.125"]) == 0
     config = json.loads(Path("typed/config.json").read_text())["config"]
     assert (config["lr"], config["ppo"]["lr"]) == (0.125, 5e-4)
+
+
+def test_settings_reach_inner_configs_and_are_told_beside_a_config_of_ones_own(
+    small_dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"dataset": small_dataset, "steps": 8, "num_envs": 1, "eval_episodes": 0}
+    run = herdbook.train("gail", run_dir="named", **{"ppo.rollout_steps": 8, "allow_variable_horizon": True}, **options)
+    assert run.config["config"]["ppo"]["discount"] == 0.9 and run.config["config"]["ppo"]["rollout_steps"] == 8
+    own = GAILConfig(ppo=PPOConfig(rollout_steps=8), allow_variable_horizon=True)
+    capsys.readouterr()
+    run = herdbook.train(own, run_dir="own", **options)
+    assert run.config["config"]["ppo"]["discount"] == 0.99
+    assert "settings that do not apply beside a config of your own: gail on Pendulum-v1" in capsys.readouterr().out
