@@ -55,8 +55,9 @@ def run(arguments: Sequence[str]) -> int:
     summary = f"{SUMMARIES[name]}; equations: {algorithm.__module__}" if name in SUMMARIES else algorithm.__doc__
     description = summary or name
     command = _Command(name, description, needs_of(algorithm), config_type)
-    dataset = flag(words, "dataset")
-    applied = settings_for(name, flag(words, "env"), dataset=None if dataset is None else dataset_name(dataset))
+    dataset, offline = flag(words, "dataset"), "--no-online" in words
+    known = None if dataset is None else dataset_name(dataset)
+    applied = settings_for(name, flag(words, "env"), dataset=known, offline=offline)
     config, options = command.parse(words, applied)  # mistakes are told before a dataset is fetched
     check_start(algorithm, config, options)
     named = settings_of(
@@ -66,6 +67,7 @@ def run(arguments: Sequence[str]) -> int:
         data_dir=options.data_dir,
         env=options.env,
         env_kwargs=literal_pairs(options.env_kwargs),
+        offline=offline,
     )
     if named != applied:  # the dataset names its environment
         applied, (config, options) = named, command.parse(words, named)

@@ -155,11 +155,11 @@ class ReplayBuffer(Growing):
         In a subsampled dataset, it is the share of all steps of the full episodes, not of those that can be sampled.
         """
         ends = self._terminated if self.time_limit == "bootstrap" else self._terminated | self._truncated
-        stored = [ends.cpu().numpy()]  # counts several times as fast as a tensor
+        stored = [ends]
         if self._rings is not None:
             first, last = self._rings.first_entry, self._rings.first_entry + len(self)
-            stored = [stored[0][first:last], stored[0][: max(last - len(ends), 0)]]
-        return sum(map(np.count_nonzero, stored)) / max(sum(map(len, stored)), 1)
+            stored = [ends[first:last], ends[: max(last - len(ends), 0)]]
+        return sum(map(_count, stored)) / max(sum(map(len, stored)), 1)
 
     @property
     def nbytes(self) -> int:
@@ -500,6 +500,13 @@ class ReplayBuffer(Growing):
 
 
 _STEP_TABLES = ("rows", "actions", "rewards", "terminated", "truncated", "last", "positions", "continues")
+
+
+def _count(flags: Tensor) -> int:
+    """The number of flags that are set; they stay on their device."""
+    if flags.device.type == "cpu":
+        return int(np.count_nonzero(flags.numpy()))  # several times as fast as a tensor's own
+    return int(flags.count_nonzero())
 
 
 def _returns_to_go(episodes: Episodes) -> Array:

@@ -296,6 +296,22 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     *(
         Setting(
+            algorithm="ls_iq",
+            patterns=patterns,
+            config=config,
+            source=f"the authors' launchers, robfiras/ls-iq, examples/01_LSIQ{more}",
+        )
+        for patterns, config, more in (
+            (("Ant-v*", "HalfCheetah-v*", "Hopper-v*", "Walker2d-v*"), {"policy_term": "value"}, ""),
+            (
+                ("Humanoid-v*",),
+                {"policy_term": "replay", "temperature": 0.1},
+                ': those of one episode; with more episodes they have "value"',
+            ),
+        )
+    ),
+    *(
+        Setting(
             algorithm=name,
             **_GAMES,
             config={"frame_stack": 4, "hidden_sizes": (512,), "batch_size": 32},
@@ -349,7 +365,11 @@ SETTINGS: tuple[Setting, ...] = (
 
 
 def settings_for(
-    algorithm: str, *environments: str | None, dataset: str | None = None, arguments: Mapping[str, Any] | None = None
+    algorithm: str,
+    *environments: str | None,
+    dataset: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    offline: bool = False,
 ) -> list[Setting]:
     """The settings of an algorithm on a task.
 
@@ -358,10 +378,13 @@ def settings_for(
         environments: Ids of the environment of the dataset and of the environment of the run.
         dataset: The name of the dataset, as `dataset_name` gives it.
         arguments: The keyword arguments of the environment.
+        offline: The user turns the config's `online` off; rows that turn it on do not apply.
     """
     arguments = arguments or {}
 
     def applies(row: Setting) -> bool:
+        if offline and row.config.get("online", False):
+            return False
         if any(name in arguments and arguments[name] == value for name, value in row.unless.items()):
             return False
         named = any(_is(name, pattern) for name in environments for pattern in row.patterns)

@@ -157,11 +157,13 @@ def settings_of(
     data_dir: str | Path | None,
     env: EnvironmentSource | None,
     env_kwargs: Mapping[str, Any],
+    offline: bool = False,
 ) -> list[Setting]:
     """The settings of a task, known by its dataset, which is fetched or made if need be, and by its environment.
 
     Of a path, only the name of a D4RL file counts. Fields that follow an argument of the environment follow the one
-    that the data were recorded with, where there are data. Raises DataError for a dataset that is not there.
+    that the data were recorded with, where there are data. `offline` is that of `settings_for`. Raises DataError for a
+    dataset that is not there.
     """
     known, recorded = None, None
     if dataset is not None and needs_of(algorithm).data:
@@ -172,7 +174,8 @@ def settings_of(
     chosen = None if env is None else describe_environment(env)
     ids = [spec.id for spec in (recorded, chosen) if spec is not None]
     arguments = recorded.kwargs if recorded else {**(chosen.kwargs if chosen else {}), **env_kwargs}
-    return settings_for(name, *ids, dataset=None if known is None else dataset_name(known), arguments=arguments)
+    known_name = None if known is None else dataset_name(known)
+    return settings_for(name, *ids, dataset=known_name, arguments=arguments, offline=offline)
 
 
 def trusted_task(task: Task, given: bool) -> Task:

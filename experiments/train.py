@@ -141,7 +141,13 @@ def train(
     applied: list[Setting] | None = None
     if config is None:
         applied = settings_of(
-            name, chosen, dataset=dataset, data_dir=run_options.get("data_dir"), env=env, env_kwargs=env_kwargs or {}
+            name,
+            chosen,
+            dataset=dataset,
+            data_dir=run_options.get("data_dir"),
+            env=env,
+            env_kwargs=env_kwargs or {},
+            offline=values.get("online") is False,
         )
         values = {key: value for row in applied for key, value in row.config.items()} | values
         run_options = {key: value for row in applied for key, value in row.run.items()} | run_options

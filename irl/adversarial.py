@@ -16,7 +16,7 @@ from herdbook.core.policy import Scaling
 from herdbook.core.random import derive
 from herdbook.core.types import Segments, Spec, Transitions, tree_map
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.irl.demonstrations import check_demonstrations, notice_variable_horizon, required
+from herdbook.irl.demonstrations import check_horizon, check_spaces, notice_few, notice_variable_horizon, required
 from herdbook.irl.rewards import LearnedReward, RewardDesign
 from herdbook.online.ppo import PPO, PPOConfig
 
@@ -55,7 +55,7 @@ class AdversarialPair:
         setup: The algorithm's further arguments. `networks` are those of PPO.
         compiled: False if the discriminator's loss must not be compiled, because it differentiates a gradient.
 
-    Raises ValueError as `ActorCritic` and `check_demonstrations` do.
+    Raises ValueError as `ActorCritic`, `check_spaces` and, unless the settings allow it, `check_horizon` do.
     """
 
     def __init__(
@@ -71,13 +71,10 @@ class AdversarialPair:
         self.settings, self.design, self.spec, self.demonstrations = settings, design, spec, demonstrations
         check_one_seed(settings.algorithm, setup, "it trains")
         self.ppo = PPO(settings.ppo, spec, **setup)
-        check_demonstrations(
-            demonstrations,
-            spec,
-            algorithm=settings.algorithm,
-            half_batch=settings.batch_size // 2,
-            allow_variable_horizon=settings.allow_variable_horizon,
-        )
+        check_spaces(demonstrations, spec, settings.algorithm)
+        if not settings.allow_variable_horizon:
+            check_horizon(demonstrations, settings.algorithm)
+        notice_few(demonstrations, settings.batch_size // 2, settings.algorithm)
         device = setup.get("device", "cpu")
         self.scaling = Scaling(spec, standardise=settings.standardise_observations, device=device)
         self.learner = Learner(
@@ -139,12 +136,13 @@ class AdversarialPair:
         ppo, discriminator = state.get("ppo", {}), state.get("discriminator", {})
         self.ppo.learner.check(ppo)
         self.learner.check(discriminator)
+        if "earlier" not in state or any(rollout.keys() != set(_STORED) for rollout in state["earlier"]):
+            raise ValueError(f"expected a state with earlier rollouts, each of {', '.join(_STORED)}")
+        device = self.learner.device
+        earlier = [Transitions(**tree_map(lambda leaf: leaf.to(device), rollout)) for rollout in state["earlier"]]
         self.ppo.load_state_dict(ppo)
         self.learner.load_state_dict(discriminator)
-        self.earlier = [
-            Transitions(**{name: tree_map(lambda leaf: leaf.to(self.learner.device), saved[name]) for name in _STORED})
-            for saved in state["earlier"]
-        ]
+        self.earlier = earlier
 
 
 _STORED = [field.name for field in fields(Transitions)][:5]

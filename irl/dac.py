@@ -45,7 +45,7 @@ from herdbook.irl.absorbing import (
     extended_space,
     with_indicator,
 )
-from herdbook.irl.demonstrations import check_demonstrations, required
+from herdbook.irl.demonstrations import check_horizon, check_spaces, notice_few, required
 from herdbook.irl.discriminator import (
     RewardConvention,
     accuracies,
@@ -136,13 +136,10 @@ class DAC:
             activation="tanh",
             convention=c.reward_convention,
         )
-        check_demonstrations(
-            demonstrations,
-            spec,
-            algorithm=c.algorithm,
-            half_batch=c.inner.batch_size,
-            allow_variable_horizon=c.absorbing or c.allow_variable_horizon,
-        )
+        check_spaces(demonstrations, spec, c.algorithm)
+        if not (c.absorbing or c.allow_variable_horizon):
+            check_horizon(demonstrations, c.algorithm)
+        notice_few(demonstrations, c.inner.batch_size, c.algorithm)
         self.agent = _agent(c, seen, setup)
         self.learner = Learner(  # not compiled, because torch.compile cannot differentiate the penalty's gradient
             {"discriminator": lambda: self.design.build(Scaling(seen))},

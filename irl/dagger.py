@@ -184,10 +184,9 @@ class DAgger:
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         """Uniform elements of D: visited states with the expert's actions, and demonstrations with their own."""
-        assert self.expert is not None  # a run has one
-        size = self.config.batch_size
+        expert, size = self._expert(), self.config.batch_size
         visited = replay.sample(size, generators, discount=1.0)
-        batch = replace(visited, actions=self.expert(visited.observations, visited.rewards.shape))  # eq. 2
+        batch = replace(visited, actions=expert(visited.observations, visited.rewards.shape))  # eq. 2
         if self.demonstrations is None:
             return batch
         shown = self.demonstrations.sample(size, generators, discount=1.0)
@@ -215,8 +214,12 @@ class DAgger:
         )
         if step is None or deterministic:
             return learner
-        assert self.expert is not None  # a run has one
-        return Mixture(learner, self.expert, self.config.beta(step))
+        return Mixture(learner, self._expert(), self.config.beta(step))
+
+    def _expert(self) -> Labels:
+        if self.expert is None:
+            raise ValueError(f"{self.config.algorithm}: expected an expert to learn from, got None; pass a policy")
+        return self.expert
 
     def round_steps(self, num_envs: int) -> int:
         return -(-self.config.iteration_steps // num_envs)

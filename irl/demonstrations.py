@@ -1,8 +1,9 @@
-"""Checks of demonstrations, shared by the adversarial methods.
+"""Checks of demonstrations.
 
 Where the length of an episode depends on behaviour, its end leaks the reward. A reward that is never negative then
 teaches to survive and one that is never positive to end early, whatever the expert did, and a discriminator tells the
-expert by the end alone. Such demonstrations have a variable horizon and are refused unless the user allows them.
+expert by the end alone. Such demonstrations have a variable horizon; the adversarial methods refuse
+them unless the user allows them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from herdbook.core.notices import notice
 from herdbook.core.spaces import alike
 from herdbook.core.types import Segments, Spec
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.irl.mixture import notice_few
 
 ADVICE = (
     "an end that depends on behaviour leaks the reward, so that a reward of one sign can look like imitation. Record "
@@ -19,35 +19,39 @@ ADVICE = (
 )
 
 
-def check_demonstrations(
-    demonstrations: ReplayBuffer | None,
-    spec: Spec,
-    *,
-    algorithm: str,
-    half_batch: int,
-    allow_variable_horizon: bool,
-) -> None:
-    """Check the demonstrations of an algorithm that draws `half_batch` of their steps for each update.
-
-    None is accepted: only the policy is wanted. A notice says if there are fewer steps than half a batch.
-
-    Raises ValueError for spaces other than those of `spec`, and for a variable horizon unless it is allowed: episodes
-    that terminate or whose lengths differ. Subsampled demonstrations are judged by their whole episodes.
-    """
+def check_spaces(demonstrations: ReplayBuffer | None, spec: Spec, algorithm: str) -> None:
+    """Raise ValueError for demonstrations with spaces other than those of `spec`. None: only the policy is wanted."""
     if demonstrations is None:
         return
     expected = (spec.observation_space, spec.action_space)
     for name, own, theirs in zip(("observations", "actions"), expected, demonstrations.spaces, strict=True):
         if not alike(own, theirs):
             raise ValueError(f"{algorithm}: expected demonstrations with {name} in {own}, got {theirs}")
+
+
+def check_horizon(demonstrations: ReplayBuffer | None, algorithm: str) -> None:
+    """Raise ValueError for a variable horizon: episodes that terminate or whose lengths differ.
+
+    Subsampled demonstrations are judged by their whole episodes.
+    """
+    if demonstrations is None:
+        return
     lengths, terminated = demonstrations.episode_ends()
     ends, shortest, longest = int(terminated.sum()), int(lengths.min()), int(lengths.max())
-    if (ends or shortest < longest) and not allow_variable_horizon:
+    if ends or shortest < longest:
         raise ValueError(
             f"{algorithm}: expected demonstrations of one length that are cut off there, got {ends} of {len(lengths)} "
             f"episodes that terminate, and lengths from {shortest} to {longest}; {ADVICE}"
         )
-    notice_few(demonstrations, half_batch, algorithm)
+
+
+def notice_few(demonstrations: ReplayBuffer | None, half: int, algorithm: str) -> None:
+    """Log a notice if there are fewer steps of demonstrations than a batch draws, `half` of it."""
+    if demonstrations is not None and len(demonstrations) < half:
+        notice(
+            f"{algorithm}: {len(demonstrations)} steps of demonstrations are fewer than half a batch, {half}; "
+            "they are drawn with replacement, so that half of each batch is still the expert's"
+        )
 
 
 def required(demonstrations: ReplayBuffer | None, algorithm: str) -> ReplayBuffer:

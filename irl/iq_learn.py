@@ -37,7 +37,8 @@ from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Spec, Transitions, Tree, batch_type, tree_leaves, tree_map
 from herdbook.datasets.replay import ReplayBuffer
 from herdbook.datasets.sampling import drawn_numbers
-from herdbook.irl.mixture import half_and_half, notice_few
+from herdbook.irl.demonstrations import check_spaces, notice_few, required
+from herdbook.irl.mixture import half_and_half
 from herdbook.irl.rewards import LearnedReward, RewardDesign, implicit_reward, joined_parameters, soft_value
 from herdbook.online.sac import actor_loss
 
@@ -117,6 +118,7 @@ class IQLearn:
         self.config = c = config
         self.spec, self.demonstrations = spec, demonstrations  # None where only the policy is wanted
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
+        check_spaces(demonstrations, spec, c.algorithm)
         notice_few(demonstrations if c.online else None, c.batch_size, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size, hidden, critics = spec.observation_space, self.scaling.action_size, c.hidden_sizes, c.critics
@@ -139,8 +141,7 @@ class IQLearn:
     def sample(self, replay: Any, generators: Sequence[torch.Generator]) -> IQBatch:
         """Offline, `replay` is the dataset; online, it has the agent's own steps."""
         c = self.config
-        experts: ReplayBuffer | None = self.demonstrations if c.online else replay
-        assert experts is not None  # the harness passes them wherever there is something to learn
+        experts: ReplayBuffer = required(self.demonstrations, c.algorithm) if c.online else replay
         if c.online:
             transitions = half_and_half(experts, replay, c.batch_size, generators, discount=c.discount)
         else:

@@ -4,8 +4,8 @@
     V(s′) = min_i Q̄_i(s′, a′) + α h,   a′ ~ π(·|s′),   h = −log π(a′|s′)                           (2)
     y = r_min + γ clip(V(s′), Q_min, Q_max),   or r_min / (1 − γ) after a termination              (3)
     L_Q = E_expert[(Q(s, a) − Q_max)²] + policy term                                               (4)
-    policy term:  E_agent[(Q(s, a) − y)²]                       "replay"                           (5)
-                  E_expert+agent[(V(s) − y)²],  V by Q          "value"                            (6)
+    policy term:  E_agent[(Q(s, a) − y)²]                                              "replay"    (5)
+                  E_expert+agent[(V(s) − y)²],  V(s) = Q(s, a) − α log π(a|s), a ~ π   "value"     (6)
     L_π = mean [α log π(a|s) − min_i Q_i(s, a)],  a ~ π(·|s)     over all states: eq. 3 of online/sac.py
 
 Over both distributions, the χ² term of IQ-Learn makes its loss the squared Bellman errors of two fixed rewards, r_max
@@ -13,9 +13,14 @@ for the expert and r_min for the agent. Fixed rewards bound Q, so that targets c
 not bootstrapped: it is Q_max. A terminated step enters an absorbing state, in which its reward goes on for ever: the
 rest of the episode counts as r / (1 − γ), as much as going on with the reward r would.
 
-h is capped at the expert's states: no entropy there is larger than the largest one at the agent's own states of the
-batch. An agent that has not been there yet may have a high entropy, which would raise the value of the state. (The
-authors' LSIQ-H has this cap, with a running maximum; their code clips from below by it, which makes it a floor.)
+(4), (5) and (6) are means over the critics, so each critic has its own V(s) in (6). (5) is the
+Bellman error for any data. (6) does not read the agent's actions: Q is fitted at a ~ π alone, to the outcome of the
+stored action. It needs data near π.
+
+In (2), h is capped at the expert's next states: no entropy there is larger than the largest one at the agent's own
+next states of the batch. An agent that has not been there yet may have a high entropy, which would raise the value of
+the state. (The authors' LSIQ-H has this cap, with a running maximum; their code clips from below by it, which makes it
+a floor.)
 """
 
 from __future__ import annotations
@@ -35,7 +40,9 @@ from herdbook.core.networks import Critic, SquashedGaussianActor
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions, Tree
-from herdbook.irl.mixture import half_and_half, notice_few
+from herdbook.datasets.replay import ReplayBuffer
+from herdbook.irl.demonstrations import check_spaces, notice_few, required
+from herdbook.irl.mixture import half_and_half
 from herdbook.irl.rewards import LearnedReward, RewardDesign, joined_parameters
 from herdbook.online.sac import actor_loss
 
@@ -44,16 +51,16 @@ LOG_STD_RANGE = (-5.0, 2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class LSIQConfig(Config):
-    """Settings of LS-IQ; the defaults are those of the authors' code on MuJoCo's robots."""
+    """Settings of LS-IQ; most defaults are those of the authors' code on MuJoCo's robots."""
 
     algorithm: ClassVar[str] = "ls_iq"
     regularisation: float = 0.5  # c of eq. 1
-    policy_term: Literal["replay", "value"] = "value"  # eq. 5 or 6
-    cap_entropy: bool = True  # cap the entropies of eq. 2 at the expert's states
+    policy_term: Literal["replay", "value"] = "replay"  # eq. 5 or 6; value: only for data near π
+    cap_entropy: bool = True  # cap the entropies of eq. 2 at the expert's next states
     temperature: float = 1e-3  # α, which is fixed
     discount: float = 0.99  # γ, discount factor, below 1
     tau: float = 0.005  # target critic: θ̄ ← (1 − tau) θ̄ + tau θ after each update
-    critics: int = 1  # number of Q-functions, of which the smallest counts in V
+    critics: int = 1  # number of Q-functions, of which the smallest counts in V(s′)
     batch_size: int = 256  # demonstrated transitions per update, and as many of the agent's own beside them
     critic_lr: float = 3e-4  # learning rate of Q
     actor_lr: float = 3e-5  # learning rate of π
@@ -73,7 +80,7 @@ class LSIQConfig(Config):
 
 
 def capped_entropies(entropies: Tensor, experts: int) -> Tensor:
-    """h of eq. 2: at the first `experts` states, at most the largest of the others.
+    """h of eq. 2: at the first `experts` next states, at most the largest of the others.
 
     entropies: −log π(a′|s′) [B] → [B].
     """
@@ -102,11 +109,12 @@ class LSIQ:
     needs: ClassVar[Needs] = Needs(data=True, environment=True, actions="box", reward=True)
 
     def __init__(
-        self, config: LSIQConfig, spec: Spec, *, demonstrations: Replay | None = None, **setup: Unpack[Setup]
+        self, config: LSIQConfig, spec: Spec, *, demonstrations: ReplayBuffer | None = None, **setup: Unpack[Setup]
     ) -> None:
         self.config = c = config
         self.spec, self.demonstrations = spec, demonstrations  # None where only the policy is wanted
         check_action_space(spec.action_space, self.needs.actions, c.algorithm)
+        check_spaces(demonstrations, spec, c.algorithm)
         notice_few(demonstrations, c.batch_size, c.algorithm)
         self.scaling = Scaling(spec, standardise=c.standardise_observations, device=setup.get("device", "cpu"))
         space, size, hidden = spec.observation_space, self.scaling.action_size, c.hidden_sizes
@@ -125,9 +133,9 @@ class LSIQ:
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         """The first half is demonstrated, the second the agent's own."""
-        assert self.demonstrations is not None  # the harness passes them wherever there is something to learn
         c = self.config
-        return half_and_half(self.demonstrations, replay, c.batch_size, generators, discount=c.discount)
+        demonstrations = required(self.demonstrations, c.algorithm)
+        return half_and_half(demonstrations, replay, c.batch_size, generators, discount=c.discount)
 
     def update(self, batch: Transitions) -> Metrics:
         c, batch = self.config, self.scaling(batch)

@@ -6,17 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from herdbook.core.notices import notice
 from herdbook.core.types import Replay, Transitions, tree_map
-
-
-def notice_few(demonstrations: Replay | None, half: int, algorithm: str) -> None:
-    """Log a notice if there are fewer steps of demonstrations than a batch draws, `half` of it."""
-    if demonstrations is not None and len(demonstrations) < half:
-        notice(
-            f"{algorithm}: {len(demonstrations)} steps of demonstrations are fewer than half a batch, {half}; "
-            "they are drawn with replacement, so that half of each batch is still the expert's"
-        )
 
 
 def half_and_half(

@@ -153,8 +153,7 @@ class SoftQReward(nn.Module):
     """The implicit reward of eq. 3: transitions in the networks' units, `[B, …]` → rewards [B].
 
     A reward must be a function of the transition, so with continuous actions V(s′) is not sampled. It is estimated as
-    Q(s′, μ(s′)) at the mode μ of the policy, without the entropy α H(π(·|s′)), which is small at the temperatures of
-    imitation learning.
+    Q(s′, μ(s′)) at the mode μ of the policy, without the entropy α H(π(·|s′)), which is small at a small α.
     """
 
     def __init__(self, design: RewardDesign, scaling: Scaling) -> None:
@@ -202,7 +201,8 @@ class LearnedReward:
     """A learned reward function: raw transitions `[*B, …]` → rewards [*B], without gradients.
 
     Implements `core.types.RewardFunction`. Several members are an ensemble, eq. 2. `spec` has the spaces and, if
-    `standardise`, the statistics by which observations are standardised.
+    `standardise`, the statistics by which observations are standardised. Eq. 4 takes a step with a discount of 0 for a
+    terminated one, so it expects transitions of γ > 0.
     """
 
     design: RewardDesign

@@ -28,7 +28,9 @@ from herdbook.core.networks import Head
 from herdbook.core.policy import FeedForwardPolicy, Scaling
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Policy, Replay, Spec, Transitions
-from herdbook.irl.mixture import half_and_half, notice_few
+from herdbook.datasets.replay import ReplayBuffer
+from herdbook.irl.demonstrations import check_spaces, notice_few, required
+from herdbook.irl.mixture import half_and_half
 from herdbook.irl.rewards import soft_value
 from herdbook.online.sac import SAC, SACConfig
 
@@ -130,10 +132,11 @@ class SQIL:
     needs: ClassVar[Needs] = Needs(data=True, environment=True)
 
     def __init__(
-        self, config: SQILConfig, spec: Spec, *, demonstrations: Replay | None = None, **setup: Unpack[Setup]
+        self, config: SQILConfig, spec: Spec, *, demonstrations: ReplayBuffer | None = None, **setup: Unpack[Setup]
     ) -> None:
         self.config, self.demonstrations = config, demonstrations  # None where only the policy is wanted
         check_action_space(spec.action_space, self.needs.actions, config.algorithm)
+        check_spaces(demonstrations, spec, config.algorithm)
         notice_few(demonstrations, config.batch_size, config.algorithm)
         discrete = Scaling(spec).discrete
         self.agent: SoftQ | SAC = SoftQ(config, spec, **setup) if discrete else SAC(config.sac(), spec, **setup)
@@ -141,9 +144,9 @@ class SQIL:
 
     def sample(self, replay: Replay, generators: Sequence[torch.Generator]) -> Transitions:
         """The first half is demonstrated, the second the agent's own."""
-        assert self.demonstrations is not None  # the harness passes them wherever there is something to learn
         c = self.config
-        return half_and_half(self.demonstrations, replay, c.batch_size, generators, discount=c.discount)
+        demonstrations = required(self.demonstrations, c.algorithm)
+        return half_and_half(demonstrations, replay, c.batch_size, generators, discount=c.discount)
 
     def update(self, batch: Transitions) -> Metrics:
         return self.agent.update(replace(batch, rewards=imitation_rewards(batch.rewards)))

@@ -85,7 +85,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"value_term": "initial", "chi2": "none", "standardise_observations": True},
         {"online": True, "value_term": "all", "chi2": "both", "tau": 0.01, "critics": 2},
     ],
-    "ls_iq": [{"policy_term": "replay", "cap_entropy": False, "standardise_observations": True, "critics": 2}],
+    "ls_iq": [{"policy_term": "value", "cap_entropy": False, "standardise_observations": True, "critics": 2}],
     "sqil": [{"tune_temperature": False}],
     "gail": [{"gradient_penalty": 10.0, "old_rollouts": 2}, {"reward_convention": "logit", "reward_inputs": "state"}],
     "dac": [{"agent": "sac"}, {"absorbing": False, "reward_inputs": "state", "reward_convention": "-log(1-D)"}],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICES
 from gymnasium import spaces
 from torch import Tensor
 
@@ -104,14 +105,20 @@ def test_the_indicator_is_added_to_the_space_of_vectors_alone() -> None:
         extended_space(spaces.Box(0, 1, (4, 4, 3)), "dac")
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("time_limit", ["bootstrap", "terminal"])
-def test_the_share_of_terminated_steps(time_limit: Any) -> None:
-    """Of a dataset over its full episodes, and of an online ring over the steps that it still holds."""
-    whole, part = (ReplayBuffer(e, time_limit=time_limit) for e in (EXPERT, EXPERT.subsample(4)))
+def test_the_share_of_terminated_steps(time_limit: Any, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a dataset over its full episodes, and of an online ring over the steps that it still holds.
+
+    The flags are counted where they are: at each update of DAC they would else all be copied from the GPU.
+    """
+    monkeypatch.setattr(torch.Tensor, "cpu", None, raising=False)
+    there: dict[str, Any] = {"time_limit": time_limit, "device": device}
+    whole, part = (ReplayBuffer(e, **there) for e in (EXPERT, EXPERT.subsample(4)))
     ends = 2 if time_limit == "bootstrap" else 3
     assert whole.terminated_share == part.terminated_share == ends / 15
     assert len(part) < 15
-    ring, rng = ReplayBuffer.online(EXPERT.spec(), 24, lanes=2, time_limit=time_limit), np.random.default_rng(3)
+    ring, rng = ReplayBuffer.online(EXPERT.spec(), 24, lanes=2, **there), np.random.default_rng(3)
     assert ring.terminated_share == 0
     kept: list[np.ndarray[Any, Any]] = []
     for _ in range(40):

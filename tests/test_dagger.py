@@ -97,6 +97,18 @@ def test_visited_states_are_labelled_by_the_expert_and_not_by_the_action_taken()
     )
 
 
+def test_without_an_expert_there_is_a_policy_and_no_training() -> None:
+    algorithm = DAgger(DAggerConfig(batch_size=4), Spec(VECTOR, WIDE))
+    assert algorithm.policy(step=0) is not None
+    asks: list[Callable[[], Any]] = [
+        lambda: algorithm.sample(played(Spec(VECTOR, WIDE)), [torch.Generator()]),
+        lambda: algorithm.policy(deterministic=False, step=0),
+    ]
+    for ask in asks:
+        with pytest.raises(ValueError, match="^dagger: expected an expert to learn from, got None; pass a policy"):
+            ask()
+
+
 def test_labels_beyond_the_bounds_are_the_actions_that_are_executed() -> None:
     labels = Labels(Scripted(opposite), Spec(VECTOR, WIDE))
     observations = torch.tensor([[1.5, 0.25], [3.0, -0.1], [-2.0, 0.5], [-7.0, 0.6]])

@@ -371,7 +371,6 @@ SOURCES: dict[str, Source] = {
     "ls_iq": Source(
         same={
             "regularisation": 0.5,
-            "policy_term": "value",
             "temperature": 1e-3,
             "critics": 1,
             "batch_size": 256,
@@ -384,7 +383,7 @@ SOURCES: dict[str, Source] = {
             **WIDE,
             **SOFT,
         },
-        differs={"cap_entropy": (True, False)},
+        differs={"policy_term": ("replay", "value"), "cap_entropy": (True, False)},
         own={"standardise_observations": False},
     ),
     # Reddy et al. 2020, arXiv:1905.11108, algorithm 1: soft Q-learning at α = 1; the rest is that of `sac`

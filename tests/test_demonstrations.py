@@ -177,6 +177,17 @@ def test_resuming_checks_the_chosen_part(small_dataset: str) -> None:
         resume("run", steps=8, quiet=True)
 
 
+@pytest.mark.parametrize("name", ["gail --batch-size 8", "ls_iq --batch-size 8", "dac --td3.batch-size 8"])
+def test_an_environment_with_other_spaces_than_the_demonstrations_is_refused(
+    name: str, small_dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*name.split(), "--dataset", small_dataset, "--env", "MountainCarContinuous-v0", "--eval-episodes", "0"]
+    assert main(["train", *words, "--run-dir", "run"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("herdbook: MountainCarContinuous-v0: expected observations in Box([-1. -1. -8.]")
+    assert said.count("\n") == 1 and not Path("run").exists()
+
+
 # --- few steps ------------------------------------------------------------------------------------------------------
 
 

@@ -266,12 +266,13 @@ def test_iq_learn_is_the_published_loss(changes: dict[str, Any], discrete: bool)
         actor.assert_same(ours, "actor")
 
 
+@pytest.mark.parametrize("critics", [1, 2])
 @pytest.mark.parametrize("policy_term", ["value", "replay"])
 @pytest.mark.parametrize("cap_entropy", [True, False])
-def test_ls_iq_is_its_equations(policy_term: Any, cap_entropy: bool) -> None:
+def test_ls_iq_is_its_equations(policy_term: Any, cap_entropy: bool, critics: int) -> None:
     c = LSIQConfig(
         hidden_sizes=(16, 12), batch_size=SIZE, critic_lr=1e-2, actor_lr=1e-2, tau=0.1, temperature=5.0,
-        policy_term=policy_term, cap_entropy=cap_entropy, actor_warmup_steps=0, discount=0.99,
+        policy_term=policy_term, cap_entropy=cap_entropy, actor_warmup_steps=0, discount=0.99, critics=critics,
     )  # fmt: skip
     ours = LSIQ(c, BOX, seeds=(3,))
     critic, actor = Plain(ours, "critic", 1e-2, torch.relu), Plain(ours, "actor", 1e-2, torch.relu)
@@ -287,26 +288,43 @@ def test_ls_iq_is_its_equations(policy_term: Any, cap_entropy: bool) -> None:
             if cap_entropy:
                 largest = max(float(h) for h in entropy[SIZE:])
                 entropy = T([min(float(h), largest) if row < SIZE else float(h) for row, h in enumerate(entropy)])
-            next_v = critic(following, next_actions, target=True)[0] + 5.0 * entropy
+            next_v = critic(following, next_actions, target=True).min(0).values + 5.0 * entropy
             y = T(
                 [
                     -2 / (1 - 0.99) if discount == 0 else -2 + 0.99 * min(max(float(v), -200.0), 200.0)
                     for v, discount in zip(next_v, batch.discounts.tolist(), strict=True)
                 ]
             )
-        q = critic(states, batch.actions)[0]
-        loss = ((q[:SIZE] - 200) ** 2).mean()
-        if policy_term == "replay":
-            loss = loss + ((q[SIZE:] - y[SIZE:]) ** 2).mean()
-        else:
-            actions, log_prob = act(actor(states), drawn[0], smooth=False)
-            loss = loss + ((critic(states, actions)[0] - 5.0 * log_prob - y) ** 2).mean()
-        critic.descend(loss)
+        losses = []
+        for one in range(critics):
+            q = critic(states, batch.actions)[one]
+            loss = ((q[:SIZE] - 200) ** 2).mean()
+            if policy_term == "replay":
+                loss = loss + ((q[SIZE:] - y[SIZE:]) ** 2).mean()
+            else:
+                actions, log_prob = act(actor(states), drawn[0], smooth=False)
+                loss = loss + ((critic(states, actions)[one] - 5.0 * log_prob - y) ** 2).mean()
+            losses.append(loss)
+        critic.descend(sum(losses[1:], losses[0]) / critics)
         actions, log_prob = act(actor(states), drawn[2], smooth=False)
-        actor.descend((5.0 * log_prob - critic(states, actions)[0]).mean())
+        actor.descend((5.0 * log_prob - critic(states, actions).min(0).values).mean())
         critic.follow(0.1)
     critic.assert_same(ours, "critic")
     actor.assert_same(ours, "actor")
+
+
+def test_ls_iq_learns_from_the_agents_actions_by_default() -> None:
+    """The value term does not read them, so it cannot credit them."""
+    batch = steps(BOX, 2 * SIZE)
+    other = dataclasses.replace(batch, actions=torch.cat([batch.actions[:SIZE], -batch.actions[SIZE:]]))
+    for changes, reads in (({}, True), ({"policy_term": "replay"}, True), ({"policy_term": "value"}, False)):
+        config = dataclasses.replace(ALGORITHMS["ls_iq"][1], **changes)
+        learners = []
+        for each in (batch, other):
+            learners.append(LSIQ(config, BOX))
+            learners[-1].update(each)
+        first, second = (one.learner.parameters_of("critic") for one in learners)
+        assert equal(first, second) is not reads, changes
 
 
 def test_sqil_is_soft_q_learning_for_discrete_actions() -> None:
@@ -496,6 +514,18 @@ def test_trap_an_expert_buffer_smaller_than_the_batch_keeps_the_mix(name: str) -
     assert (batch.observations[:, 0] < 5000).tolist() == [True] * SIZE + [False] * SIZE
     two = half_and_half(few, own, SIZE, [torch.Generator().manual_seed(seed) for seed in range(2)], discount=0.9)
     assert (two.observations[..., 0] < 5000).tolist() == [[True] * SIZE + [False] * SIZE] * 2
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_demonstrations_of_other_spaces_or_none_are_refused(name: str) -> None:
+    make, config = ALGORITHMS[name]
+    data = ReplayBuffer(episodes([SIZE]))
+    wider = spaces.Box(-1, 1, (STATES + 1,))
+    for spec, what in ((Spec(wider, BOX.action_space), "observations"), (Spec(VECTOR, wider), "actions")):
+        with pytest.raises(ValueError, match=rf"^{name}: expected demonstrations with {what} in .*, got Box"):
+            make(config, spec, demonstrations=data)
+    with pytest.raises(ValueError, match=f"^{name}: expected demonstrations to learn from, got None"):
+        make(config, BOX).sample(data, [torch.Generator()])
 
 
 def test_trap_the_entropy_cap_of_ls_iq_is_not_a_floor() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
+from sameness import equal
 from torch import Tensor
 
 import herdbook
@@ -307,6 +308,17 @@ def test_training_resumes_to_the_bit_with_earlier_rollouts(config: Any, tmp_path
         assert torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine == theirs
 
 
+@pytest.mark.parametrize("broken", [None, [{"rewards": torch.zeros(3)}]])
+def test_a_state_with_broken_earlier_rollouts_changes_nothing(broken: Any) -> None:
+    one, other = (learner_of(GAILConfig(ppo=SMALL, old_rollouts=2), seeds=(3,)) for _ in range(2))
+    one.update(rollout_of())
+    before, state = copy.deepcopy(other.state_dict()), one.state_dict()
+    state = {**state, "earlier": broken} if broken else {key: state[key] for key in ("ppo", "discriminator")}
+    with pytest.raises(ValueError, match="expected a state with earlier rollouts, each of observations, actions"):
+        other.load_state_dict(state)
+    assert equal(other.state_dict(), before)
+
+
 def test_samples_of_the_policy_come_from_this_rollout_and_the_last_ones() -> None:
     """Rollout k has observations near 10 k."""
     gail = learner_of(GAILConfig(ppo=SMALL, old_rollouts=2, batch_size=400, discriminator_updates=1))
@@ -353,11 +365,13 @@ def test_an_environment_that_ends_early_is_noticed(caplog: pytest.LogCaptureFixt
     assert "episodes of the environment terminate early" in caplog.text
 
 
-def test_demonstrations_of_other_spaces_are_refused() -> None:
-    episodes = episodes_of([9, 9])
+@pytest.mark.parametrize("algorithm", [GAIL, AIRL])
+def test_demonstrations_of_other_spaces_are_refused(algorithm: Any) -> None:
+    episodes, config = episodes_of([9, 9]), GAILConfig(ppo=SMALL) if algorithm is GAIL else AIRLConfig(ppo=SMALL)
+    name = config.algorithm
     for own, what in ((replace(episodes.spec(), action_space=GRID[1]), "actions"), (Spec(*GRID), "observations")):
-        with pytest.raises(ValueError, match=rf"gail: expected demonstrations with {what} in .*, got Box"):
-            GAIL(GAILConfig(ppo=SMALL), own, demonstrations=ReplayBuffer(episodes))
+        with pytest.raises(ValueError, match=rf"{name}: expected demonstrations with {what} in .*, got Box"):
+            algorithm(config, own, demonstrations=ReplayBuffer(episodes))
 
 
 def test_without_demonstrations_there_is_a_policy_and_no_training() -> None:

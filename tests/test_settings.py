@@ -25,6 +25,7 @@ from herdbook.offline.cql import CQLConfig
 from herdbook.offline.iql import IQL, IQLConfig
 
 MANY = {"independent_q", "vdn", "qmix", "maddpg", "matd3", "matd3_bc", "qmix_cql"}
+IMITATION = {"iq_learn", "ls_iq"}
 ATARI = {"dqn", "discrete_cql", "discrete_bcq", "bc"}
 MAZES = ("UMaze", "Open", "Medium", "Large")
 DIVERSE = [f"{maze}_Diverse_{goals}" for maze in MAZES[1:] for goals in ("G", "GR")]
@@ -33,8 +34,13 @@ TABLE: dict[str, set[str]] = {
     "Acrobot-v1": {"dqn", "ppo", "iq_learn"},
     "LunarLander-v3": {"dqn", "iq_learn"},
     "Pendulum-v1": {"cql", "ppo"},
-    **{f"{robot}-v{n}": {"iql", "iq_learn"} for robot in ("HalfCheetah", "Hopper", "Walker2d") for n in (2, 3, 4, 5)},
-    **{f"Ant-v{n}": {"iq_learn"} for n in (2, 3, 4, 5)},
+    **{
+        f"{robot}-v{n}": {"iql", "iq_learn", "ls_iq"}
+        for robot in ("HalfCheetah", "Hopper", "Walker2d")
+        for n in (2, 3, 4, 5)
+    },
+    **{f"Ant-v{n}": {"iq_learn", "ls_iq"} for n in (2, 3, 4, 5)},
+    **{f"Humanoid-v{n}": {"ls_iq"} for n in (2, 3, 4, 5)},
     **{f"AdroitHand{task}-v{n}": {"iql"} for task in ("Pen", "Door", "Hammer", "Relocate") for n in (1, 2)},
     "FrankaKitchen-v1": {"iql"},
     **{f"AntMaze_{maze}-v{n}": {"iql"} for maze in (*MAZES, *DIVERSE) for n in (3, 4, 5)},
@@ -127,6 +133,28 @@ def test_iql_scales_the_rewards_of_locomotion_and_shifts_those_of_sparse_mazes()
     assert transforms("AntMaze_UMaze-v4", arguments={"reward_type": "sparse"}) == ["minus_one"]
     assert transforms("AntMaze_UMaze-v4", arguments={"reward_type": "dense"}) == []
     assert transforms("AntMaze_UMazeDense-v4") == []
+
+
+def test_ls_iq_has_the_authors_policy_term_where_they_tuned_it() -> None:
+    for robot in ("Ant", "HalfCheetah", "Hopper", "Walker2d"):
+        assert [row.config for row in settings_for("ls_iq", f"{robot}-v5")] == [{"policy_term": "value"}]
+    expected = {"policy_term": "replay", "temperature": 0.1}
+    assert [row.config for row in settings_for("ls_iq", "Humanoid-v5")] == [expected]
+
+
+def test_settings_of_online_runs_give_way_to_a_user_who_turns_online_off(
+    small_dataset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: dict[str, Any] = {"dataset": small_dataset, "env": "Hopper-v5", "steps": 1, "eval_episodes": 0}
+    run = herdbook.train("iq_learn", **given, online=False, batch_size=4, quiet=True)
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["train", "iq_learn", *words, "--no-online", "--batch-size", "4", "--run-dir", "named"]) == 0
+    assert "settings" not in capsys.readouterr().out
+    for config in (run.config, Run("named").config):
+        chosen = [config["config"][name] for name in ("online", "value_term", "chi2", "critic_lr")]
+        assert chosen == [False, "expert", "expert", 1e-4] and config["settings"] == []
+    assert settings_for("iq_learn", "Hopper-v5")[0].config["online"] is True  # where nothing is said
+    assert settings_for("iq_learn", "CartPole-v1", offline=True)  # a row of offline runs
 
 
 @pytest.mark.parametrize(
