@@ -13,9 +13,9 @@ for the expert and r_min for the agent. Fixed rewards bound Q, so that targets c
 not bootstrapped: it is Q_max. A terminated step enters an absorbing state, in which its reward goes on for ever: the
 rest of the episode counts as r / (1 − γ), as much as going on with the reward r would.
 
-(4), (5) and (6) are means over the critics, so each critic has its own V(s) in (6). (5) is the
-Bellman error for any data. (6) does not read the agent's actions: Q is fitted at a ~ π alone, to the outcome of the
-stored action. It needs data near π.
+(4), (5) and (6) are means over the critics, so each critic has its own V(s) in (6). (5) is the Bellman error for any
+data. (6) does not read the agent's actions: Q is fitted at a ~ π alone, to the outcome of the stored action. It needs
+data near π.
 
 In (2), h is capped at the expert's next states: no entropy there is larger than the largest one at the agent's own
 next states of the batch. An agent that has not been there yet may have a high entropy, which would raise the value of
