@@ -156,8 +156,12 @@ def _interrupted(path: Path, name: str, reward: LearnedReward, asked: Mapping[st
     recorded = {**flat_values(run.config["config"]), **run.options, "algorithm": run.algorithm}
     begun_from = options_of(run).reward
     for option, value in {"algorithm": name, **asked}.items():
-        if option not in ("device", "expert") and (option not in recorded or to_json(value) != recorded[option]):
-            raise _other(path, option, recorded.get(option, "of the same value"), value)
+        if option in ("device", "expert"):  # recorded as they were resolved
+            continue
+        if option not in recorded:
+            raise UserError(f"{path}: holds an interrupted run, which records no {option}; choose another directory")
+        if to_json(value) != recorded[option]:
+            raise _other(path, option, recorded[option], value)
     digest = None if begun_from is None else named_reward(begun_from).unshaped().digest()
     if digest != reward.digest():
         raise _other(path, "reward", digest, reward.digest())

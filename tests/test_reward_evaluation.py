@@ -205,8 +205,21 @@ class Mine(PPO):
     """An algorithm outside of the catalogue."""
 
 
-def test_the_policies_may_be_of_the_users_own_class(saved: Path) -> None:
-    results = evaluate_reward(saved, out="judged", steps=8, algorithm=Mine, env="Pendulum-v1", episodes=1, **SMALL)
+class OwnValue(torch.nn.Module):
+    """A critic that is linear in Pendulum's observations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return self.linear(observations).squeeze(-1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("algorithm", [Mine, f"{__name__}:Mine"])
+def test_the_policies_may_be_of_the_users_own_class(saved: Path, algorithm: Any) -> None:
+    given: dict[str, Any] = {"env": "Pendulum-v1", "episodes": 1, "algorithm": algorithm, **SMALL}
+    results = evaluate_reward(saved, out="judged", steps=8, networks={"critic": OwnValue}, **given)
     assert results["algorithm"] == f"{__name__}:Mine" == Run("judged/run").algorithm
     assert results["judgement"]["steps"] == 2 * 200
 

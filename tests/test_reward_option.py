@@ -196,7 +196,8 @@ def test_a_wrong_reward_is_told_before_a_dataset_is_made(
 
 
 def test_the_replay_of_a_run_on_a_learned_reward_says_whose_rewards_it_holds(saved: Path) -> None:
-    options: dict[str, Any] = {"env": "Pendulum-v1", "steps": 24, "warmup_steps": 20, "batch_size": 8, **QUICK}
+    sizes: dict[str, Any] = {"warmup_steps": 9, "batch_size": 2, "hidden_sizes": (4,)}
+    options: dict[str, Any] = {"env": "Pendulum-v1", "steps": 10, **sizes, **QUICK}
     plain = replay_of(herdbook.train("sac", run_dir="plain", **options))
     run = herdbook.train("sac", run_dir="run", reward=saved, **options)
     shutil.rmtree(saved)
