@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import tyro
@@ -48,16 +48,8 @@ class EvalArguments:
     discount: float | None = None
     """Discount of the EPIC distance. The default is the reward's."""
     out: str | None = None
-    """A new directory for the results. The default is a free one in runs/."""
-
-    def __post_init__(self) -> None:
-        from herdbook.experiments.options import check
-
-        check(self.steps >= 1, "steps", "1 or more", self.steps)
-        check(len(self.seeds) >= 1, "seeds", "1 or more", self.seeds)
-        check(self.episodes >= 1, "episodes", "1 or more", self.episodes)
-        check(self.eval_seed >= 0, "eval_seed", "0 or more", self.eval_seed)
-        check(self.discount is None or 0 <= self.discount <= 1, "discount", "a number in [0, 1]", self.discount)
+    """A new directory for the results. The default is a free one in runs/. An interrupted evaluation goes on if it is
+    named with the same arguments."""
 
 
 _COMMANDS = ("eval",)
@@ -77,9 +69,14 @@ def run(arguments: Sequence[str]) -> int:
     parsed = parse(EvalArguments, arguments[1:], "reward eval")
 
     from herdbook.core.runs import next_free_directory
-    from herdbook.experiments.options import literal_pairs
+    from herdbook.experiments.options import check, literal_pairs
     from herdbook.experiments.reward_evaluation import evaluate_reward
 
+    options = literal_pairs(parsed.options, "options")
+    own, in_python = {f.name for f in fields(EvalArguments)}, {"config", "networks", "quiet"}
+    for name in options:
+        check(name not in own, "options", f"{name} as --{name.replace('_', '-')}", name)
+        check(name not in in_python, "options", "options of `herdbook train`", name)
     out = parsed.out or next_free_directory("runs", f"reward-eval-{parsed.algorithm}")
     results = evaluate_reward(
         parsed.reward,
@@ -95,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
         episodes=parsed.episodes,
         eval_seed=parsed.eval_seed,
         discount=parsed.discount,
-        **literal_pairs(parsed.options, "options"),
+        **options,
     )
     print_results(results)
     show(f"written: {out}")

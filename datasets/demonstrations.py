@@ -9,6 +9,9 @@ import numpy as np
 
 from herdbook.datasets.episodes import DataError, Episodes
 
+CHOSEN = "demonstrations: "
+"""The beginning of a note in `transforms` on what was chosen."""
+
 
 def choose_demonstrations(
     episodes: Episodes, *, first: int | None = None, every: int = 1, min_return: float | None = None
@@ -33,14 +36,14 @@ def choose_demonstrations(
             best = f"the best of {len(returns)} is {returns.max():.10g}"
             raise DataError(f"{source}: expected episodes with a return of at least {min_return:g}; {best}")
         episodes = episodes.filter(keep)
-        notes.append(f"demonstrations: return >= {min_return:g}")
+        notes.append(f"{CHOSEN}return >= {min_return:g}")
     if first is not None:
         if len(episodes) < first:
             among = "" if min_return is None else f" with a return of at least {min_return:g}"
             raise DataError(f"{source}: expected at least {first} episodes{among}, got {len(episodes)}")
         episodes = episodes.select(np.arange(first))
-        notes.append(f"demonstrations: the first {first}")
+        notes.append(f"{CHOSEN}the first {first}")
     if every != 1:
         episodes = episodes.subsample(every)
-        notes.append(f"demonstrations: 1 step in {every}")
+        notes.append(f"{CHOSEN}1 step in {every}")
     return replace(episodes, transforms=(*episodes.transforms, *notes)) if notes else episodes

@@ -80,10 +80,10 @@ class PreferencePairs:
         """Raise DataError, with the pair, unless every segment lies within one of the episodes, `[episodes]` steps."""
         last = len(episode_lengths) - 1
         self._refuse(self.episodes > last, f"episodes in [0, {last}]", self.episodes, source)
-        beyond = self.starts + self.lengths > episode_lengths[self.episodes]
+        beyond = self.starts > episode_lengths[self.episodes] - self.lengths  # a sum could overflow
         if beyond.any():
             at = tuple(np.argwhere(beyond)[0])
-            start, length, episode = (getattr(self, name)[at] for name in ("starts", "lengths", "episodes"))
+            start, length, episode = (int(getattr(self, name)[at]) for name in ("starts", "lengths", "episodes"))
             raise DataError(
                 f"{source}: expected segments within one episode, got steps {start} to {start + length - 1} of episode "
                 f"{episode}, which has {episode_lengths[episode]} steps, in {_place(*at)}"

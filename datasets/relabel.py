@@ -10,6 +10,7 @@ import torch
 from herdbook.core.types import Array, RewardFunction, Transitions
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.replay import ReplayBuffer
+from herdbook.datasets.rewards import check_reward_discount, rewards_from
 
 BATCH_SIZE = 4096
 """Steps that a reward function gets at once."""
@@ -35,8 +36,10 @@ def relabel(
         batch_size: Steps at once.
         device: Device of the transitions, which must be that of the reward function.
 
-    Raises DataError, with episode and step, for rewards that are not finite, ValueError for rewards of a wrong shape.
+    Raises DataError, with episode and step, for rewards that are not finite, ValueError for rewards of a wrong shape
+    and as `check_reward_discount`.
     """
+    check_reward_discount(reward, discount)
     batches = transitions_of(episodes, discount=discount, batch_size=batch_size, device=device)
     return episodes.with_rewards(rewards_of(reward, batches), description)
 
@@ -45,11 +48,7 @@ def rewards_of(reward: RewardFunction, batches: Iterator[Transitions]) -> Array:
     """The rewards of all transitions, [N] float64. Raises ValueError unless each batch [B] gets rewards [B]."""
     values = []
     for batch in batches:
-        found = reward(batch)
-        if found.shape != batch.rewards.shape:
-            wanted = list(batch.rewards.shape)
-            raise ValueError(f"expected the reward function to give {wanted}, got {list(found.shape)}")
-        values.append(found.detach().cpu().numpy().astype(np.float64))
+        values.append(rewards_from(reward, batch).detach().cpu().numpy().astype(np.float64))
     return np.concatenate(values)
 
 

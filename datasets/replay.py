@@ -21,7 +21,7 @@ from herdbook.core.trees import indexed, write
 from herdbook.core.types import Array, RewardFunction, Segments, Spec, Steps, TimeLimit, Transitions, Tree, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.layout import positions_in_episodes
-from herdbook.datasets.rewards import PlayedRewards
+from herdbook.datasets.rewards import PlayedRewards, check_reward_discount, rewards_from
 from herdbook.datasets.rings import Rings, positions_of, ring_sizes, saved_rings
 from herdbook.datasets.sampling import check_discount, checked_time_limit, drawn_numbers
 from herdbook.datasets.tables import Table, check_memory, empty_table, gathered, restore, table_bytes, to_table
@@ -236,7 +236,8 @@ class ReplayBuffer(Growing):
         next_actions: include the action taken at the next observation, with a mask that is False at an episode's end.
         frame_stack: stack observations to `[*B, k, …]`, oldest first; an episode's first frame is repeated before it.
         between: include the observations between the first and the last one, `[*B, n − 1, …]`, and their discounts.
-        reward: function that replaces the reward of every single step, before the n-step sum.
+        reward: function that replaces the reward of every single step, before the n-step sum. It reads the stored
+            rewards without `reward_transform`, and discounts γ (1 − terminated) whatever `time_limit` is.
         """
         check_discount(discount)
         self._check_window("n_step", n_step, frame_stack)
@@ -348,20 +349,17 @@ class ReplayBuffer(Growing):
     def _step_rewards(
         self, entries: Tensor, frame_stack: int, reward: RewardFunction | None, discount: float
     ) -> Tensor:
-        rewards = self._own_rewards(entries)
         if reward is None:
-            return rewards
+            return self._own_rewards(entries)
+        check_reward_discount(reward, discount)
         step = Transitions(
             observations=self._observe(entries, frame_stack),
             actions=self._actions.index_select(0, entries),
-            rewards=rewards,
-            discounts=self._continues.index_select(0, entries) * discount,
+            rewards=self._rewards.index_select(0, entries),
+            discounts=(~self._terminated.index_select(0, entries)).float() * discount,
             next_observations=self._observe(entries, frame_stack, after=1),
         )
-        rewards = reward(step)
-        if rewards.shape != entries.shape:
-            raise ValueError(f"expected the reward function to give [{len(entries)}], got {list(rewards.shape)}")
-        return rewards
+        return rewards_from(reward, step)
 
     # --- online ------------------------------------------------------------------------------------------------------
 

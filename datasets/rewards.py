@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -78,13 +78,51 @@ def transform_rewards(episodes: Episodes, name: str) -> Episodes:
     return episodes if name == "none" else episodes.with_rewards(mapping(episodes.rewards), mapping.text)
 
 
+@runtime_checkable
+class PaysAbsorbing(Protocol):
+    """A reward function that may give a terminated step the value of the absorbing state after it."""
+
+    @property
+    def absorbing_reward(self) -> float | None:
+        """The reward of an absorbing state; None: there is none."""
+        ...
+
+
+def check_reward_discount(reward: RewardFunction, discount: float) -> None:
+    """Raise ValueError for γ outside [0, 1], and for γ = 0 with a reward of absorbing states.
+
+    Such a reward recognises a termination by a discount γ (1 − terminated) of 0, which every step would have.
+    """
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount: expected γ in [0, 1], got {discount}")
+    if discount == 0 and isinstance(reward, PaysAbsorbing) and reward.absorbing_reward is not None:
+        raise ValueError(
+            "discount: expected γ > 0, since the reward of absorbing states would count every step as terminated; got 0"
+        )
+
+
+def rewards_from(reward: RewardFunction, transitions: Transitions) -> Tensor:
+    """The rewards `[*B]` of a function for transitions `[*B, …]`. Raises ValueError for another shape."""
+    found = reward(transitions)
+    if found.shape != transitions.rewards.shape:
+        expected, got = list(transitions.rewards.shape), list(found.shape)
+        raise ValueError(f"expected the reward function to give {expected}, got {got}")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class PlayedRewards:
-    """Replaces the rewards of environment steps by those of a reward function, as the steps are played."""
+    """Replaces the rewards of environment steps by those of a reward function, as the steps are played.
+
+    Raises ValueError as `check_reward_discount`.
+    """
 
     reward: RewardFunction
     discount: float  # γ of a shaped reward
     device: str | torch.device = "cpu"
+
+    def __post_init__(self) -> None:
+        check_reward_discount(self.reward, self.discount)
 
     def __call__(self, steps: Steps) -> Steps:
         """Steps `[T, lanes, …]` with other rewards. Raises ValueError for rewards of another shape or not finite."""
@@ -97,10 +135,7 @@ class PlayedRewards:
             discounts=self._flat(self.discount * (~steps.terminated).astype(np.float32)),
             next_observations=mapped(self._flat, steps.next_observations),
         )
-        rewards = self.reward(transitions)
-        if rewards.shape != transitions.rewards.shape:
-            expected, got = list(transitions.rewards.shape), list(rewards.shape)
-            raise ValueError(f"expected the reward function to give {expected}, got {got}")
+        rewards = rewards_from(self.reward, transitions)
         if not bool(rewards.isfinite().all()):
             raise ValueError("expected finite rewards of the reward function, got NaN or infinity")
         return replace(steps, rewards=rewards.cpu().numpy().astype(np.float64).reshape(steps.rewards.shape))

@@ -13,12 +13,19 @@ DOUBLE, SINGLE = 1e-12, 1e-6
 
 
 class Undefined(ValueError):
-    """A correlation or distance that does not exist, because one side is constant; the message says which."""
+    """A correlation or distance that does not exist.
+
+    `constant` is the number of the side that is constant, 0 or 1; None for another reason, which the message gives.
+    """
+
+    def __init__(self, message: str, constant: int | None = None) -> None:
+        super().__init__(message)
+        self.constant = constant
 
 
 def pearson(x: ArrayLike, y: ArrayLike) -> float:
     """Pearson's correlation of two lists `[N]`. Raises Undefined if one is constant, ValueError for other shapes."""
-    a, b = _unit(x, name="the first side"), _unit(y, name="the second side")
+    a, b = _unit(x, 0, "side"), _unit(y, 1, "side")
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected two lists of equal length, got shapes {a.shape} and {b.shape}")
     return float((a * b).sum())
@@ -38,20 +45,22 @@ def pearson_distance(
 
     Raises Undefined if one side deviates from its mean by no more than its entry in `rounding`.
     """
-    a, b = _unit(x, weights, rounding[0], "the first reward"), _unit(y, weights, rounding[1], "the second reward")
+    a, b = (_unit(side, n, "reward", weights, rounding[n]) for n, side in enumerate((x, y)))
     if a.shape != b.shape:
         raise ValueError(f"expected values of the same shape, got {a.shape} and {b.shape}")
     return float(np.linalg.norm(a - b) / 2)
 
 
-def _unit(values: ArrayLike, weights: ArrayLike | None = None, rounding: float = 0.0, name: str = "") -> FloatArray:
-    """Deviations from the mean, times √weight, of norm 1."""
+def _unit(
+    values: ArrayLike, number: int, kind: str, weights: ArrayLike | None = None, rounding: float = 0.0
+) -> FloatArray:
+    """Deviations from the mean, times √weight, of norm 1; `number` and `kind` name the values in messages."""
     x = _finite(values)
     shares = np.full(x.shape, 1 / x.size) if weights is None else np.asarray(weights, np.float64)
     centred = np.sqrt(shares) * (x - (shares * x).sum())
     norm = float(np.linalg.norm(centred))
     if norm <= max(rounding, DOUBLE * float(np.abs(x[shares > 0]).max())):
-        raise Undefined(f"{name} is constant over the transitions")
+        raise Undefined(f"the {('first', 'second')[number]} {kind} is constant over the transitions", number)
     scaled: FloatArray = centred / norm
     return scaled
 

@@ -36,7 +36,8 @@ from herdbook.core.trees import indexed
 from herdbook.core.types import RewardFunction, Transitions, Tree, tree_leaves, tree_map
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.relabel import BATCH_SIZE, rewards_of, transitions_of
-from herdbook.evaluation.correlations import DOUBLE, SINGLE, FloatArray, pearson_distance
+from herdbook.datasets.rewards import check_reward_discount
+from herdbook.evaluation.correlations import DOUBLE, SINGLE, FloatArray, Undefined, pearson_distance
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +45,7 @@ class TabularCoverage:
     """Coverage distributions of a finite MDP with S states and A actions.
 
     Raises ValueError for shapes that disagree, for weights that are negative or do not sum to 1, for weight on
-    transitions out of terminal states or on terminal states, and for terminal states with γ = 1.
+    transitions out of terminal states or on terminal states; Undefined for terminal states with γ = 1.
     """
 
     transitions: FloatArray
@@ -132,7 +133,7 @@ def _check_discount(discount: float, ends: bool) -> None:
     if not 0 <= discount <= 1:
         raise ValueError(f"discount: expected γ in [0, 1], got {discount}")
     if ends and discount == 1:
-        raise ValueError("discount: expected γ < 1 where episodes can end, got 1, for which eq. 5 has no value")
+        raise Undefined("discount: expected γ < 1 where episodes can end, got 1, for which eq. 5 has no value")
 
 
 # --- from samples -----------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def _check_discount(discount: float, ends: bool) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampledCoverage:
-    """Samples of the coverage distributions. Raises ValueError for γ outside [0, 1], and for γ = 1 with terminations.
+    """Samples of the coverage distributions. Raises ValueError for γ outside [0, 1], Undefined for γ = 1 with an end.
 
     Shaping with a potential changes no distance beyond rounding, however few the samples are: the same states stand for
     S and S′ of eq. 2.
@@ -198,6 +199,7 @@ class SampledCoverage:
 
         The reward function gets at most about `batch_size` transitions at once, (2 n + m) m in all.
         """
+        check_reward_discount(reward, self.discount)
         rewards = rewards_of(reward, iter([self.transitions]))
         before = self._means(reward, self.transitions.observations, batch_size)  # M(s), [n]
         after = self._means(reward, self.transitions.next_observations, batch_size)  # M(s′), [n]

@@ -94,8 +94,8 @@ def fitted_q_evaluation(
     """Estimate the discounted return of `policy` from recorded episodes.
 
     Args:
-        policy: Raw observations in, raw actions out. It sees single states, so it must not depend on its carry. A
-            stochastic policy must sample.
+        policy: Raw observations in, raw actions out. It sees single states, so it must have no carry, neither a memory
+            nor a count of steps. A stochastic policy must sample.
         episodes: Vector or Discrete observations, bounded Box or Discrete actions; only steps in the mask are used.
         config: Settings.
         time_limit: "bootstrap" bootstraps through truncations; with "terminal" they end the task.
@@ -103,7 +103,8 @@ def fitted_q_evaluation(
         device: Device of the computation.
 
     Raises:
-        ValueError: The observations or actions are not supported, the policy stacks frames, or `time_limit` is unknown.
+        ValueError: The observations or actions are not supported, the policy stacks frames or has a carry, or
+            `time_limit` is unknown.
         ArithmeticError: The estimate diverged.
     """
     c = config or FQEConfig()
@@ -111,6 +112,8 @@ def fitted_q_evaluation(
     if isinstance(policy, (FeedForwardPolicy, PerturbedPolicy)) and policy.frame_stack > 1:
         frames = policy.frame_stack
         raise ValueError(f"fitted Q evaluation: expected a policy of single observations, got a stack of {frames}")
+    if not isinstance(policy, PerturbedPolicy) and policy.initial(1) is not None:
+        raise ValueError("fitted Q evaluation: expected a policy of single states, got one with a carry")
     ended = episodes.terminated | episodes.truncated if time_limit == "terminal" else episodes.terminated
     if c.discount ** (c.updates / c.target_period) > REMAINDER:
         logger.warning("fitted Q evaluation: %s", _shortfall(c))

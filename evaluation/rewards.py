@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from herdbook.core.types import RewardFunction
 from herdbook.datasets.episodes import Episodes
 from herdbook.datasets.relabel import rewards_of, transitions_of
+from herdbook.datasets.rewards import check_reward_discount
 from herdbook.evaluation.correlations import SINGLE, FloatArray, Undefined, pearson, spearman
 from herdbook.evaluation.epic import SampledCoverage, sampled_epic_distance
 
@@ -63,8 +64,9 @@ def judge(
         seed: Seed of the sampling.
         device: Device of the transitions, which must be that of the functions.
 
-    A statistic that is undefined, because one of the rewards is constant, is None, with a notice. A true function whose
-    values are not the recorded rewards is reported in a notice too.
+    A statistic that is undefined, because one of the rewards is constant, is None, with a notice; so is the EPIC
+    distance for γ = 1 where episodes end. A true function whose values are not the recorded rewards is reported in a
+    notice too. Raises ValueError as `check_reward_discount`.
     """
     notices: list[str] = []
     if changed := episodes.reward_transforms():
@@ -85,14 +87,17 @@ def judge(
         if off.max() > 1e-3 * max(1.0, float(np.abs(recorded).max())):
             told = "the correlations use the recorded rewards, the EPIC distance uses the function"
             notices.append(f"the true reward function differs from the recorded rewards by up to {off.max():g}: {told}")
-        coverage = SampledCoverage.from_episodes(
-            episodes, discount=discount, transitions=transitions, samples=samples, seed=seed, device=device
-        )
         try:
+            coverage = SampledCoverage.from_episodes(
+                episodes, discount=discount, transitions=transitions, samples=samples, seed=seed, device=device
+            )
             epic = sampled_epic_distance(reward, true, coverage)
         except Undefined as error:
-            which = "learned" if "first" in str(error) else "true"
-            notices.append(f"the {which} reward is zero up to shaping: its EPIC distance is undefined")
+            if error.constant is None:
+                notices.append(f"the EPIC distance is undefined: {error}")
+            else:
+                which = ("learned", "true")[error.constant]
+                notices.append(f"the {which} reward is zero up to shaping: its EPIC distance is undefined")
     return RewardReport(
         dataset=episodes.source,
         steps=len(recorded),
@@ -110,10 +115,14 @@ def judge(
 def step_rewards(
     reward: RewardFunction | None, episodes: Episodes, *, discount: float, device: str | torch.device = "cpu"
 ) -> FloatArray:
-    """The rewards of a function, or the recorded ones, for the steps in the mask of the episodes, [N] float64."""
+    """The rewards of a function, or the recorded ones, for the steps in the mask of the episodes, [N] float64.
+
+    Raises ValueError as `check_reward_discount`.
+    """
     steps = np.arange(episodes.num_steps) if episodes.mask is None else np.flatnonzero(episodes.mask)
     if reward is None:
         return episodes.rewards[steps]
+    check_reward_discount(reward, discount)
     return rewards_of(reward, transitions_of(episodes, steps, discount=discount, device=device))
 
 

@@ -21,6 +21,8 @@ from herdbook.experiments.environments import own_environment, spec_of_record, w
 from herdbook.experiments.opponents import opponents_of
 from herdbook.experiments.records import config_from_values, options_of
 from herdbook.experiments.restore import algorithm_of, restore, seed_of
+from herdbook.experiments.rewards import named_reward
+from herdbook.experiments.single_agent import reward_note
 
 
 def collect(
@@ -108,6 +110,8 @@ def export_replay(
 def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | None = None) -> Episodes:
     """The steps in the replay of a run's last checkpoint, for one of its seeds, by default the first.
 
+    Rewards that the run has learned from in place of the environment's are recorded in `transforms`.
+
     Raises UserError for a run without such a replay, RunError for one that cannot be read.
     """
     chosen_seed = seed_of(run, seed)
@@ -125,7 +129,8 @@ def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | No
     spec = domain.spec_from_state(state["spec"])
     built = build_algorithm(chosen, config, spec, seeds=run.seeds, device="cpu", plays=True)
     task = Task(domain=domain, spec=spec)
-    kept = domain.empty_replays(task, [built.algorithms[index]], options_of(run), "cpu")[0]
+    options = options_of(run)
+    kept = domain.empty_replays(task, [built.algorithms[index]], options, "cpu")[0]
     try:
         kept.load_state_dict(run.checkpoints.load_replay(state)["replays"][index])
     except (CheckpointError, ValueError, KeyError) as error:
@@ -138,4 +143,6 @@ def replay_of(run: Run, seed: int | None = None, algorithm: str | type[Any] | No
         source=f"replay of {run.path.name}",
         learned_by=(LearnedBy(algorithm=run.algorithm, step=int(state["step"]), seed=chosen_seed),),
     )
+    if options.reward is not None:
+        episodes = episodes.with_rewards(episodes.rewards, reward_note(named_reward(options.reward).unshaped()))
     return episodes

@@ -139,13 +139,13 @@ def with_rates(config: Any, rates: Mapping[str, float]) -> Any:
 
 def differences(before: Any, after: Any) -> list[str]:
     """The fields in which two configs differ, as `actor_lr is 0.0001 instead of 0.0003`."""
-    old, new = _flat(config_values(before)), _flat(config_values(after))
+    old, new = flat_values(config_values(before)), flat_values(config_values(after))
     return [f"{name} is {new[name]} instead of {old[name]}" for name in old if new[name] != old[name]]
 
 
 def change_record(step: int, before: Any, after: Any) -> dict[str, Any]:
     """The entry of `changes` in config.json for a config that changes at `step`."""
-    old, new = _flat(config_values(before)), _flat(config_values(after))
+    old, new = flat_values(config_values(before)), flat_values(config_values(after))
     return {"step": step, "config": {n: {"from": old[n], "to": new[n]} for n in old if new[n] != old[n]}}
 
 
@@ -163,11 +163,11 @@ def rates_at_start(run: Run) -> dict[str, Any]:
     return values
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def flat_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON values of a config, those of inner configs by names as `ppo.lr`."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= {f"{name}.{k}": v for k, v in _flat(value).items()} if isinstance(value, dict) else {name: value}
+        found |= {f"{name}.{k}": v for k, v in flat_values(value).items()} if isinstance(value, dict) else {name: value}
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from herdbook.core.actor import Actor
 from herdbook.core.config import Config
 from herdbook.core.joint.actor import JointActor
 from herdbook.core.random import generator
-from herdbook.core.runs import Run, RunError
+from herdbook.core.runs import Run, RunError, written_whole
 from herdbook.core.types import Policy
 from herdbook.experiments.build import build_algorithm, choose_device
 from herdbook.experiments.catalogue import ALGORITHMS, UserError, algorithm_class, config_class, needs_of
@@ -79,8 +80,8 @@ def restore(
     name, chosen = algorithm_of(run, algorithm)
     check_networks(run, networks)
     state = run.checkpoints.load(step)
-    if step is None and str(seed) in state["stopped"]:
-        state = run.checkpoints.load(state["stopped"][str(seed)]["checkpoint"])
+    if step is None and (good := good_step(state, seed)) != state["step"]:
+        state = run.checkpoints.load(good)
     at = int(state["step"])
     if state["algorithm"] != name:
         raise RunError(f"{run.checkpoints.path(at)}: expected a checkpoint of {name}, got one of {state['algorithm']}")
@@ -104,15 +105,18 @@ def restore(
     return Restored(algorithm=built, domain=domain, spec=spec, step=at, seed_index=run.seeds.index(seed))
 
 
+def good_step(state: Mapping[str, Any], seed: int) -> int:
+    """The step of the checkpoint that is the last good one of a seed, by the state of the last checkpoint."""
+    stopped = state["stopped"].get(str(seed))
+    return int(state["step"] if stopped is None else stopped["checkpoint"])
+
+
 def copy_checkpoint(run: Run, step: int, folder: Path) -> None:
     """Copy one checkpoint of a run, and its config.json, to a new folder, because the run may go on or be deleted."""
-    copy = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(copy, ignore_errors=True)
-    (copy / "checkpoints").mkdir(parents=True)
-    shutil.copy(run.path / "config.json", copy)
     source = run.checkpoints.path(step)
-    shutil.copytree(source, copy / "checkpoints" / source.name)
-    copy.rename(folder)
+    with written_whole(folder) as copy:
+        shutil.copy(run.path / "config.json", copy)
+        shutil.copytree(source, copy / "checkpoints" / source.name)
 
 
 def seed_of(run: Run, seed: int | None) -> int:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from herdbook.core.runs import Run, RunError
+from herdbook.core.runs import Run, RunError, remove_whole, written_whole
 from herdbook.core.types import Spec
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.domain import Networks
 from herdbook.experiments.records import REWARD
-from herdbook.experiments.restore import restore
+from herdbook.experiments.restore import good_step, restore
 from herdbook.irl.rewards import HEADER, LearnedReward, RewardError, load_reward
 
 REWARDS = "rewards"
@@ -97,17 +96,28 @@ def write_rewards(run: Run, algorithm: type[Any], networks: Networks | None = No
             "dataset": {name: dataset.get(name) for name in ("source", "fingerprint")},
             "config": run.config["config"],
         }
-        target = run.path / REWARDS / f"seed_{seed}"
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        replace(learned, about={**about, **learned.about}).save(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        with written_whole(run.path / REWARDS / f"seed_{seed}") as folder:
+            replace(learned, about={**about, **learned.about}).save(folder)
 
 
 def rewards_written(run: Run) -> bool:
-    """True if `write_rewards` has written the rewards of all seeds."""
-    return all((run.path / REWARDS / f"seed_{seed}" / HEADER).is_file() for seed in run.seeds)
+    """True if `write_rewards` has written the rewards of all seeds, and has done so since the last checkpoint."""
+    state = run.checkpoints.load()
+    return all(_step_of(run.path / REWARDS / f"seed_{seed}") == good_step(state, seed) for seed in run.seeds)
+
+
+def _step_of(directory: Path) -> int | None:
+    """The step at which a run has written this reward; None if there is none that can be read."""
+    try:
+        step: int | None = load_reward(directory).about.get("step")
+    except RewardError:
+        return None
+    return step
+
+
+def remove_rewards(run: Run) -> None:
+    """Remove the rewards of a run that goes on, which are no longer those of its end."""
+    remove_whole(run.path / REWARDS)
 
 
 def keep_reward(run: Run, reward: LearnedReward | None) -> None:
@@ -115,7 +125,5 @@ def keep_reward(run: Run, reward: LearnedReward | None) -> None:
     target = run.path / REWARD
     if reward is None or target.is_dir():
         return
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    reward.save(temporary)
-    temporary.rename(target)
+    with written_whole(target) as folder:
+        reward.save(folder)

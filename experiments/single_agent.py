@@ -120,7 +120,7 @@ class SingleAgent:
     def transformed(self, data: Episodes, transform: str, reward: LearnedReward | None) -> Episodes:
         try:
             if reward is not None:
-                data = relabel(data, reward, discount=reward.discount, description=f"reward: {reward.digest()}")
+                data = relabel(data, reward, discount=reward.discount, description=reward_note(reward))
             return transform_rewards(data, transform)
         except DataError:
             raise
@@ -280,6 +280,11 @@ class _Filmed(gymnasium.Wrapper[Any, Any, Any, Any]):
         given = self.env.step(action)
         self.frames.append(drawn(self.env.render))
         return given
+
+
+def reward_note(reward: LearnedReward) -> str:
+    """The note on a learned reward in the `transforms` of episodes that have its rewards."""
+    return f"reward: {reward.digest()}"
 
 
 def played_rewards(reward: LearnedReward | None, device: str) -> PlayedRewards | None:

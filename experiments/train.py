@@ -57,7 +57,7 @@ from herdbook.experiments.records import (
     without_schedules,
 )
 from herdbook.experiments.restore import algorithm_of, resolve
-from herdbook.experiments.rewards import keep_reward, rewards_written, write_rewards
+from herdbook.experiments.rewards import keep_reward, named_reward, remove_rewards, rewards_written, write_rewards
 from herdbook.experiments.settings import Setting
 from herdbook.experiments.tasks import (
     Named,
@@ -171,6 +171,8 @@ def check_start(
         refuse_existing_run(options.run_dir)
     check_expert(algorithm, options.expert)
     named, _ = check_task(algorithm, config, options, dataset, env)
+    if options.reward is not None:
+        named_reward(options.reward)
     if named is not None:
         try_named_environment(algorithm, options, env)
 
@@ -327,7 +329,8 @@ def resume(
         if algorithm is not None or run.algorithm in ALGORITHMS:
             _, chosen = algorithm_of(run, algorithm)
             if needs_of(chosen).reward and not rewards_written(run):  # a kill may have come before them
-                write_rewards(run, chosen, networks)
+                with locked(run.path):
+                    write_rewards(run, chosen, networks)
         return run, False
     _, chosen = algorithm_of(run, algorithm)
     check_networks(run, networks)
@@ -353,6 +356,7 @@ def resume(
         trainer.notices += notices
         reporter = trainer.reporter(run, options.total_steps, quiet)
         trainer.keep_others(run)  # a kill may have come before them
+        remove_rewards(run)
         record: dict[str, Any] = {"config": config_values(config), "changes": []} if restart else {}
         if options.total_steps != begun.total_steps:
             names = ("steps", "online_steps", *(_FINE_TUNING if begins else ()))

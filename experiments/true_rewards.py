@@ -1,7 +1,7 @@
 """True rewards of known environments as functions of any transition, which the EPIC distance needs.
 
     Pendulum-v1:   −(θ² + 0.1 θ̇² + 0.001 a²), θ in [−π, π), of the state before the step
-    CartPole-v1:   1
+    CartPole-v1:   1, but unknown with `sutton_barto_reward`
     fixed-horizon CartPole:   1 if |x| ≤ 2.4 and |θ| ≤ 12° after the step, else 0
     point mass:   −distance to the goal − 0.001 ‖a‖², of the position before the step
 
@@ -29,6 +29,8 @@ def true_reward(environment: EnvironmentSource) -> RewardFunction | None:
     Wrappers that change the rewards are not part of it.
     """
     described = describe_environment(environment)
+    if described is not None and described.kwargs.get("sutton_barto_reward"):
+        return None
     if described is not None and described.id in _FORMULAS:
         return _FORMULAS[described.id]
     try:

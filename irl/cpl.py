@@ -1,8 +1,8 @@
 """Contrastive preference learning (Hejna et al. 2024, arXiv:2310.13639): a policy from preferences, without a reward.
 
     x = Σ_t γᵗ α log π(a_t|s_t)                                                            (1)
-    L = −mean (1 − p) log σ(x₁ − λ x₂) + p log σ(x₂ − λ x₁)                                (2)
-    L_BC = −mean log π(a|s)    over all steps of both segments                             (3)
+    L = mean [−(1 − p) log σ(x₁ − λ x₂) − p log σ(x₂ − λ x₁)]                              (2)
+    L_BC = mean [−log π(a|s)]  over all steps of both segments                             (3)
     log π(a|s) = −‖μ(s) − a‖²  for continuous actions: a Gaussian of fixed variance        (4)
 
 The label p is the probability that the second segment is preferred. The policy first clones all segments (eq. 3), then
@@ -33,7 +33,7 @@ from herdbook.irl.pairs import PAIR_SOURCES, PairBatch, PairSource, present, tab
 
 @dataclass(frozen=True, kw_only=True)
 class CPLConfig(Config):
-    """Settings of CPL; the defaults are the authors' for states in Meta-World (docs/algorithms.md)."""
+    """Settings of CPL; docs/algorithms.md says which defaults differ from the authors' for states in Meta-World."""
 
     algorithm: ClassVar[str] = "cpl"
     teacher: PairSource = "oracle"  # simulated teacher who labels the pairs, or stored: the pairs in the dataset

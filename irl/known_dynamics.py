@@ -59,8 +59,7 @@ class TabularIRLConfig(Config):
 
     def __post_init__(self) -> None:
         self.require(horizon=COUNT, discount=UNIT, hidden_sizes=COUNT, lr=POSITIVE)
-        if self.inputs not in ("state", "state_action"):
-            raise ValueError(f"{type(self).__name__}: expected inputs state or state_action, got {self.inputs!r}")
+        self.require_one_of(inputs=("state", "state_action"))
         if self.horizon is None and self.discount == 1:
             raise ValueError(f"{type(self).__name__}: expected discount < 1 or a horizon, got 1 and None")
 

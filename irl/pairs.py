@@ -12,6 +12,7 @@ from torch import Tensor
 
 from herdbook.core.random import derive
 from herdbook.core.types import Segments, Transitions, batch_type
+from herdbook.datasets.demonstrations import CHOSEN
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.preferences import PreferencePairs
 from herdbook.datasets.replay import ReplayBuffer
@@ -136,6 +137,11 @@ def _pairs_of(config: PairConfig, episodes: Episodes, seed: int) -> PreferencePa
             generator=np.random.default_rng(derive(seed, _PAIRS)),
         )
     if episodes.preferences is None:
+        if chosen := [note for note in episodes.transforms if note.startswith(CHOSEN)]:
+            raise DataError(
+                f"{episodes.source}: expected preference pairs of which both segments lie in the chosen episodes, got "
+                f"none ({', '.join(chosen)}); choose more episodes, or a simulated teacher: {', '.join(TEACHERS)}"
+            )
         raise DataError(
             f"{episodes.source}: expected preference pairs in the dataset, got none; store some with "
             f"herdbook.datasets.minari.save_preferences, or choose a simulated teacher: {', '.join(TEACHERS)}"

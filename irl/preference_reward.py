@@ -1,7 +1,7 @@
 """A reward ensemble from preferences (Christiano et al. 2017, arXiv:1706.03741), without a policy.
 
     P(1 ≺ 2) = σ(Σ_t γᵗ r_k(s²_t, a²_t) − Σ_t γᵗ r_k(s¹_t, a¹_t))                          (1)
-    L_k = −mean (1 − p) log P(2 ≺ 1) + p log P(1 ≺ 2)  +  κ (mean r_k)²                    (2)
+    L_k = mean [−(1 − p) log P(2 ≺ 1) − p log P(1 ≺ 2)] + κ (mean r_k)²                    (2)
     r = mean_k (r_k − μ_k) / σ_k                                                           (3)
 
 The label p is the probability that the second segment is preferred. Each member k has its own initial weights and its

@@ -30,7 +30,7 @@ class RewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
             of a terminal state is 0; a truncation changes nothing.
         shaped: Keep the shaping of a shaped reward, eq. 1 of `irl.rewards`.
 
-    Raises RewardError for other spaces and for files that are no reward, ValueError for γ outside [0, 1].
+    Raises RewardError for other spaces and for files that are no reward, ValueError as `check_reward_discount`.
     """
 
     def __init__(
@@ -46,8 +46,6 @@ class RewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
         learned = load_reward(given) if isinstance(given, str) else given
         self.reward = learned if shaped else learned.unshaped()
         self.discount = learned.discount if discount is None else discount
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount: expected γ in [0, 1], got {discount}")
         self._keys = learned.spec.observation_keys
         self._before: Tree = None
         self._pays = PlayedRewards(self.reward, self.discount, next(iter(learned.members[0].values())).device)

@@ -23,7 +23,8 @@ class TabularPolicy:
     States and actions are numbered from 0. In spaces that start at other numbers, `evaluate`, `Actor` and fitted Q
     evaluation use it `in_spaces`. It takes the most probable action (the first of several), or samples with
     `deterministic=False`. With one policy per step, the carry counts the steps, and the last policy is kept after
-    step T. Raises ValueError, naming the row, for an array that is no policy.
+    step T; fitted Q evaluation, which sees single states, refuses it. Raises ValueError, naming the row, for an array
+    that is no policy.
     """
 
     def __init__(self, policy: ArrayLike, *, deterministic: bool = True) -> None:

@@ -141,10 +141,11 @@ def test_the_distance_is_symmetric_and_obeys_the_triangle_inequality(seed: int) 
 def test_a_constant_matters_only_where_episodes_end() -> None:
     """A bonus for each step is survival; without an end it is nothing, and its distance is undefined."""
     one = np.ones((STATES, ACTIONS, STATES))
-    with pytest.raises(Undefined, match="the first reward is constant"):
+    with pytest.raises(Undefined, match="the first reward is constant") as first:
         epic_distance(one, random_table(0), random_coverage(0))
-    with pytest.raises(Undefined, match="the second reward is constant"):
+    with pytest.raises(Undefined, match="the second reward is constant") as second:
         epic_distance(random_table(0), shaped(one, [1e3, -1e3, 5, 7]), random_coverage(0))
+    assert (first.value.constant, second.value.constant) == (0, 1)
     ending = random_coverage(0, ENDS)
     assert epic_distance(one, 5 * one, ending) < 1e-9
     assert epic_distance(one, -one, ending) == pytest.approx(1)

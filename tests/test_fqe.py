@@ -14,6 +14,7 @@ from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.types import Carry, Step
 from herdbook.datasets.episodes import Episodes
 from herdbook.evaluation.fqe import FQEConfig, fitted_q_evaluation
+from herdbook.tabular.policy import TabularPolicy
 
 STATES, ACTIONS, DISCOUNT = 5, 2, 0.9
 
@@ -388,3 +389,14 @@ def test_the_target_network_carries_no_history(monkeypatch: pytest.MonkeyPatch, 
     config = replace(QUICK, updates=3, target_period=1)
     fitted_q_evaluation(Tabular(np.full((STATES, ACTIONS), 0.5)), data_of(mdp), config)
     assert seen == [False, False, False]
+
+
+def test_a_policy_that_counts_its_steps_is_refused() -> None:
+    """It would be evaluated as if every state were the first one."""
+    space = {"observation_space": spaces.Discrete(2), "action_space": spaces.Discrete(2)}
+    item = {"observations": [0, 1], "actions": [0], "rewards": [1.0], "terminated": True, "truncated": False}
+    data, config = Episodes.from_episodes([item], **space), FQEConfig(updates=1, discount=0.0)
+    table = np.full((2, 2), 0.5)
+    fitted_q_evaluation(TabularPolicy(table, deterministic=False), data, config)
+    with pytest.raises(ValueError, match="expected a policy of single states, got one with a carry"):
+        fitted_q_evaluation(TabularPolicy(np.stack([table, table]), deterministic=False), data, config)

@@ -89,6 +89,16 @@ def test_a_constant_learned_reward_is_reported_as_such() -> None:
     assert "the learned reward is zero up to shaping: its EPIC distance is undefined" in report.notices
 
 
+def test_without_discount_the_epic_distance_is_undefined_where_episodes_end() -> None:
+    report = judge(true_reward, recorded(), true_reward, discount=1.0)
+    assert report.epic is None and report.pearson == pytest.approx(1)
+    assert report.notices == (
+        "the EPIC distance is undefined: discount: expected γ < 1 where episodes can end, got 1, for which eq. 5 has "
+        "no value",
+    )
+    assert judge(true_reward, recorded(ends=False), true_reward, discount=1.0).epic == pytest.approx(0, abs=1e-5)
+
+
 def test_rewards_that_are_not_the_true_ones_are_noticed() -> None:
     data = recorded()
     scaled = data.with_rewards(2 * data.rewards, "scale:2")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import herdbook
 from herdbook.cli.main import main
+from herdbook.datasets.demonstrations import choose_demonstrations
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.minari import save_preferences, write_minari
 from herdbook.datasets.preferences import PreferencePairs
@@ -105,6 +106,9 @@ def test_every_seed_has_pairs_of_its_own_and_the_same_ones_again() -> None:
 @pytest.mark.parametrize(("kind", "config"), [(CPL, CPLConfig), (PreferenceReward, PreferenceRewardConfig)])
 def test_pairs_that_cannot_be_had_are_refused(kind: Any, config: Any) -> None:
     recorded = episodes()
+    chosen = choose_demonstrations(episodes(preferences=own_pairs()), first=1)
+    with pytest.raises(DataError, match=r"in the chosen episodes, got none \(demonstrations: the first 1\); choose"):
+        kind(config(teacher="stored"), recorded.spec(), demonstrations=ReplayBuffer(chosen))
     with pytest.raises(DataError, match="me/sizes-v0: expected preference pairs in the dataset, got none; store some"):
         kind(config(teacher="stored"), recorded.spec(), demonstrations=ReplayBuffer(recorded))
     with pytest.raises(DataError, match="expected segments of at most 11 steps, the longest episode, got 64"):

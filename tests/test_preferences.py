@@ -377,3 +377,9 @@ def test_labels_that_say_nothing_are_refused() -> None:
     short = episodes(rewards=np.r_[np.ones(3), np.zeros(11)])  # only the shortest episode has rewards
     with pytest.raises(DataError, match="expected 5 labels, got 0 for 500 pairs: skip answers too few"):
         labelled_pairs(short, "skip", pairs=5, segment_length=4, generator=generator)
+
+
+def test_a_start_near_the_largest_integer_is_beyond_the_episode() -> None:
+    own = pairs(episodes=[[0, 0]], starts=[[2**63 - 1, 0]], lengths=[[1, 1]], labels=[1.0], labelled_by=("Ada",))
+    with pytest.raises(DataError, match=r"got steps 9223372036854775807 to 9223372036854775807 of episode 0"):
+        own.check_inside("data", np.array([10]))

@@ -189,6 +189,36 @@ def test_a_reward_function_applies_to_every_step_before_the_sum() -> None:
         replay.gather(torch.tensor([0]), discount=0.5, reward=lambda step: step.next_observations)
 
 
+@pytest.mark.parametrize("n_step", [1, 2])
+def test_a_reward_function_reads_terminations_and_raw_rewards_whatever_the_learner_does(n_step: int) -> None:
+    """A time limit that counts as an end, and a transform of the learner's rewards, say nothing about the reward."""
+    seen = []
+
+    def reward(step: Transitions) -> torch.Tensor:
+        seen.append((step.rewards.tolist(), step.discounts.tolist()))
+        return step.discounts
+
+    data = make((2, 2), (True, False))
+    spec = Spec(BOX, ACTIONS)
+    online = ReplayBuffer.online(spec, 4, time_limit="terminal", reward_transform=lambda r: -r)
+    for start in (0, 2):
+        part = slice(start, start + 2)
+        rows = data.step_rows[part]
+        fields = (data.actions[part], data.rewards[part], data.terminated[part], data.truncated[part])
+        online.extend(
+            Steps(
+                data.observations[rows][:, None],
+                *(values[:, None] for values in fields),
+                data.observations[rows + 1][:, None],
+            )
+        )
+    for replay in (ReplayBuffer(data, time_limit="terminal"), online):
+        batch = replay.gather(torch.tensor([1, 3]), discount=0.5, n_step=n_step, reward=reward)
+        assert batch.rewards.tolist() == [0, 0.5] and batch.discounts.tolist() == [0, 0]
+        rewards, discounts = seen.pop()
+        assert rewards[::n_step] == [10, 10] and discounts[::n_step] == [0, 0.5]
+
+
 def test_segments_by_hand() -> None:
     replay = ReplayBuffer(make((3, 2), (True, False)))
     segments = replay.gather_segments(torch.tensor([1, 3]), 3)

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 
 from herdbook.cli.main import main
-from herdbook.core.environments import ReferenceScores, make_environment
+from herdbook.core.environments import EnvironmentSpec, ReferenceScores, make_environment
 from herdbook.core.policy import Scaling
 from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.runs import Run
@@ -21,10 +21,12 @@ from herdbook.datasets.minari import write_minari
 from herdbook.evaluation.epic import SampledCoverage, sampled_epic_distance
 from herdbook.evaluation.evaluate import evaluate
 from herdbook.evaluation.rewards import step_rewards
+from herdbook.experiments import reward_evaluation
 from herdbook.experiments.catalogue import UserError
 from herdbook.experiments.reward_evaluation import evaluate_reward
 from herdbook.experiments.true_rewards import true_reward
-from herdbook.irl.rewards import LearnedReward, RewardDesign
+from herdbook.irl.rewards import LearnedReward, RewardDesign, load_reward
+from herdbook.online.ppo import PPO
 
 SMALL: dict[str, Any] = {"rollout_steps": 8, "num_envs": 1, "eval_episodes": 0, "quiet": True}
 
@@ -71,6 +73,12 @@ def test_an_impossible_transition_of_toy_text_has_the_mean_reward() -> None:
     assert true_reward("MountainCar-v0") is None
 
 
+def test_the_true_reward_of_cartpole_is_unknown_with_other_rewards() -> None:
+    """Of Sutton & Barto, it is 0 at every step and −1 at the end."""
+    assert true_reward(EnvironmentSpec(id="CartPole-v1", kwargs={"sutton_barto_reward": True})) is None
+    assert true_reward(EnvironmentSpec(id="CartPole-v1", kwargs={"sutton_barto_reward": False})) is not None
+
+
 def test_the_true_reward_of_cartpole_asks_for_survival() -> None:
     """It is constant, so it has an EPIC distance only because episodes end."""
     data = evaluate(RandomPolicy(spaces.Discrete(2)), "CartPole-v1", 5, 0)
@@ -109,7 +117,7 @@ def test_fresh_policies_are_trained_on_the_reward_and_judged_by_the_true_one(
 def test_without_a_dataset_the_rewards_are_compared_on_played_episodes(saved: Path) -> None:
     results = evaluate_reward(saved, out="judged", steps=8, env="Pendulum-v1", episodes=2, **SMALL)
     assert results["judgement"]["steps"] == 2 * 2 * 200  # the random policy's and the fresh one's
-    assert results["normalized_score"] is None or results["references"] is not None
+    assert (results["references"], results["normalized_score"]) == (None, None)  # Pendulum has none
     stored = json.loads(Path("judged/reward_eval.json").read_text())
     assert stored["return"] == {"mean": results["return"]["mean"], "low": None, "high": None}  # one seed
 
@@ -138,6 +146,111 @@ def test_what_is_missing_is_told_before_anything_is_trained(small_dataset: str, 
         evaluate_reward(saved, out="judged", steps=8, algorithm="td3_bc", env="Pendulum-v1", **SMALL)
     with pytest.raises(UserError, match="expected a learned reward"):
         evaluate_reward(tmp_path / "nothing", out="judged", steps=8, env="Pendulum-v1", **SMALL)
-    with pytest.raises(UserError, match="CartPole-v1|--env: expected the observation_space"):
+    with pytest.raises(UserError, match="--env: expected the observation_space"):
         evaluate_reward(saved, out="judged", steps=8, env="CartPole-v1", **SMALL)
     assert not Path("judged").exists()
+
+
+def test_a_discount_of_1_where_episodes_end_leaves_the_epic_distance_undefined(tmp_path: Path) -> None:
+    """As for rewards from preferences, whose discount is 1 by default."""
+    spec = Spec(make_environment("CartPole-v1").observation_space, spaces.Discrete(2))
+    reward = replace(cosine(spec), discount=1.0).save(tmp_path / "undiscounted")
+    results = evaluate_reward(reward, out="judged", steps=8, env="CartPole-v1", episodes=1, **SMALL)
+    judged = results["judgement"]
+    assert (judged["epic"], judged["discount"]) == (None, 1.0)
+    assert any("EPIC distance is undefined: discount: expected γ < 1 where" in notice for notice in judged["notices"])
+    assert Path("judged/reward_eval.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"discount": 1.5}, r"discount: expected a number in \[0, 1\], got 1.5"),
+        ({"discount": float("nan")}, r"discount: expected a number in \[0, 1\], got nan"),
+        ({"episodes": 0}, "episodes: expected 1 or more, got 0"),
+        ({"eval_seed": -1}, "eval_seed: expected 0 or more, got -1"),
+        ({"steps": 0}, "steps: expected 1 or more, got 0"),
+        ({"run_dir": "mine"}, "run_dir: expected none, the run is written to judged/run, got mine"),
+        ({"algorithm": "preference_reward"}, "algorithm: expected one that learns a policy, got preference_reward"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_trained(
+    saved: Path, small_dataset: str, wrong: dict[str, Any], told: str
+) -> None:
+    given: dict[str, Any] = {"steps": 8, "env": "Pendulum-v1", "dataset": small_dataset, "quiet": True}
+    with pytest.raises(UserError, match=told):
+        evaluate_reward(saved, out="judged", **{**given, **wrong})
+    assert not Path("judged").exists()
+
+
+def test_a_discount_of_0_is_refused_for_a_reward_of_absorbing_states(small_dataset: str, tmp_path: Path) -> None:
+    reward = replace(cosine(load_dataset(small_dataset).spec()), absorbing_reward=1.0).save(tmp_path / "absorbing")
+    with pytest.raises(UserError, match="discount: expected γ > 0, since the reward of absorbing states"):
+        evaluate_reward(reward, out="judged", steps=8, env="Pendulum-v1", discount=0.0, **SMALL)
+    assert not Path("judged").exists()
+
+
+@pytest.mark.parametrize("words", ["steps 5", "run_dir x", "eval_seed 3", "env CartPole-v1", "reward y", "config 1"])
+def test_options_that_repeat_an_argument_are_refused(
+    saved: Path, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["reward", "eval", str(saved), "--env", "Pendulum-v1", "--steps", "8", "--out", "judged"]
+    assert main([*given, "--options", *words.split()]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"got {words.split()[words.startswith('run_dir')]}" in told
+    assert not Path("judged").exists()
+
+
+class Mine(PPO):
+    """An algorithm outside of the catalogue."""
+
+
+class OwnValue(torch.nn.Module):
+    """A critic that is linear in Pendulum's observations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return self.linear(observations).squeeze(-1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("algorithm", [Mine, f"{__name__}:Mine"])
+def test_the_policies_may_be_of_the_users_own_class(saved: Path, algorithm: Any) -> None:
+    given: dict[str, Any] = {"env": "Pendulum-v1", "episodes": 1, "algorithm": algorithm, **SMALL}
+    results = evaluate_reward(saved, out="judged", steps=8, networks={"critic": OwnValue}, **given)
+    assert results["algorithm"] == f"{__name__}:Mine" == Run("judged/run").algorithm
+    assert results["judgement"]["steps"] == 2 * 200
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_same_arguments(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill in the evaluation leaves a finished run of policies; one in the training, an unfinished run."""
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    given: dict[str, Any] = {"env": "Pendulum-v1", "episodes": 1, **SMALL}
+    whole = evaluate_reward(saved, out="whole", steps=16, **given)
+    with monkeypatch.context() as patch:
+        patch.setattr(reward_evaluation, "evaluate_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_reward(saved, out="judged", steps=16, **given)
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_reward(saved, out="early", steps=16, **given)
+    for out in ("judged", "early"):
+        for changed in ({"seeds": (1,)}, {"rollout_steps": 16}, {"steps": 24}, {"algorithm": "a2c"}, {"max_steps": 9}):
+            asked: dict[str, Any] = {"steps": 16, **given, **changed}
+            (name,) = changed
+            with pytest.raises(UserError, match=f"{out}/run: holds an interrupted run; expected {name} "):
+                evaluate_reward(saved, out=out, **asked)
+        results = evaluate_reward(saved, out=out, steps=16, **given)
+        assert results["return"] == whole["return"] and results["judgement"] == whole["judgement"]
+    other = replace(cosine(load_reward(saved).spec), discount=0.5).save("other")
+    Path("judged/reward_eval.json").unlink()
+    with pytest.raises(UserError, match="expected reward .*, with which it was begun"):
+        evaluate_reward(other, out="judged", steps=16, **given)

@@ -13,9 +13,14 @@ import torch
 import herdbook
 from herdbook.cli.main import main
 from herdbook.core.policy import Scaling
+from herdbook.core.runs import Run, RunError, locked
 from herdbook.core.types import Spec
 from herdbook.datasets.load import load_dataset
+from herdbook.experiments import tasks
+from herdbook.experiments import train as training
 from herdbook.experiments.catalogue import UserError
+from herdbook.experiments.collect import replay_of
+from herdbook.experiments.rewards import reward_directory
 from herdbook.experiments.train import resume
 from herdbook.irl.rewards import LearnedReward, RewardDesign, load_reward
 from herdbook.offline.bc import BC, BCConfig
@@ -136,3 +141,66 @@ def test_needs_and_the_method_agree() -> None:
 
     with pytest.raises(UserError, match="expected a method reward beside Needs"):
         herdbook.train(Silent, dataset="nothing", run_dir="x", **QUICK)
+
+
+def test_a_run_that_goes_on_has_no_rewards_until_its_end(small_dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"dataset": small_dataset, "hidden_sizes": (4,), **QUICK}
+    run = herdbook.train(Rewarding, steps=2, run_dir="learned", **options)
+    begin, seen = training._Trainer.run, []
+
+    def watched(trainer: Any, run: Run, *rest: Any) -> None:
+        seen.append((run.path / "rewards").exists())
+        begin(trainer, run, *rest)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Trainer, "run", watched)
+        patch.setattr(training, "write_rewards", killed)
+        with pytest.raises(KeyboardInterrupt):
+            resume(run.path, algorithm=Rewarding, steps=4, quiet=True)
+    assert seen == [False]
+    with pytest.raises(UserError, match="expected a run that learned a reward, got a"):
+        reward_directory(run.path)
+    assert resume(run.path, algorithm=Rewarding, quiet=True)[1] is False
+    assert load_reward(reward_directory(run.path)).about["step"] == 4
+    assert not [path.name for path in (run.path / "rewards").iterdir() if path.name != "seed_0"]
+
+
+def test_a_reward_of_an_earlier_step_is_written_again_under_the_lock(small_dataset: str) -> None:
+    options: dict[str, Any] = {"dataset": small_dataset, "hidden_sizes": (4,), **QUICK}
+    run = herdbook.train(Rewarding, steps=2, run_dir="learned", **options)
+    own = load_reward(reward_directory(run.path))
+    replace(own, about={**own.about, "step": 1}).save(reward_directory(run.path))
+    with locked(run.path), pytest.raises(RunError, match="another process is writing this run"):
+        resume(run.path, algorithm=Rewarding, quiet=True)
+    resume(run.path, algorithm=Rewarding, quiet=True)
+    assert load_reward(reward_directory(run.path)).about["step"] == 2
+    with locked(run.path):  # nothing is written now
+        resume(run.path, algorithm=Rewarding, quiet=True)
+
+
+def test_a_wrong_reward_is_told_before_a_dataset_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the dataset is loaded")
+
+    monkeypatch.setattr(tasks, "load_dataset", made)
+    monkeypatch.setattr(tasks, "recorded_environment", made)
+    with pytest.raises(UserError, match="nowhere: expected a learned reward"):
+        herdbook.train("td3_bc", dataset="classic/pendulum/expert", reward="nowhere", steps=1, **QUICK)
+    assert main(["train", "td3_bc", "--dataset", "classic/pendulum/expert", "--reward", "nowhere"]) == 2
+    assert "nowhere: expected a learned reward" in capsys.readouterr().err
+
+
+def test_the_replay_of_a_run_on_a_learned_reward_says_whose_rewards_it_holds(saved: Path) -> None:
+    sizes: dict[str, Any] = {"warmup_steps": 9, "batch_size": 2, "hidden_sizes": (4,)}
+    options: dict[str, Any] = {"env": "Pendulum-v1", "steps": 10, **sizes, **QUICK}
+    plain = replay_of(herdbook.train("sac", run_dir="plain", **options))
+    run = herdbook.train("sac", run_dir="run", reward=saved, **options)
+    shutil.rmtree(saved)
+    data = replay_of(run)
+    assert plain.transforms == () and plain.rewards.max() <= 0 <= data.rewards.min()
+    assert data.reward_transforms() == (f"rewards: reward: {load_reward(run.path / 'reward').digest()}",)

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,11 @@ from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.spaces import flat_action_space, flat_space
 from herdbook.core.types import Spec
 from herdbook.datasets.relabel import relabel
+from herdbook.datasets.replay import ReplayBuffer
+from herdbook.datasets.rewards import PlayedRewards
+from herdbook.evaluation.epic import SampledCoverage
 from herdbook.evaluation.evaluate import evaluate
+from herdbook.evaluation.rewards import judge
 from herdbook.irl.rewards import LearnedReward, RewardDesign, RewardError
 from herdbook.irl.wrapper import RewardWrapper
 
@@ -132,3 +138,28 @@ def test_other_spaces_and_discounts_are_refused(tmp_path: Path) -> None:
         RewardWrapper(cart, tmp_path)
     with pytest.raises(ValueError, match=r"discount: expected γ in \[0, 1\], got 1.5"):
         RewardWrapper(pendulum, reward_of(pendulum), discount=1.5)
+
+
+def test_a_reward_of_absorbing_states_is_refused_at_a_discount_of_0() -> None:
+    """It recognises terminations by a discount of 0, so every step would get the value of an end."""
+    env = gymnasium.make("CartPole-v1")
+    plain = reward_of(env, shaped=False)
+    reward = replace(plain, absorbing_reward=5.0)
+    data = evaluate(RandomPolicy(spaces.Discrete(2)), "CartPole-v1", 1, 0)
+    replay = ReplayBuffer(data)
+    coverage = SampledCoverage.from_episodes(data, discount=0.0, samples=4)
+    uses: list[Callable[[Any], Any]] = [
+        lambda reward: RewardWrapper(env, reward, discount=0.0),
+        lambda reward: PlayedRewards(reward, 0.0),
+        lambda reward: relabel(data, reward, discount=0.0, description=""),
+        lambda reward: replay.gather(torch.tensor([0]), discount=0.0, reward=reward),
+        lambda reward: judge(reward, data, discount=0.0),
+        lambda reward: coverage.canonically_shaped(reward),
+    ]
+    for use in uses:
+        use(plain)
+        with pytest.raises(ValueError, match="discount: expected γ > 0, since the reward of absorbing states"):
+            use(reward)
+    assert relabel(data, reward, discount=0.5, description="").rewards[-1] == pytest.approx(
+        relabel(data, plain, discount=0.5, description="").rewards[-1] + 5
+    )

@@ -523,7 +523,7 @@ def test_demonstrations_of_another_model_are_refused() -> None:
     [
         ({"discount": 1.0}, "expected discount < 1 or a horizon, got 1 and None"),
         ({"horizon": 0}, "expected horizon >= 1, got 0"),
-        ({"inputs": "transition"}, "expected inputs state or state_action, got 'transition'"),
+        ({"inputs": "transition"}, "expected inputs among state, state_action, got 'transition'"),
         ({"lr": 0.0}, "expected lr > 0 and finite"),
     ],
 )
