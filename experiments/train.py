@@ -303,34 +303,12 @@ def resume(
     options = options_of(run)
     _check_checkpoints(run, restart)
     last, begun = None if run.checkpoints.gone() else run.checkpoints.last(), options
-    if options.online_steps and steps is not None:
-        raise UserError(f"steps: {run.path} is fine-tuned after {options.steps}; expected online_steps, got {steps}")
-    if online_steps is not None and online_steps < 1:
-        raise UserError(f"online_steps: expected 1 or more, got {online_steps}")
     begins = online_steps is not None and not options.online_steps
-    if begins and (last is None or steps is not None or last < options.steps):
-        raise UserError(
-            f"online_steps: expected a finished run, {run.path} is at step {last or 0} of {steps or options.steps}; "
-            f"finish it with `herdbook resume {run.path}`, then fine-tune it"
-        )
-    if fine_tuning and not begins:
-        raise UserError(f"{next(iter(fine_tuning))}: expected it only where fine-tuning begins, with online_steps")
-    options = merge(options, steps=steps, online_steps=online_steps, **(fine_tuning or {}))
-    if last is not None and options.total_steps < last:
-        name, before = ("online_steps", options.steps) if begun.online_steps else ("steps", 0)
-        raise UserError(
-            f"{name}: expected at least {last - before}, where {run.path} is, got {options.total_steps - before}"
-        )
+    options = _extended(run, options, last, steps, online_steps, fine_tuning or {})
     if last is not None and options.total_steps == last:
-        for name, size in run.checkpoints.verify_last()["files"].items():
-            check_length(run.path / name, size)
         if rates:
             raise UserError(f"set: expected more steps beside it, {run.path} is finished at step {last}")
-        if algorithm is not None or run.algorithm in ALGORITHMS:
-            _, chosen = algorithm_of(run, algorithm)
-            if needs_of(chosen).reward and not rewards_written(run):  # a kill may have come before them
-                with locked(run.path):
-                    write_rewards(run, chosen, networks)
+        _check_finished(run, algorithm, networks)
         return run, False
     _, chosen = algorithm_of(run, algorithm)
     check_networks(run, networks)
@@ -357,22 +335,74 @@ def resume(
         reporter = trainer.reporter(run, options.total_steps, quiet)
         trainer.keep_others(run)  # a kill may have come before them
         remove_rewards(run)
-        record: dict[str, Any] = {"config": config_values(config), "changes": []} if restart else {}
-        if options.total_steps != begun.total_steps:
-            names = ("steps", "online_steps", *(_FINE_TUNING if begins else ()))
-            record["run"] = {**run.options, **{name: getattr(options, name) for name in names}}
-        if config != begun_config:
-            before = [] if restart else run.config.get("changes", [])
-            record["config"] = config_values(config)
-            record["changes"] = [*before, change_record(last or 0, begun_config, config)]
-        if record:
-            run.update_config(**record)
+        _record_changes(run, last or 0, begun, options, begun_config, config, restart)
         if restart:
             trainer.notices += [f"the lines of before are kept in {kept}" for kept in run.set_aside()]
         trainer.run(run, options, reporter)
         if needs_of(chosen).reward:
             write_rewards(run, chosen, networks)
     return Run(run.path), True
+
+
+def _extended(
+    run: Run,
+    options: RunOptions,
+    last: int | None,
+    steps: int | None,
+    online_steps: int | None,
+    fine_tuning: Mapping[str, Any],
+) -> RunOptions:
+    """The options of a run that goes on to `steps`, or to `online_steps` of fine-tuning. Raises UserError if it can't.
+
+    last: step of the last checkpoint, None without one.
+    """
+    if options.online_steps and steps is not None:
+        raise UserError(f"steps: {run.path} is fine-tuned after {options.steps}; expected online_steps, got {steps}")
+    if online_steps is not None and online_steps < 1:
+        raise UserError(f"online_steps: expected 1 or more, got {online_steps}")
+    begins = online_steps is not None and not options.online_steps
+    if begins and (last is None or steps is not None or last < options.steps):
+        raise UserError(
+            f"online_steps: expected a finished run, {run.path} is at step {last or 0} of {steps or options.steps}; "
+            f"finish it with `herdbook resume {run.path}`, then fine-tune it"
+        )
+    if fine_tuning and not begins:
+        raise UserError(f"{next(iter(fine_tuning))}: expected it only where fine-tuning begins, with online_steps")
+    extended = merge(options, steps=steps, online_steps=online_steps, **fine_tuning)
+    if last is not None and extended.total_steps < last:
+        name, before = ("online_steps", options.steps) if options.online_steps else ("steps", 0)
+        raise UserError(
+            f"{name}: expected at least {last - before}, where {run.path} is, got {extended.total_steps - before}"
+        )
+    return extended
+
+
+def _check_finished(run: Run, algorithm: str | type[Any] | None, networks: Networks | None) -> None:
+    """Check the files of a finished run, and write its learned rewards, if a kill came before them."""
+    for name, size in run.checkpoints.verify_last()["files"].items():
+        check_length(run.path / name, size)
+    if algorithm is not None or run.algorithm in ALGORITHMS:
+        _, chosen = algorithm_of(run, algorithm)
+        if needs_of(chosen).reward and not rewards_written(run):
+            with locked(run.path):
+                write_rewards(run, chosen, networks)
+
+
+def _record_changes(
+    run: Run, step: int, begun: RunOptions, options: RunOptions, begun_config: Config, config: Config, restart: bool
+) -> None:
+    """Write to config.json in what a run that goes on at `step` differs from the run as it began."""
+    record: dict[str, Any] = {"config": config_values(config), "changes": []} if restart else {}
+    if options.total_steps != begun.total_steps:
+        begins = options.online_steps and not begun.online_steps
+        names = ("steps", "online_steps", *(_FINE_TUNING if begins else ()))
+        record["run"] = {**run.options, **{name: getattr(options, name) for name in names}}
+    if config != begun_config:
+        before = [] if restart else run.config.get("changes", [])
+        record["config"] = config_values(config)
+        record["changes"] = [*before, change_record(step, begun_config, config)]
+    if record:
+        run.update_config(**record)
 
 
 def _check_checkpoints(run: Run, restart: bool) -> None:
