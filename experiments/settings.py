@@ -42,6 +42,7 @@ class Setting:
         return {**self.config, **self.run}
 
 
+_FIXED_CARTPOLE = "herdbook/FixedHorizonCartPole-v0"
 _GAMES: dict[str, Any] = {"patterns": ("ALE/*",), "unless": {"obs_type": "ram"}}  # pixels
 
 # Later rows win.
@@ -282,9 +283,9 @@ SETTINGS: tuple[Setting, ...] = (
     *(
         Setting(
             algorithm=name,
-            patterns=("Pendulum-v1",),
+            patterns=(task,),
             config={
-                "ppo.discount": 0.9,
+                "ppo.discount": discount,
                 "ppo.lr": 1e-3,
                 "ppo.normalise_observations": True,
                 "ppo.scale_rewards": True,
@@ -292,7 +293,12 @@ SETTINGS: tuple[Setting, ...] = (
             },
             source="ours: docs/results/irl.md",
         )
-        for name, more in (("gail", {}), ("airl", {"batch_size": 256}))
+        for name, task, discount, more in (
+            ("gail", "Pendulum-v1", 0.9, {}),
+            ("airl", "Pendulum-v1", 0.9, {"ppo.decay_lr": True, "batch_size": 256}),
+            ("gail", _FIXED_CARTPOLE, 0.95, {"ppo.decay_lr": True, "gradient_penalty": 1.0}),
+            ("airl", _FIXED_CARTPOLE, 0.95, {"ppo.decay_lr": True, "batch_size": 256}),
+        )
     ),
     *(
         Setting(

@@ -33,6 +33,7 @@ TABLE: dict[str, set[str]] = {
     "CartPole-v1": {"dqn", "a2c", "ppo", "iq_learn"},
     "Acrobot-v1": {"dqn", "ppo", "iq_learn"},
     "LunarLander-v3": {"dqn", "iq_learn"},
+    "herdbook/FixedHorizonCartPole-v0": {"gail", "airl"},
     "Pendulum-v1": IMITATION | {"cql", "ppo", "gail", "airl", "dac"},
     **{
         f"{robot}-v{n}": {"iql", "iq_learn", "ls_iq"}
