@@ -194,6 +194,8 @@ class Episodes(Recorded["Episodes"]):
         for other in others:
             for name in ("observation_space", "action_space", "raw_observation_space", "observation_keys"):
                 mine, theirs = getattr(self, name), getattr(other, name)
+                if name == "raw_observation_space":  # None: the same as `observation_space`
+                    mine, theirs = (p.observation_space if s is None else s for p, s in ((self, mine), (other, theirs)))
                 if mine != theirs:
                     raise DataError(f"{other.source}: expected {name} {mine} as in {self.source}, got {theirs}")
             mine, theirs = self.reward_transforms(), other.reward_transforms()

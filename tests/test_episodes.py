@@ -432,3 +432,12 @@ def test_arrays_of_dict_and_image_observations() -> None:
     assert data.spec().observation_mean is None
     with pytest.raises(DataError, match=r"expected finite observations\['speed'\], got nan at episode 0, step 1"):
         replace(data, observations={**data.observations, "speed": np.array([[0], [np.nan], [0]])})
+
+
+def test_episodes_whose_raw_space_is_left_out_are_joined_with_others_of_that_space() -> None:
+    whole = make()
+    stated = replace(whole, raw_observation_space=whole.observation_space)
+    for one, other in ((whole, stated), (stated, whole)):
+        assert len(one.concat(other)) == 6
+    with pytest.raises(DataError, match="expected raw_observation_space"):
+        whole.concat(replace(whole, raw_observation_space=spaces.Box(-7, 7, (9,))))
