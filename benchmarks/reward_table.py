@@ -65,7 +65,11 @@ TASKS = {
         fresh="ppo",
         fresh_steps=200_000,
         fresh_options={
-            "scale_rewards": True, "normalise_observations": True, "discount": 0.95, "lr": 1e-3, "decay_lr": True
+            "scale_rewards": True,
+            "normalise_observations": True,
+            "discount": 0.95,
+            "lr": 1e-3,
+            "decay_lr": True,
         },
     ),
     "gridworld": Task(
