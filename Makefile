@@ -29,7 +29,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 fast: $(READY)
-	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 slow: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n 2 -m slow
