@@ -16,8 +16,8 @@ from herdbook.cli.main import main
 from herdbook.core.runs import Run
 from herdbook.experiments import settings
 from herdbook.experiments.catalogue import ALGORITHMS, SUMMARIES, algorithm_class, config_class
-from herdbook.experiments.options import RESERVED
-from herdbook.experiments.records import build_config, literal_pairs
+from herdbook.experiments.options import RESERVED, literal_pairs
+from herdbook.experiments.records import build_config
 
 COMMAND = (sys.executable, "-m", "herdbook.cli.main")
 
