@@ -49,8 +49,15 @@ def cut(line: str) -> str:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/data.md", "docs/online.md", "docs/tabular.md"])
-def test_every_block_runs_in_the_order_of_its_page(page: str, environment: dict[str, str], tmp_path: Path) -> None:
+def test_every_block_runs_in_the_order_of_its_page(
+    page: str, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command runs in this process, where it need not be imported each time; Python in a process of its own."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     found = blocks(page)
     assert found, f"{page} has no blocks"
     for language, code in found:
@@ -59,6 +66,9 @@ def test_every_block_runs_in_the_order_of_its_page(page: str, environment: dict[
         else:
             commands = [[sys.executable, "-W", "error", "-c", re.sub(r"steps=[\d_]+", f"steps={STEPS}", code)]]
         for command in commands:
+            if command[0] == "herdbook":
+                assert main(command[1:]) == 0, f"{page}: {' '.join(command)}"
+                continue
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f"{page}: {' '.join(command)}\n{done.stdout}\n{done.stderr}"
 
