@@ -62,7 +62,6 @@ class ReplayBuffer(Growing):
         )
         self._drawable = None if episodes.mask is None else put(np.flatnonzero(episodes.mask))
         self._returns_to_go: Tensor | None = put(_returns_to_go(episodes))
-        self._initial_rows: Tensor | None = put(episodes.step_rows[episodes.offsets[:-1]])
         self._rings: Rings | None = None
         self.episodes: Episodes | None = episodes
         self._lanes = 1
@@ -115,7 +114,7 @@ class ReplayBuffer(Growing):
             last=zeros(torch.bool),
             positions=zeros(torch.int32),
         )
-        self._drawable = self._returns_to_go = self._initial_rows = self.episodes = None
+        self._drawable = self._returns_to_go = self.episodes = None
         self._played_rewards, self._reward_transform = reward, reward_transform
         self._tables = {name: tree_map(Table, getattr(self, f"_{name}")) for name in ("observations", *_STEP_TABLES)}
         self._rings, self._lanes, self.frame_stack = Rings(capacity, lanes, frame_stack), lanes, frame_stack
@@ -171,9 +170,9 @@ class ReplayBuffer(Growing):
 
         Raises TypeError online, where the first steps of an episode may have been overwritten.
         """
-        if self._initial_rows is None:
+        if self._rings is not None:
             raise TypeError("an online replay does not keep the first observation of every episode")
-        return gathered(self._observations, self._initial_rows)
+        return gathered(self._observations, self._rows[self._positions == 0])
 
     def episode_ends(self) -> tuple[Tensor, Tensor]:
         """Lengths `[episodes]` int64 and `terminated` `[episodes]` of whole episodes, sampled or not. Offline only."""

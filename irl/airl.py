@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -55,8 +55,7 @@ class AIRLConfig(Config):
         self.require(hidden_sizes=COUNT, shaping_sizes=COUNT, discriminator_updates=COUNT, batch_size=COUNT)
         self.require(lr=POSITIVE, old_rollouts=NOT_NEGATIVE)
         check_half_batches(self, self.batch_size)
-        if self.policy_reward not in PolicyReward.__args__:  # type: ignore[attr-defined]
-            raise ValueError(f"expected policy_reward 'f - log pi' or 'f', got {self.policy_reward!r}")
+        self.require_one_of(policy_reward=get_args(PolicyReward))
 
 
 def airl_logit(f: Tensor, log_prob: Tensor) -> Tensor:

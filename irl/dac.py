@@ -82,9 +82,7 @@ class DACConfig(Config):
     def __post_init__(self) -> None:
         self.require(hidden_sizes=COUNT, lr=POSITIVE, gradient_penalty=NOT_NEGATIVE, halving_steps=COUNT)
         check_convention(self.reward_convention)
-        for name, choices in (("agent", ("td3", "sac")), ("reward_inputs", ("state", "state_action"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"DACConfig: expected {name} {' or '.join(choices)}, got {getattr(self, name)!r}")
+        self.require_one_of(agent=("td3", "sac"), reward_inputs=("state", "state_action"))
         if self.absorbing and self.inner.discount == 1:
             raise ValueError(
                 f"DACConfig: expected {self.agent}.discount < 1, because an absorbing state has rewards for ever, got 1"

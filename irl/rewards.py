@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import safetensors.torch
@@ -66,7 +66,7 @@ class RewardDesign:
     convention: RewardConvention = "logit"  # reward of a discriminator, whose logit the module gives
 
     def __post_init__(self) -> None:
-        if self.inputs not in RewardInputs.__args__:  # type: ignore[attr-defined]
+        if self.inputs not in get_args(RewardInputs):
             raise ValueError(f"inputs: expected state, next_state, state_action or transition, got {self.inputs!r}")
         if self.activation not in _ACTIVATIONS:
             raise ValueError(f"activation: expected {' or '.join(_ACTIVATIONS)}, got {self.activation!r}")

@@ -444,9 +444,9 @@ def test_settings_and_tasks_that_it_cannot_have_are_refused() -> None:
     with pytest.raises(ValueError, match=r"DACConfig: expected td3.discount < 1"):
         small(changes={"discount": 1.0})
     small(changes={"discount": 1.0}, absorbing=False)
-    with pytest.raises(ValueError, match="expected agent td3 or sac, got 'ddpg'"):
+    with pytest.raises(ValueError, match="expected agent among td3, sac, got 'ddpg'"):
         DACConfig(agent="ddpg")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="expected reward_inputs state or state_action"):
+    with pytest.raises(ValueError, match="expected reward_inputs among state, state_action"):
         DACConfig(reward_inputs="transition")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected reward_convention"):
         DACConfig(reward_convention="D")  # type: ignore[arg-type]

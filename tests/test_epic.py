@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from herdbook.core.random import scoped_seed
 from herdbook.core.types import Transitions
 from herdbook.datasets.episodes import Episodes
 from herdbook.evaluation.correlations import Undefined, pearson, pearson_distance, spearman
@@ -222,8 +223,8 @@ def networks(episodes: Episodes) -> LearnedReward:
     from herdbook.core.policy import Scaling
 
     design, spec = RewardDesign(inputs="transition", shaped=True), episodes.spec()
-    torch.manual_seed(0)
-    parameters = {name: value.detach() for name, value in design.build(Scaling(spec)).named_parameters()}
+    with scoped_seed(0):
+        parameters = {name: value.detach() for name, value in design.build(Scaling(spec)).named_parameters()}
     parameters["potential.head.layers.2.weight"] *= 10
     return LearnedReward(design=design, spec=spec, discount=GAMMA, members=(parameters,))
 

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from herdbook.core.policy import Scaling
+from herdbook.core.random import scoped_seed
 from herdbook.core.types import Spec, Transitions, tree_map
 from herdbook.irl.rewards import LearnedReward, RewardDesign, RewardError, load_reward, shaping_term
 
@@ -19,8 +20,8 @@ GRID = Spec(spaces.Discrete(3), spaces.Discrete(2))
 
 
 def parameters(design: RewardDesign, spec: Spec, seed: int = 0) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    return {key: value.detach() for key, value in design.build(Scaling(spec)).named_parameters()}
+    with scoped_seed(seed):
+        return {key: value.detach() for key, value in design.build(Scaling(spec)).named_parameters()}
 
 
 def reward_of(design: RewardDesign, spec: Spec, **fields: Any) -> LearnedReward:

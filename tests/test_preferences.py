@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,9 @@ def test_pairs_that_are_fitted_perfectly_stay_in_the_mean() -> None:
 
 
 def test_cpl_kl_of_one_step_segments_is_dpo() -> None:
-    torch.manual_seed(0)
-    log_prob, reference = (-3 * torch.rand(2, 50, 1, dtype=torch.float64) for _ in range(2))  # [2, B, T = 1]
-    labels = torch.rand(50, dtype=torch.float64).round()
+    draw = partial(torch.rand, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_prob, reference = (-3 * draw(2, 50, 1) for _ in range(2))  # [2, B, T = 1]
+    labels = draw(50).round()
     mask, beta = torch.ones(50, 1, dtype=torch.bool), 0.3
     first, second = (
         segment_advantage(log_prob[i], mask, alpha=beta, discount=0.7, reference=reference[i]) for i in (0, 1)

@@ -53,20 +53,20 @@ def learned() -> LearnedReward:
 def test_every_step_gets_its_own_reward_and_ends_are_masked(batch_size: int) -> None:
     """f = g(s) + γ (1 − terminated) h(s′) − h(s): the end in state 3 has no potential, the cut in state 1 keeps it."""
     data = two_episodes()
-    done = relabel(data, learned(), discount=0.5, description="mine", batch_size=batch_size)
+    relabelled = relabel(data, learned(), discount=0.5, description="mine", batch_size=batch_size)
     first = [1 + 10 - 10, 2 + 15 - 20, 4 + 0 - 30]
-    assert done.rewards.tolist() == [*first, 8 + 5 - 40, 1 + 10 - 10]
-    assert done.transforms == ("rewards: mine",)
+    assert relabelled.rewards.tolist() == [*first, 8 + 5 - 40, 1 + 10 - 10]
+    assert relabelled.transforms == ("rewards: mine",)
     assert relabel(data, learned().unshaped(), discount=0.9, description="").rewards.tolist() == [1, 2, 4, 8, 1]
-    np.testing.assert_array_equal(done.terminated, data.terminated)
-    np.testing.assert_array_equal(done.observations, data.observations)
+    np.testing.assert_array_equal(relabelled.terminated, data.terminated)
+    np.testing.assert_array_equal(relabelled.observations, data.observations)
 
 
 def test_the_function_sees_the_recorded_rewards_and_a_mask_is_kept() -> None:
     data = two_episodes().subsample(2)
-    done = relabel(data, lambda step: 2 * step.rewards + step.actions, discount=1.0, description="twice")
-    assert done.rewards.tolist() == [10, 13, 14, 17, 19]
-    assert done.mask is not None and done.mask.tolist() == [True, False, True, True, False]
+    relabelled = relabel(data, lambda step: 2 * step.rewards + step.actions, discount=1.0, description="twice")
+    assert relabelled.rewards.tolist() == [10, 13, 14, 17, 19]
+    assert relabelled.mask is not None and relabelled.mask.tolist() == [True, False, True, True, False]
 
 
 def test_rewards_that_are_no_rewards_are_refused() -> None:

@@ -13,6 +13,7 @@ import torch
 import herdbook
 from herdbook.cli.main import main
 from herdbook.core.policy import Scaling
+from herdbook.core.random import scoped_seed
 from herdbook.core.runs import Run, RunError, locked
 from herdbook.core.types import Spec
 from herdbook.datasets.load import load_dataset
@@ -85,8 +86,8 @@ def test_a_reward_of_other_spaces_is_refused(saved: Path) -> None:
 def test_the_shaping_is_left_out(small_dataset: str, tmp_path: Path) -> None:
     data = load_dataset(small_dataset)
     design = RewardDesign(shaped=True)
-    torch.manual_seed(0)
-    members = ({k: v.detach() for k, v in design.build(Scaling(data.spec())).named_parameters()},)
+    with scoped_seed(0):
+        members = ({k: v.detach() for k, v in design.build(Scaling(data.spec())).named_parameters()},)
     shaped = LearnedReward(design=design, spec=data.spec(), discount=0.9, members=members)
     prints = [
         herdbook.train(

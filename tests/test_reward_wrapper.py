@@ -16,6 +16,7 @@ from gymnasium.utils.env_checker import check_env
 
 from herdbook.core.environments import EnvironmentSpec, make_environment
 from herdbook.core.policy import Scaling
+from herdbook.core.random import scoped_seed
 from herdbook.core.random_policy import RandomPolicy
 from herdbook.core.spaces import flat_action_space, flat_space
 from herdbook.core.types import Spec
@@ -33,8 +34,8 @@ def reward_of(env: gymnasium.Env[Any, Any], discount: float = 0.5, **design: Any
     """A reward with random networks in the spaces of an environment."""
     spec = Spec(flat_space(env.observation_space), flat_action_space(env.action_space))
     form = RewardDesign(**{"inputs": "transition", "shaped": True, **design})
-    torch.manual_seed(0)
-    parameters = {name: value.detach() for name, value in form.build(Scaling(spec)).named_parameters()}
+    with scoped_seed(0):
+        parameters = {name: value.detach() for name, value in form.build(Scaling(spec)).named_parameters()}
     return LearnedReward(design=form, spec=spec, discount=discount, members=(parameters,))
 
 
