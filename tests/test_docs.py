@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -80,16 +82,27 @@ def test_the_extension_of_a_run_is_longer_than_the_run() -> None:
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
-def test_the_example_runs_as_it_says(example: str, environment: dict[str, str], tmp_path: Path) -> None:
-    """Each says in its header by which command: that of a custom algorithm trains it."""
+def test_the_example_runs_as_it_says(
+    example: str, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each says in its header by which command: that of a custom algorithm trains it. It runs in this process."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     header = ast.get_docstring(ast.parse((ROOT / "examples" / example).read_text(encoding="utf-8"))) or ""
     (line,) = re.findall(r"^ *python (.*)$", header, re.MULTILINE)
     line = cut(re.sub(r"\[(steps|updates)\]", STEPS, line))
     assert STEPS in line
-    command = [sys.executable, "-W", "error", *shlex.split(line)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{example}\n{done.stdout}\n{done.stderr}"
+    words = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if words[0] == "-m":
+            assert words[1] == "herdbook.cli.main" and main(words[2:]) == 0
+        else:
+            runpy.run_path(words[0], run_name="__main__")
 
 
 @pytest.mark.parametrize("page", ["docs/inverse-rl.md", "docs/multi-agent.md"])
