@@ -3,9 +3,11 @@
     python benchmarks/reward_table.py TASK [--methods NAME …] [--seeds 0 1 2] [--fresh-seeds 0] [--out DIR]
 
 TASK is pendulum, fixed-horizon-cartpole or gridworld. For each method and seed, a run learns a reward from the
-demonstrations, and fresh policies learn from that reward (`herdbook reward eval`). EPIC distance and Spearman's
-correlation are taken over a dataset of the task: transitions of a random and of the demonstrating policy. The settings
-of the task apply. Finished parts in DIR are not repeated. The output is Markdown.
+demonstrations, and fresh policies learn from that reward (`herdbook reward eval`). EPIC distance and the correlations
+are taken over a dataset of the task: episodes of a random and of the demonstrating policy. `preference_reward` learns
+from pairs of segments of that dataset and has no policy of its own; the gridworld's reward is -1 at every step, so that
+all its segments are equally good. The settings of the task apply. Finished parts in DIR are not repeated. The output is
+Markdown.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from herdbook.experiments.reward_evaluation import RESULTS, evaluate_reward
 from herdbook.experiments.train import resume
 
 RANDOM_SEED = 5_000  # of the first random episode, away from the seeds of evaluations
+PREFERENCES = "preference_reward"
+PAIRS = {"teacher": "oracle", "pairs": 500, "segment_length": 25}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,8 @@ TASKS = {
     "pendulum": Task(
         dataset="classic/pendulum/expert",
         demonstrations=5,
-        steps={"gail": 100_000, "airl": 200_000, "dac": 15_000, "iq_learn": 20_000, "ls_iq": 20_000},
-        options={},
+        steps={"gail": 100_000, "airl": 200_000, "dac": 15_000, "iq_learn": 20_000, "ls_iq": 20_000, PREFERENCES: 500},
+        options={PREFERENCES: PAIRS},
         fresh="ppo",
         fresh_steps=100_000,
         fresh_options={"scale_rewards": True},
@@ -60,8 +64,8 @@ TASKS = {
     "fixed-horizon-cartpole": Task(
         dataset="classic/fixed-horizon-cartpole/expert",
         demonstrations=5,
-        steps={"gail": 200_000, "airl": 200_000, "iq_learn": 1_000},
-        options={"iq_learn": {"temperature": 0.01}},
+        steps={"gail": 200_000, "airl": 200_000, "iq_learn": 1_000, PREFERENCES: 500},
+        options={"iq_learn": {"temperature": 0.01}, PREFERENCES: PAIRS},
         fresh="ppo",
         fresh_steps=200_000,
         fresh_options={
@@ -96,20 +100,22 @@ def compared(task: Task, folder: Path) -> str:
     return name
 
 
-def learned(task: Task, method: str, seeds: Sequence[int], folder: Path) -> Run:
+def learned(task: Task, method: str, seeds: Sequence[int], data: str, folder: Path) -> Run:
     """The run of a method, made or continued."""
     path = folder / method
     if (path / "config.json").is_file():
         return resume(path, quiet=True)[0]
+    shown: dict[str, Any] = {"dataset": task.dataset, "demonstrations": task.demonstrations}
+    if method == PREFERENCES:
+        shown = {"dataset": data, "data_dir": folder / "data"}
     return herdbook.train(
         method,
-        dataset=task.dataset,
-        demonstrations=task.demonstrations,
         steps=task.steps[method],
         seeds=seeds,
         eval_episodes=20,
         run_dir=path,
         quiet=True,
+        **shown,
         **task.options.get(method, {}),
     )
 
@@ -138,7 +144,7 @@ def row(method: str, run: Run, reports: Sequence[dict[str, Any]]) -> str:
     """A line of the table: means over the seeds of the reward, with 95 % intervals of the returns."""
     own = {line["seed"]: line["return_mean"] for line in run.evaluations()}  # the last one of each seed
     fresh = [report["return"]["mean"] for report in reports]
-    cells = [f"`{method}`", _interval(list(own.values())), _interval(fresh)]
+    cells = [f"`{method}`", _interval(list(own.values())) if own else "none", _interval(fresh)]
     for name in ("epic", "spearman", "pearson"):
         values = [report["judgement"][name] for report in reports]
         cells.append("undefined" if None in values else f"{np.mean(values):.3f}")
@@ -166,7 +172,7 @@ def main() -> None:
     print("| method | imitating policy | fresh policy | EPIC distance | Spearman | Pearson |")
     print("|---|---|---|---|---|---|")
     for method in given.methods or task.steps:
-        run = learned(task, method, given.seeds, folder)
+        run = learned(task, method, given.seeds, data, folder)
         print(row(method, run, [judged(task, run, seed, given.fresh_seeds, data, folder) for seed in given.seeds]))
 
 
