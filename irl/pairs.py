@@ -75,6 +75,7 @@ class PairTable:
         first = np.stack([episodes.offsets[own.episodes] + own.starts for own in drawn])
         self.first = torch.as_tensor(first, device=replay.device)  # [S, N, 2] the first step of each segment
         self.lengths = torch.as_tensor(np.stack([own.lengths for own in drawn]), device=replay.device)  # [S, N, 2]
+        self.one_length = int(self.lengths.min()) == int(self.lengths.max())
         labels = np.stack([own.labels for own in drawn])
         self.labels = torch.as_tensor(labels, dtype=torch.float32, device=replay.device)  # [S, N]
         self.steps = torch.arange(int(self.lengths.max()), device=replay.device)  # [T]

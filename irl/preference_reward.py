@@ -5,10 +5,11 @@
     r = mean_k (r_k − μ_k) / σ_k                                                           (3)
 
 The label p is the probability that the second segment is preferred. Each member k has its own initial weights and its
-own bootstrap of the pairs. A constant added to r_k changes no probability of segments of one length. The term with κ
-fixes it; without that term, Adam would follow the rounding errors of a gradient that is zero. μ_k and σ_k are moments
-over all steps of the pairs. A policy is trained on r afterwards; with IQL this is P-IQL (Hejna et al. 2024,
-arXiv:2310.13639).
+own bootstrap of the pairs. μ_k and σ_k are moments over all steps of the pairs. A constant added to r_k changes no
+probability of segments of one length. The term with κ fixes it; without that term, Adam would follow the rounding errors
+of a gradient that is zero. Where episodes terminate, such pairs do not say whether to live on or to end is better: add
+a constant by `--reward-transform shift:X`. Pairs of different lengths do say it, and μ_k is 0 for them. A policy is
+trained on r afterwards; with IQL this is P-IQL (Hejna et al. 2024, arXiv:2310.13639).
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from torch import Tensor
 from herdbook.core.config import COUNT, NOT_NEGATIVE, POSITIVE, UNIT, Config
 from herdbook.core.learner import Adam, Learner, Parameters, Params, Setup
 from herdbook.core.needs import Needs
+from herdbook.core.notices import notice
 from herdbook.core.policy import Scaling
 from herdbook.core.preferences import agreement, masked_mean, preference_loss, segment_sum
 from herdbook.core.random import generator
 from herdbook.core.spaces import check_action_space
 from herdbook.core.types import Metrics, Spec, Transitions, tree_map
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.irl.pairs import PAIR_SOURCES, PairBatch, PairSource, present, table_of, transitions
+from herdbook.irl.pairs import PAIR_SOURCES, PairBatch, PairSource, PairTable, present, table_of, transitions
 from herdbook.irl.rewards import LearnedReward, RewardDesign, RewardInputs
 
 _BOOTSTRAP = 201  # stream of randomness from which the pairs of each member are drawn
@@ -92,6 +94,7 @@ class PreferenceReward:
         self.table = table_of(c, demonstrations, seeds)
         if self.table is not None:
             self.drawn = torch.stack([self._bootstrap(seed, self.table.count) for seed in seeds])  # [S, members, N]
+            _notice_offset(self.table, c.algorithm)
 
     def _bootstrap(self, seed: int, count: int) -> Tensor:
         """The numbers of the pairs that each member learns from, [members, N]."""
@@ -150,8 +153,8 @@ class PreferenceReward:
             for member, name in enumerate(self.names):
                 parameters = self.learner.parameters_of(name, index)
                 values = torch.cat([self._values(name, parameters, part) for part in self.table.chunks(index)])
-                std = values.std(correction=0).clamp(min=1e-6)
-                self.moments[index, member] = torch.stack([values.mean(), std]).cpu()
+                mean, std = values.mean(), values.std(correction=0).clamp(min=1e-6)
+                self.moments[index, member] = torch.stack([mean * self.table.one_length, std]).cpu()
 
     def _values(self, name: str, parameters: Parameters, segments: Any) -> Tensor:
         """A member's rewards of all steps of segments, [steps] float64."""
@@ -169,3 +172,14 @@ class PreferenceReward:
             self.table.check_same(state["pairs"])
         self.learner.load_state_dict(state)
         self.moments.copy_(state["moments"])
+
+
+def _notice_offset(table: PairTable, algorithm: str) -> None:
+    """Log a notice if the worth of an early end is not to be learned from the pairs."""
+    ends = int(table.replay.episode_ends()[1].sum())
+    if table.one_length and ends:
+        notice(
+            f"{algorithm}: segments of one length do not say what it is worth to live on, and {ends} episodes of "
+            f"{table.source} terminate. The mean reward will be 0, so that an end is better than any step below the "
+            "mean; train on it with --reward-transform shift:2, or another constant"
+        )

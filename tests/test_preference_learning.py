@@ -15,6 +15,7 @@ from torch import Tensor
 
 import herdbook
 from herdbook.cli.main import main
+from herdbook.core.notices import notice
 from herdbook.datasets.demonstrations import choose_demonstrations
 from herdbook.datasets.episodes import DataError, Episodes
 from herdbook.datasets.minari import save_preferences, write_minari
@@ -159,9 +160,14 @@ def test_the_reward_loss_agrees_with_a_plain_implementation() -> None:
     torch.testing.assert_close(metrics["loss/reward"], sum(losses), rtol=1e-5, atol=1e-6)
 
 
-def test_members_are_normalised_over_the_steps_of_the_pairs() -> None:
-    """Averaged as they are, the member with the largest rewards would decide alone."""
-    recorded = episodes(preferences=own_pairs())
+@pytest.mark.parametrize("one_length", [True, False])
+def test_members_are_normalised_over_the_steps_of_the_pairs(one_length: bool) -> None:
+    """Averaged as they are, the member with the largest rewards would decide alone.
+
+    Pairs of different lengths say what a constant is worth, so it stays.
+    """
+    lengths = np.full((2, 2), 2) if one_length else np.array([[6, 2], [2, 5]])
+    recorded = episodes(preferences=own_pairs(lengths=lengths))
     replay = ReplayBuffer(recorded)
     learner = PreferenceReward(
         PreferenceRewardConfig(**{**SMALL, "teacher": "stored"}), recorded.spec(), demonstrations=replay
@@ -172,9 +178,31 @@ def test_members_are_normalised_over_the_steps_of_the_pairs() -> None:
     segments = learner.table.gather(torch.arange(2)).segments  # type: ignore[union-attr]
     flat: Any = torch.utils._pytree.tree_map(lambda x: x[segments.mask], transitions(segments, 1.0))
     values = learner.reward().each(flat)
-    assert values.shape == (3, 15)
-    torch.testing.assert_close(values.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+    assert values.shape == (3, int(lengths.sum()))
     torch.testing.assert_close(values.std(1, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    if one_length:
+        torch.testing.assert_close(values.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+    else:
+        assert [mean for mean, _ in learner.reward().moments] == [0, 0, 0] and (values.mean(1).abs() > 0.01).all()
+
+
+def test_pairs_of_one_length_of_episodes_that_terminate_are_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Such pairs do not identify the constant on which it depends whether an early end is good."""
+
+    def noticed(**fields: Any) -> bool:
+        notice.cache_clear()
+        caplog.clear()
+        recorded = episodes(**fields)
+        stored: dict[str, Any] = {"teacher": "stored"} if recorded.preferences is not None else {}
+        config = PreferenceRewardConfig(**{**SMALL, **stored})
+        PreferenceReward(config, recorded.spec(), demonstrations=ReplayBuffer(recorded))
+        return "1 episodes of me/sizes-v0 terminate" in caplog.text and "shift:2" in caplog.text
+
+    assert noticed()
+    assert not noticed(preferences=own_pairs())
+    plain = episodes()
+    ends = plain.terminated | plain.truncated
+    assert not noticed(terminated=np.zeros_like(ends), truncated=ends)
 
 
 def test_each_member_has_its_own_bootstrap() -> None:
