@@ -35,11 +35,25 @@ class RewardMap:
         mapped = rewards * self.scale + self.shift
         return mapped if self.limit is None else mapped.clip(-self.limit, self.limit)
 
+    def then(self, after: RewardMap) -> RewardMap:
+        """This map followed by another one. Raises ValueError if this one clips."""
+        if self.limit is not None:
+            raise ValueError(
+                f"expected {self.text} as the last of several reward transforms, got it before {after.text}"
+            )
+        shift = self.shift * after.scale + after.shift
+        return RewardMap(f"{self.text}, {after.text}", self.scale * after.scale, shift, after.limit)
+
+
+def reads_data(name: str) -> bool:
+    """True if a transform, or one of several with commas between them, takes its constants from episodes."""
+    return any(part in FROM_DATA for part in name.split(","))
+
 
 def reward_map(name: str, episodes: Episodes | None = None) -> RewardMap:
-    """The reward transform called `name`, for any rewards.
+    """The reward transform called `name`, for any rewards; several with commas between them are done in turn.
 
-    `return_range` and `standardise` take their constants from `episodes`.
+    `return_range` and `standardise` take their constants from `episodes`, as the transforms before them leave these.
 
     - `none`: unchanged.
     - `minus_one`: r − 1, for antmaze (Kostrikov et al. 2021, arXiv:2110.06169, section 5).
@@ -52,6 +66,15 @@ def reward_map(name: str, episodes: Episodes | None = None) -> RewardMap:
     Raises ValueError for an unknown name, and for a transform that needs episodes without any; DataError if all returns
     or all rewards are equal.
     """
+    first, *others = name.split(",")
+    mapping = _single_map(first, episodes)
+    for other in others:
+        seen = None if episodes is None else episodes.with_rewards(mapping(episodes.rewards), mapping.text)
+        mapping = mapping.then(_single_map(other, seen))
+    return mapping
+
+
+def _single_map(name: str, episodes: Episodes | None) -> RewardMap:
     kind, _, number = name.partition(":")
     if name == "none":
         return RewardMap()

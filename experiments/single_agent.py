@@ -39,7 +39,7 @@ from herdbook.datasets.mixed import MixedReplay
 from herdbook.datasets.prioritised import PrioritisedReplay
 from herdbook.datasets.relabel import relabel
 from herdbook.datasets.replay import ReplayBuffer
-from herdbook.datasets.rewards import FROM_DATA, PlayedRewards, RewardMap, reward_map, transform_rewards
+from herdbook.datasets.rewards import PlayedRewards, RewardMap, reads_data, reward_map, transform_rewards
 from herdbook.datasets.rollout_buffer import RolloutBuffer
 from herdbook.evaluation.evaluate import evaluate, score
 from herdbook.evaluation.scores import find_references, score_line
@@ -67,7 +67,7 @@ class SingleAgent:
             raise UserError("learn, others: expected none, there is one agent; they are for environments with many")
         if options.workers:
             raise UserError(f"workers: expected 0, the learner steps one agent itself; got {options.workers}")
-        if options.reward_transform not in FROM_DATA:
+        if not reads_data(options.reward_transform):
             reward_transform(options.reward_transform)
 
     def check_actions(self, spec: Spec, needs: Needs, algorithm: str) -> None:

@@ -5,11 +5,13 @@
     r = mean_k (r_k − μ_k) / σ_k                                                           (3)
 
 The label p is the probability that the second segment is preferred. Each member k has its own initial weights and its
-own bootstrap of the pairs. μ_k and σ_k are moments over all steps of the pairs. A constant added to r_k changes no
-probability of segments of one length. The term with κ fixes it; without that term, Adam would follow the rounding errors
-of a gradient that is zero. Where episodes terminate, such pairs do not say whether to live on or to end is better: add
-a constant by `--reward-transform shift:X`. Pairs of different lengths do say it, and μ_k is 0 for them. A policy is
-trained on r afterwards; with IQL this is P-IQL (Hejna et al. 2024, arXiv:2310.13639).
+own bootstrap of the pairs. μ_k and σ_k are moments over all steps of the pairs. A policy is trained on r afterwards;
+with IQL this is P-IQL (Hejna et al. 2024, arXiv:2310.13639).
+
+A constant added to r_k changes no probability of segments of one length. The term with κ fixes it; without that term,
+Adam would follow the rounding errors of a gradient that is zero. Where episodes terminate, such pairs do not say if it
+is better to live on or to end: add a constant by `--reward-transform shift:X`. Pairs of different lengths do say it,
+and μ_k is 0 for them.
 """
 
 from __future__ import annotations

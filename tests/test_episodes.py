@@ -357,6 +357,8 @@ def test_with_rewards_is_recorded() -> None:
         ("return_range", [0, 1000 / 38, 2000 / 38, 10000 / 38, 20000 / 38, 21000 / 38]),  # returns 3, 10, 41
         ("scale:0.5", [0, 0.5, 1, 5, 10, 10.5]),
         ("shift:-2", [-2, -1, 0, 8, 18, 19]),
+        ("shift:1,return_range", [1000 / 37 * r for r in (1, 2, 3, 11, 21, 22)]),  # returns 6, 11, 43
+        ("scale:0.5,shift:-1,clip", [-1, -0.5, 0, 1, 1, 1]),
     ],
 )
 def test_reward_transforms(name: str, expected: list[float]) -> None:
@@ -387,6 +389,10 @@ def test_reward_transforms_that_cannot_be_done() -> None:
         transform_rewards(data, "return_rnge")
     with pytest.raises(ValueError, match="expected a finite number"):
         transform_rewards(data, "scale:much")
+    with pytest.raises(ValueError, match="expected clip as the last of several"):
+        transform_rewards(data, "clip,scale:2")
+    with pytest.raises(ValueError, match="unknown reward transform ''"):
+        transform_rewards(data, "shift:1,")
     flat = data.with_rewards(np.zeros(6), "zero")
     with pytest.raises(DataError, match="all are 0"):
         transform_rewards(flat, "return_range")
