@@ -295,7 +295,12 @@ SETTINGS: tuple[Setting, ...] = (
         )
         for name, task, discount, more in (
             ("gail", "Pendulum-v1", 0.9, {}),
-            ("airl", "Pendulum-v1", 0.9, {"ppo.decay_lr": True, "batch_size": 256}),
+            (
+                "airl",
+                "Pendulum-v1",
+                0.9,
+                {"ppo.decay_lr": True, "batch_size": 256, "discriminator_updates": 40, "old_rollouts": 0},
+            ),
             ("gail", _FIXED_CARTPOLE, 0.95, {"ppo.decay_lr": True, "gradient_penalty": 1.0}),
             ("airl", _FIXED_CARTPOLE, 0.95, {"ppo.decay_lr": True, "batch_size": 256}),
         )
