@@ -119,9 +119,7 @@ class SingleAgent:
 
     def transformed(self, data: Episodes, transform: str, reward: LearnedReward | None) -> Episodes:
         try:
-            if reward is not None:
-                data = relabel(data, reward, discount=reward.discount, description=reward_note(reward))
-            return transform_rewards(data, transform)
+            return transform_rewards(relabelled(data, reward), transform)
         except DataError:
             raise
         except ValueError as error:  # an unknown name
@@ -205,7 +203,7 @@ class SingleAgent:
             ]
         except ValueError as error:
             raise UserError(f"online_noise: {error}") from error
-        rewards = reward_transform(options.reward_transform, task.data)
+        rewards = reward_transform(options.reward_transform, task.data, task.reward)
         try:
             replays = [
                 MixedReplay(
@@ -292,7 +290,14 @@ def played_rewards(reward: LearnedReward | None, device: str) -> PlayedRewards |
     return None if reward is None else PlayedRewards(reward.to(device), reward.discount, device)
 
 
-def reward_transform(name: str, data: Recorded | None = None) -> RewardMap | None:
+def relabelled(data: Episodes, reward: LearnedReward | None) -> Episodes:
+    """The same steps with the rewards of a learned reward, if there is one."""
+    if reward is None:
+        return data
+    return relabel(data, reward, discount=reward.discount, description=reward_note(reward))
+
+
+def reward_transform(name: str, data: Recorded | None = None, reward: LearnedReward | None = None) -> RewardMap | None:
     """The transform of the rewards of what is played, the same as that of the run's dataset; None for none.
 
     Raises UserError or DataError.
@@ -304,6 +309,8 @@ def reward_transform(name: str, data: Recorded | None = None) -> RewardMap | Non
             f"{', '.join(changed)}; give the raw data, and --reward-transform"
         )
     try:
+        if given is not None and reads_data(name):
+            given = relabelled(given, reward)
         return None if name == "none" else reward_map(name, given)
     except DataError:
         raise

@@ -17,6 +17,7 @@ from herdbook.core.random import scoped_seed
 from herdbook.core.runs import Run, RunError, locked
 from herdbook.core.types import Spec
 from herdbook.datasets.load import load_dataset
+from herdbook.datasets.replay import ReplayBuffer
 from herdbook.experiments import tasks
 from herdbook.experiments import train as training
 from herdbook.experiments.catalogue import UserError
@@ -69,6 +70,22 @@ def test_a_dataset_is_relabelled_and_the_reward_is_kept_with_the_run(small_datas
     states = [run.checkpoints.load()["state"]["online"]["critic"] for run in (whole, part)]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     assert load_reward(part.path / "reward").digest() == load_reward(whole.path / "reward").digest()
+
+
+def test_fine_tuning_scales_played_rewards_as_those_of_the_dataset(
+    small_dataset: str, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """return_range is that of the learned rewards in both, although the environment's have another one."""
+    online, maps = ReplayBuffer.online, list[Any]()
+    monkeypatch.setattr(ReplayBuffer, "online", lambda *a, **k: maps.append(k["reward_transform"]) or online(*a, **k))
+    options: dict[str, Any] = {"steps": 2, "online_steps": 4, "batch_size": 4, "hidden_sizes": (4,), **QUICK}
+    options |= {"dataset": small_dataset, "reward": saved, "reward_transform": "shift:-1,return_range"}
+    herdbook.train("td3_bc", env="Pendulum-v1", run_dir="tuned", **options)
+    data = load_dataset(small_dataset)
+    returns = [data.episode(number).observations[:-1, 0].sum() for number in range(len(data))]  # of the cosines
+    (used,) = maps
+    assert used.scale == pytest.approx(1000 / np.ptp(returns), rel=1e-5)
+    assert used.shift == pytest.approx(-used.scale)
 
 
 def test_a_reward_of_other_spaces_is_refused(saved: Path) -> None:
