@@ -55,7 +55,7 @@ TASKS = {
     "pendulum": Task(
         dataset="classic/pendulum/expert",
         demonstrations=5,
-        steps={"gail": 100_000, "airl": 200_000, "dac": 15_000, "iq_learn": 20_000, "ls_iq": 20_000, PREFERENCES: 500},
+        steps={"gail": 100_000, "airl": 100_000, "dac": 15_000, "iq_learn": 20_000, "ls_iq": 20_000, PREFERENCES: 500},
         options={PREFERENCES: PAIRS},
         fresh="ppo",
         fresh_steps=100_000,

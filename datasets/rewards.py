@@ -51,7 +51,7 @@ def reads_data(name: str) -> bool:
 
 
 def reward_map(name: str, episodes: Episodes | None = None) -> RewardMap:
-    """The reward transform called `name`, for any rewards; several with commas between them are done in turn.
+    """The reward transform called `name`, for any rewards; several with commas between them are applied in turn.
 
     `return_range` and `standardise` take their constants from `episodes`, as the transforms before them leave these.
 

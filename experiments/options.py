@@ -86,7 +86,7 @@ class RunOptions:
     reward_transform: str = _option("none", "data", "one agent")
     """Transform of the rewards that are learned from; reported returns do not change. none, minus_one: r - 1 (antmaze),
     clip: to [-1, 1] (Atari), scale:X, shift:X. For datasets also return_range: r * 1000 / (best - worst return in the
-    dataset), and standardise. Several are done in turn: shift:2,return_range."""
+    dataset), and standardise. Several are applied in turn: shift:2,return_range."""
     observation_keys: tuple[str, ...] | None = _option(None, "data", "one agent")
     """Parts of a Dict observation that the algorithm sees. The default is all of them."""
     action_bounds: tuple[float, float] | None = _option(None, "environment", "one agent")

@@ -155,8 +155,9 @@ class PreferenceReward:
             for member, name in enumerate(self.names):
                 parameters = self.learner.parameters_of(name, index)
                 values = torch.cat([self._values(name, parameters, part) for part in self.table.chunks(index)])
-                mean, std = values.mean(), values.std(correction=0).clamp(min=1e-6)
-                self.moments[index, member] = torch.stack([mean * self.table.one_length, std]).cpu()
+                std = values.std(correction=0).clamp(min=1e-6)
+                mean = values.mean() if self.table.one_length else torch.zeros_like(std)
+                self.moments[index, member] = torch.stack([mean, std]).cpu()
 
     def _values(self, name: str, parameters: Parameters, segments: Any) -> Tensor:
         """A member's rewards of all steps of segments, [steps] float64."""
